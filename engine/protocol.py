@@ -1,0 +1,331 @@
+"""What crosses the wire between the controller and the engine on a device. Standard library only.
+
+The controller writes one RunRequest as JSON. The engine answers with JSON lines, one event a line:
+
+    {"v": 1, "event": "started",  "facts": DeviceFacts, "request_sha256": ...}
+    {"v": 1, "event": "loaded",   "load": Load}
+    {"v": 1, "event": "sample",   "sample": Sample}        once for each timed repetition of a prompt, warm-ups included
+    {"v": 1, "event": "finished", "totals": Totals}
+    {"v": 1, "event": "failed",   "kind": ..., "message": ...}   instead of "finished"
+
+Every message is checked on arrival: an unknown key, a missing key, a wrong type or an unknown version is a
+ProtocolError that names the place. Units stand in the names.
+
+History of VERSION: 1 first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, Dict, Optional, Tuple, Type, TypeVar, Union, get_type_hints
+
+from engine.errors import ProtocolError
+
+VERSION = 1
+EVENTS = ("started", "loaded", "sample", "finished", "failed")
+READERS = ("pread", "direct", "mmap")
+PAGE_CACHES = ("cold", "warm")
+BACKENDS = ("auto", "numpy")
+MAX_LINE_BYTES = 16 << 20  # of one event: anything longer is damage or malice, never a sample
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ExpertBudget:
+    """How much memory the expert buffer may hold: bytes, or a number of the container's largest expert records."""
+
+    bytes: Optional[int] = None
+    experts: Optional[int] = None
+
+    def __post_init__(self) -> None:
+        _require((self.bytes is None) != (self.experts is None), "expert_budget: give bytes or experts, not both")
+        _require((self.bytes or self.experts or 0) > 0, "expert_budget must be positive")
+
+    def __str__(self) -> str:
+        return f"{self.experts}-experts" if self.bytes is None else str(self.bytes)
+
+    @classmethod
+    def parse(cls, text: str) -> ExpertBudget:
+        """`8-experts`, `16777216`, `64MiB`, `64MB` -> ExpertBudget."""
+        word = text.strip().lower().replace(" ", "").replace("_", "")
+        if word.endswith(("-experts", "-expert", "experts", "expert")):
+            digits = word.split("e", 1)[0].rstrip("-")
+            if digits.isascii() and digits.isdigit():
+                return cls(experts=int(digits))
+        number, factor = word, 1
+        for suffix, value in _BYTE_SUFFIXES:
+            if word.endswith(suffix):
+                number, factor = word[: -len(suffix)], value
+                break
+        try:
+            size = float(number) * factor
+        except ValueError:
+            size = math.nan
+        if not 0 < size < 1 << 62:
+            raise ProtocolError(f"expert budget {text!r} is not a size: write bytes (67108864, 64MiB) or 8-experts")
+        return cls(bytes=int(size))
+
+
+_BYTE_SUFFIXES = (
+    ("kib", 1 << 10), ("mib", 1 << 20), ("gib", 1 << 30), ("kb", 10**3), ("mb", 10**6), ("gb", 10**9), ("b", 1),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Greedy when temperature is 0; otherwise seeded nucleus sampling (Holtzman et al., 2020)."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.temperature <= 100, "sampling.temperature must be between 0 and 100")
+        _require(0 < self.top_p <= 1, "sampling.top_p must be above 0 and at most 1")
+        _require(0 <= self.seed < 1 << 63, "sampling.seed must be between 0 and 2**63 - 1")
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """One engine process: a container, a strategy, a workload and the conditions under which to measure it."""
+
+    run_id: str
+    container: str  # path on the device
+    strategy: str
+    prompts: Tuple[Tuple[int, ...], ...]  # token ids; each prompt is generated from `repetitions` times
+    max_new_tokens: int
+    expert_budget: Optional[ExpertBudget] = None  # None: the strategy's default
+    profile: Optional[str] = None  # path on the device; needed by strategies with a path predictor
+    sampling: Sampling = field(default_factory=Sampling)
+    stop_at_eos: bool = False
+    warmups: int = 0
+    repetitions: int = 1
+    reader: str = "pread"
+    page_cache: str = "cold"
+    emulated_read_bytes_per_s: Optional[float] = None  # the engine's own rate limit on expert reads
+    threads: int = 1
+    backend: str = "auto"
+    deadline_s: float = 3600.0
+
+    def __post_init__(self) -> None:
+        _require(bool(self.run_id), "run_id is empty")
+        _require(bool(self.container), "container is empty")
+        _require(bool(self.prompts), "prompts is empty")
+        for i, prompt in enumerate(self.prompts):
+            _require(bool(prompt), f"prompts[{i}] is empty: a prompt needs at least one token")
+            _require(all(0 <= t < 1 << 31 for t in prompt), f"prompts[{i}] has a token id outside 0 .. 2**31 - 1")
+        _require(1 <= self.max_new_tokens <= 1 << 20, "max_new_tokens must be between 1 and 1048576")
+        _require(0 <= self.warmups <= 1000, "warmups must be between 0 and 1000")
+        _require(1 <= self.repetitions <= 10000, "repetitions must be between 1 and 10000")
+        _require(1 <= self.threads <= 1024, "threads must be between 1 and 1024")
+        _require(0 < self.deadline_s <= 30 * 86400, "deadline_s must be above 0 and at most 30 days")
+        _one_of(self.reader, READERS, "reader")
+        _one_of(self.page_cache, PAGE_CACHES, "page_cache")
+        _one_of(self.backend, BACKENDS, "backend")
+        rate = self.emulated_read_bytes_per_s
+        _require(rate is None or 1e3 <= rate <= 1e12, "emulated_read_bytes_per_s must be between 1e3 and 1e12")
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What the device says of itself. None where it does not say: unknown is never fine."""
+
+    hostname: str
+    machine: str  # uname -m
+    kernel: str
+    os: Optional[str]
+    model: Optional[str]  # of the board, from the device tree or DMI
+    cpu: Optional[str]
+    cores: int
+    memory_bytes: Optional[int]
+    page_bytes: int
+    boot_id: Optional[str]
+    python: str
+    numpy: str
+    blas: Optional[str]
+    engine: str  # version of the engine that answered
+
+
+@dataclass(frozen=True)
+class Load:
+    """What happened before the first token, and what engaged (asked for is no proof of it)."""
+
+    load_s: float  # opening, reading the non-experts and, where the strategy says so, experts
+    non_expert_bytes: int  # resident
+    expert_bytes: int  # resident when loading ended
+    expert_budget_bytes: Optional[int]  # None: unlimited
+    container_bytes: int
+    container_experts: int
+    page_cache_resident_fraction: Optional[float]  # of the container, measured with mincore, before the load
+    strategy: Dict[str, str]  # the parts that engaged
+    reader: str  # the method that engaged
+    backend: str
+    warnings: Tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Steps:
+    """One entry a step, in columns of equal length. Step 0 is the prefill (it yields the first token), the rest decode.
+
+    `stall_s` is the part of `time_s` in which the arithmetic waited for an expert. When the router answers, an
+    expert is a hit (resident), late (a preload of it was under way) or a miss. `wasted_bytes` were preloaded and
+    then evicted or broken off unused; they count in the step in which that became known.
+    """
+
+    time_s: Tuple[float, ...]
+    stall_s: Tuple[float, ...]
+    hits: Tuple[int, ...]
+    late: Tuple[int, ...]
+    misses: Tuple[int, ...]
+    read_bytes: Tuple[int, ...]
+    prefetched_bytes: Tuple[int, ...]
+    wasted_bytes: Tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        lengths = {len(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        _require(len(lengths) == 1, "steps: the columns differ in length")
+        _require(all(t >= 0 for t in self.time_s + self.stall_s), "steps: a time is negative")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One timed repetition of one prompt, raw, as the device saw it."""
+
+    prompt: int  # index into RunRequest.prompts
+    repetition: int
+    warmup: bool
+    tokens: Tuple[int, ...]  # generated
+    steps: Steps
+    major_faults: Optional[int]
+    peak_resident_bytes: Optional[int]  # of the process so far
+
+    def __post_init__(self) -> None:
+        _require(len(self.tokens) == len(self.steps.time_s), "sample: one step a generated token is expected")
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Of the whole process, at its end."""
+
+    wall_s: float
+    peak_resident_bytes: Optional[int]
+    major_faults: Optional[int]
+    storage_read_bytes: Optional[int]  # by the kernel's account (/proc/self/io): what really came from storage
+    page_cache_resident_fraction: Optional[float]  # of the container, when the run ended
+
+
+# --- JSON -----------------------------------------------------------------------------------------------------------
+
+
+def to_json(value: Any) -> Any:
+    """Dataclasses, tuples and dictionaries -> what json.dumps takes."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [to_json(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): to_json(v) for k, v in value.items()}
+    return value
+
+
+def from_json(cls: Type[T], value: Any, where: str = "") -> T:
+    """What json.loads gave -> an instance of the dataclass `cls`, or a ProtocolError that names the place."""
+    result: T = _decode(cls, value, where or cls.__name__)
+    return result
+
+
+def loads(line: Union[str, bytes]) -> Dict[str, Any]:
+    """One JSON object from text that a stranger may have written."""
+    if len(line) > MAX_LINE_BYTES:
+        raise ProtocolError(f"a message of {len(line)} bytes is over the limit of {MAX_LINE_BYTES}")
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ProtocolError(f"expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def encode_event(event: str, **content: Any) -> str:
+    """One line, without the newline."""
+    return json.dumps({"v": VERSION, "event": event, **to_json(content)}, allow_nan=False, separators=(",", ":"))
+
+
+def decode_event(line: Union[str, bytes]) -> Tuple[str, Dict[str, Any]]:
+    """One line -> (event, its content decoded: facts, load, sample, totals as their types)."""
+    message = loads(line)
+    version = message.pop("v", None)
+    if version != VERSION:
+        raise ProtocolError(f"protocol version {version!r} where {VERSION} is spoken: deploy the engine again")
+    event = message.pop("event", None)
+    if event not in _CONTENT:
+        raise ProtocolError(f"unknown event {event!r}")
+    types = _CONTENT[event]
+    _same_keys(message, set(types), set(types), event)
+    return event, {key: _decode(types[key], message[key], f"{event}.{key}") for key in types}
+
+
+_CONTENT: Dict[str, Dict[str, Any]] = {
+    "started": {"facts": DeviceFacts, "request_sha256": str},
+    "loaded": {"load": Load},
+    "sample": {"sample": Sample},
+    "finished": {"totals": Totals},
+    "failed": {"kind": str, "message": str},
+}
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ProtocolError(f"{where}: expected an object, got {type(value).__name__}")
+        fields = {f.name: f for f in dataclasses.fields(kind)}
+        needed = {
+            n
+            for n, f in fields.items()
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        }
+        _same_keys(value, needed, set(fields), where)
+        hints = get_type_hints(kind)
+        return kind(**{name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})  # type: ignore[operator]
+    origin, arguments = getattr(kind, "__origin__", None), getattr(kind, "__args__", ())
+    if origin is Union:  # Optional[...]: the only union that the protocol uses
+        return None if value is None else _decode(arguments[0], value, where)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ProtocolError(f"{where}: expected a list, got {type(value).__name__}")
+        return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ProtocolError(f"{where}: expected an object, got {type(value).__name__}")
+        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    elif kind is int:
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63:
+            return value
+    elif isinstance(value, kind):
+        return value
+    raise ProtocolError(f"{where}: expected {kind.__name__}, got {str(value)[:40]!r}")
+
+
+def _same_keys(value: Dict[str, Any], needed: Any, known: Any, where: str) -> None:
+    missing, unknown = sorted(set(needed) - set(value)), sorted(set(value) - set(known))
+    if missing:
+        raise ProtocolError(f"{where}: {missing[0]!r} is missing")
+    if unknown:
+        raise ProtocolError(f"{where}: unknown key {unknown[0][:40]!r} (known: {', '.join(sorted(known))})")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ProtocolError(message)
+
+
+def _one_of(value: str, allowed: Tuple[str, ...], name: str) -> None:
+    _require(value in allowed, f"{name} {value!r} is not one of {', '.join(allowed)}")

@@ -1,0 +1,1 @@
+"""The controller: plans, deploys, runs and records."""

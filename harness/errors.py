@@ -1,0 +1,55 @@
+"""Every error that the controller raises on purpose; caught once, in harness/cli.py, and printed as one line.
+
+FarmError                 names the device, file or key and the remedy            exit code
+├── UsageError            a matrix, inventory, checkpoint or argument is wrong    2
+├── IncompleteError       some cells failed or are missing                        3
+└── DeviceError           infrastructure: a device cannot be used                 4
+    ├── UnreachableError  no connection, or lost and not regained in time
+    ├── HostKeyError      the host key is unknown or has changed
+    ├── RemoteCommandError  a command on the device failed
+    ├── RemoteTimeoutError  a command on the device did not end within its deadline
+    ├── DiskFullError     not enough space on the device
+    └── PythonMissingError  no python3 >= 3.8 with numpy on the device
+
+A device's failure during a run is a record (reports.records.Run), not an exception that ends the run.
+"""
+
+
+class FarmError(Exception):
+    exit_code = 1
+
+
+class UsageError(FarmError):
+    exit_code = 2
+
+
+class IncompleteError(FarmError):
+    exit_code = 3
+
+
+class DeviceError(FarmError):
+    exit_code = 4
+
+
+class UnreachableError(DeviceError):
+    pass
+
+
+class HostKeyError(DeviceError):
+    pass
+
+
+class RemoteCommandError(DeviceError):
+    pass
+
+
+class RemoteTimeoutError(DeviceError):
+    pass
+
+
+class DiskFullError(DeviceError):
+    pass
+
+
+class PythonMissingError(DeviceError):
+    pass

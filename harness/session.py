@@ -1,0 +1,43 @@
+"""One device in use: connected, engine deployed, ready to measure one run at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from engine.protocol import DeviceFacts, Load, RunRequest, Sample, Totals
+from reports.records import RunStatus
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came back from one engine process."""
+
+    status: RunStatus
+    reasons: tuple[str, ...]
+    facts: DeviceFacts | None = None
+    load: Load | None = None
+    samples: tuple[Sample, ...] = ()
+    totals: Totals | None = None
+    command: str = ""
+    log_tail: str = ""
+
+
+class Session(Protocol):
+    """The seam between one device and the scheduler: harness/run.py knows nothing else of a device."""
+
+    facts: DeviceFacts
+    engine_sha256: str
+    bytes_sent: int
+
+    def put(self, source: Path, *, progress: Callable[[int], None] | None = None) -> str:
+        """Deploys a container or profile by content hash; returns its path on the device."""
+        ...
+
+    def execute(self, request: RunRequest, *, on_event: Callable[[str, dict[str, Any]], None] | None = None) -> Outcome:
+        """Runs the engine detached, follows it across lost links, collects it. Never raises for a device's failure."""
+        ...
+
+    def close(self) -> None: ...
