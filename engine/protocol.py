@@ -17,6 +17,8 @@ History of VERSION: 1 first.
 from __future__ import annotations
 
 import dataclasses
+import enum
+import functools
 import json
 import math
 from dataclasses import dataclass, field
@@ -222,14 +224,14 @@ class Totals:
 
 
 def to_json(value: Any) -> Any:
-    """Dataclasses, tuples and dictionaries -> what json.dumps takes."""
+    """Dataclasses, tuples, dictionaries and enums -> what json.dumps takes."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
         return [to_json(v) for v in value]
     if isinstance(value, dict):
         return {str(k): to_json(v) for k, v in value.items()}
-    return value
+    return value.value if isinstance(value, enum.Enum) else value
 
 
 def from_json(cls: Type[T], value: Any, where: str = "") -> T:
@@ -290,14 +292,19 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
             if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         }
         _same_keys(value, needed, set(fields), where)
-        hints = get_type_hints(kind)
+        hints = _hints(kind)  # type: ignore[arg-type]
         return kind(**{name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})  # type: ignore[operator]
-    origin, arguments = getattr(kind, "__origin__", None), getattr(kind, "__args__", ())
-    if origin is Union:  # Optional[...]: the only union that the protocol uses
+    origin: Any = getattr(kind, "__origin__", None)
+    arguments: Tuple[Any, ...] = getattr(kind, "__args__", ())
+    if type(None) in arguments:  # Optional[T] or T | None: the only unions that messages and records use
         return None if value is None else _decode(arguments[0], value, where)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ProtocolError(f"{where}: expected a list, got {type(value).__name__}")
+        if arguments[-1] is not Ellipsis:
+            if len(value) != len(arguments):
+                raise ProtocolError(f"{where}: expected {len(arguments)} entries, got {len(value)}")
+            return tuple(_decode(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(arguments, value)))
         return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
@@ -309,9 +316,17 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     elif kind is int:
         if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63:
             return value
+    elif issubclass(kind, enum.Enum):
+        if value in [member.value for member in kind]:
+            return kind(value)
     elif isinstance(value, kind):
         return value
     raise ProtocolError(f"{where}: expected {kind.__name__}, got {str(value)[:40]!r}")
+
+
+@functools.lru_cache(maxsize=None)
+def _hints(kind: Any) -> Dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _same_keys(value: Dict[str, Any], needed: Any, known: Any, where: str) -> None:

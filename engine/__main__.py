@@ -1,0 +1,207 @@
+"""python3 -m engine: runs on a device.
+
+Events and results go to stdout as JSON lines, the log to stderr. Exit status: 0 done, 1 a bug, 2 bad request or
+arguments, 3 damaged container or profile, 4 memory budget, 5 storage, 6 deadline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import traceback
+from typing import Any, Dict, List, Optional
+
+from engine import __version__
+from engine.errors import EngineError, RequestError
+from engine.protocol import (
+    PAGE_CACHES,
+    READERS,
+    ExpertBudget,
+    RunRequest,
+    Sampling,
+    encode_event,
+    from_json,
+    loads,
+    to_json,
+)
+
+MAX_REQUEST_BYTES = 64 << 20
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        command = {
+            "run": _run,
+            "generate": _generate,
+            "probe": _probe,
+            "strategies": _strategies,
+            "selftest": _selftest,
+        }[options.command]
+        return command(options)
+    except EngineError as error:
+        _log(f"error: {error}")
+        return error.exit_code
+    except MemoryError:
+        _log("error: out of memory; choose a smaller expert budget or container")
+        return 4
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read the results has gone
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
+        if options.request == "-":
+            text = sys.stdin.buffer.read(MAX_REQUEST_BYTES)
+        else:
+            with open(options.request, "rb") as file:
+                text = file.read(MAX_REQUEST_BYTES)
+    except OSError as error:
+        raise RequestError(f"{options.request}: cannot be read: {error.strerror}") from None
+
+    def emit(event: str, **content: Any) -> None:
+        sys.stdout.write(encode_event(event, **content) + "\n")
+        sys.stdout.flush()
+
+    try:
+        request = from_json(RunRequest, loads(text))
+        _limit_threads(request.threads)
+        from engine.generate import run
+        from engine.meters import device_facts
+
+        emit("started", facts=device_facts(), request_sha256=hashlib.sha256(text).hexdigest())
+        run(request, emit)
+        return 0
+    except EngineError as error:
+        emit("failed", kind=error.kind, message=str(error))
+        raise
+    except MemoryError:
+        emit("failed", kind="memory", message="out of memory; choose a smaller expert budget or container")
+        raise
+    except Exception as error:
+        emit("failed", kind="bug", message=f"{type(error).__name__}: {error}")
+        traceback.print_exc()
+        return 1
+
+
+def _generate(options: argparse.Namespace) -> int:
+    try:
+        prompt = tuple(int(word) for word in options.tokens.split(","))
+    except ValueError:
+        raise RequestError(f"--tokens {options.tokens!r} is not a list of token ids such as 5,6,7") from None
+    _limit_threads(options.threads)
+    from engine.generate import run
+
+    samples: List[Dict[str, Any]] = []
+    events: Dict[str, Any] = {}
+
+    def emit(event: str, **content: Any) -> None:
+        events.update(content)
+        if event == "sample":
+            samples.append(to_json(content["sample"]))
+
+    request = RunRequest(
+        run_id="generate",
+        container=options.container,
+        strategy=options.strategy,
+        prompts=(prompt,),
+        max_new_tokens=options.max_new,
+        expert_budget=ExpertBudget.parse(options.expert_budget) if options.expert_budget else None,
+        profile=options.profile,
+        sampling=Sampling(options.temperature, options.top_p, options.seed),
+        stop_at_eos=options.stop_at_eos,
+        reader=options.reader,
+        page_cache=options.page_cache,
+        emulated_read_bytes_per_s=options.emulated_read_bytes_per_s,
+        threads=options.threads,
+    )
+    run(request, emit)
+    result = {"tokens": samples[0]["tokens"], "sample": samples[0]}
+    result.update({name: to_json(events[name]) for name in ("load", "totals")})
+    _print(result)
+    return 0
+
+
+def _probe(options: argparse.Namespace) -> int:
+    from engine.meters import device_facts
+
+    _print(to_json(device_facts()))
+    return 0
+
+
+def _strategies(options: argparse.Namespace) -> int:
+    from engine.strategies import STRATEGIES
+
+    _print(
+        [
+            {"name": s.name, "summary": s.summary, "parts": s.parts(), "lossless": s.lossless, "source": s.source}
+            for s in STRATEGIES.values()
+        ]
+    )
+    return 0
+
+
+def _selftest(options: argparse.Namespace) -> int:
+    _limit_threads(1)
+    from engine.selftest import selftest
+
+    return 0 if selftest(options.folder, _print) else 1
+
+
+def _limit_threads(threads: int) -> None:
+    """Holds numpy's BLAS to `threads`: its own threads would fight with the I/O thread. Before numpy is imported."""
+    assert "numpy" not in sys.modules or threads == 1 or "pytest" in sys.modules
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"):
+        os.environ[name] = str(threads)
+
+
+def _print(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def _log(message: str) -> None:
+    sys.stderr.write(f"engine: {message}\n")
+    sys.stderr.flush()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python3 -m engine", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="do what a request asks, and emit events")
+    run.add_argument("--request", required=True, metavar="FILE", help="RunRequest as JSON; - for standard input")
+
+    generate = commands.add_parser("generate", help="generate from token ids, and print tokens and measurements")
+    generate.add_argument("container", metavar="CONTAINER")
+    generate.add_argument("--tokens", required=True, metavar="IDS", help="the prompt, such as 5,6,7")
+    generate.add_argument("--max-new", type=int, default=32, metavar="N", help="tokens to generate (default 32)")
+    generate.add_argument("--strategy", default="full-load", help="see `strategies` (default full-load)")
+    generate.add_argument("--expert-budget", metavar="BYTES|N-experts", help="such as 64MiB or 10-experts")
+    generate.add_argument("--profile", metavar="FILE", help="activation profile, for strategies that predict")
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    generate.add_argument("--top-p", type=float, default=1.0)
+    generate.add_argument("--stop-at-eos", action="store_true", help="stop at the model's end-of-sequence token")
+    generate.add_argument("--reader", choices=READERS, default="pread", help="how experts are read (default pread)")
+    generate.add_argument("--page-cache", choices=PAGE_CACHES, default="warm", help="(default warm)")
+    generate.add_argument("--emulated-read-bytes-per-s", type=float, metavar="RATE", help="emulate slower storage")
+    generate.add_argument("--threads", type=int, default=1, help="of the arithmetic (default 1)")
+
+    commands.add_parser("probe", help="print facts about this device")
+    commands.add_parser("strategies", help="print the table of strategies")
+    selftest = commands.add_parser("selftest", help="prove that everything works on this device, in seconds")
+    selftest.add_argument("--folder", metavar="DIR", help="where to put a small container (default: TMPDIR)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

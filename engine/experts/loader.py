@@ -1,0 +1,147 @@
+"""What is read next, and on which thread.
+
+Demanded experts come first, in the order of the demand; then predicted ones, the likeliest first. A speculative read
+under way gives way to a demand at its next chunk, unless it turns out to be what is demanded.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import AbstractSet, Callable, Deque, Dict, FrozenSet, Iterable, Mapping, Optional, Sequence
+
+from engine.container import ExpertKey, Record
+from engine.errors import EngineError, StorageError
+from engine.experts.buffer import Entry, ExpertBuffer
+from engine.experts.store import ExpertStore
+
+# With no byte arriving for this long the storage is taken for dead: an answer, if a late one, instead of a hang.
+STALL_DEADLINE_S = 120.0
+
+
+class Loader:
+    """Moves experts from the store into the buffer.
+
+    All methods but `run` and the reading itself need `lock` to be held. With `threaded` false every read happens in
+    `wait_for`, on the thread that waits.
+    """
+
+    def __init__(
+        self, store: ExpertStore, buffer: ExpertBuffer, records: Mapping[ExpertKey, Record], *, threaded: bool
+    ) -> None:
+        self.lock = threading.Condition()
+        self.layer = 0  # that computes now
+        self.read_bytes = 0
+        self.prefetched_bytes = 0  # read on a prediction
+        self.wasted_bytes = 0  # of speculative reads that were broken off
+        self._store, self._buffer, self._records = store, buffer, records
+        self._demanded: Deque[ExpertKey] = deque()
+        self._predicted: Deque[ExpertKey] = deque()
+        self._keep: FrozenSet[ExpertKey] = frozenset()  # predicted: not to be evicted for another prediction
+        self._failures: Dict[ExpertKey, EngineError] = {}
+        self._closing = False
+        self._thread: Optional[threading.Thread] = None
+        if threaded:
+            self._thread = threading.Thread(target=self.run, name="experts", daemon=True)
+            self._thread.start()
+
+    def demand(self, keys: Iterable[ExpertKey]) -> None:
+        """The router wants these and they are not in the buffer."""
+        self._demanded.extend(keys)
+        self.lock.notify_all()
+
+    def predict(self, keys: Sequence[ExpertKey]) -> None:
+        """These are likely to be wanted next, the likeliest first; takes the place of former predictions."""
+        self._predicted = deque(keys)
+        self._keep = frozenset(keys)
+        self.lock.notify_all()
+
+    def wait_for(self, keys: AbstractSet[ExpertKey], clock: Callable[[], float]) -> Entry:
+        """Blocks until one of `keys`, all wanted, has arrived; it comes pinned. Raises what its read raised."""
+        deadline = clock() + STALL_DEADLINE_S
+        while True:
+            for key in keys:
+                entry = self._buffer.entries.get(key)
+                if entry is not None and entry.ready:
+                    return entry
+                if key in self._failures:
+                    raise self._failures.pop(key)
+            if self._thread is None:
+                self._load_next()
+            elif not self._thread.is_alive() or clock() > deadline:
+                raise StorageError(f"{self._store.container.path}: no expert arrived within {STALL_DEADLINE_S:.0f} s")
+            else:
+                self.lock.wait(1.0)
+
+    def run(self) -> None:
+        """The I/O thread."""
+        with self.lock:
+            while not self._closing:
+                if not self._load_next():
+                    self.lock.wait()
+
+    def close(self) -> None:
+        with self.lock:
+            self._closing = True
+            self._predicted.clear()
+            self._demanded.clear()
+            self.lock.notify_all()
+        if self._thread is not None:
+            self._thread.join(STALL_DEADLINE_S)
+
+    def _load_next(self) -> bool:
+        """Reads one expert; false if there is nothing to read, or no place for it until something is unpinned."""
+        entry = self._next()
+        if entry is None:
+            return False
+        self.lock.release()
+        failure: Optional[EngineError] = None
+        done = 0
+        try:
+            done = self._store.read(entry.record, entry.slab, lambda: self._gives_way(entry))
+        except StorageError as error:
+            failure = error
+        except Exception as error:  # noqa: BLE001 - whatever it is, the thread that waits for this expert must hear of it
+            failure = StorageError(f"reading {entry.key} failed: {type(error).__name__}: {error}")
+        finally:
+            self.lock.acquire()
+        self.read_bytes += done
+        if entry.speculative:
+            self.prefetched_bytes += done
+        if failure is None and done == entry.record.slot_bytes:
+            entry.ready = True
+            entry.pins += entry.wanted  # until it has been used: nothing may take its place before
+        else:
+            self._buffer.drop(entry)
+            if entry.speculative:
+                self.wasted_bytes += done
+            if entry.wanted and failure is not None:
+                self._failures[entry.key] = failure
+            elif entry.wanted:  # it was demanded just as it gave way
+                self._demanded.appendleft(entry.key)
+        self.lock.notify_all()
+        return True
+
+    def _gives_way(self, entry: Entry) -> bool:
+        return self._closing or (not entry.wanted and bool(self._demanded))
+
+    def _next(self) -> Optional[Entry]:
+        if self._demanded:
+            key = self._demanded[0]
+            entry = self._reserve(key, speculative=False)
+            if entry is not None:
+                self._demanded.popleft()
+            return entry
+        while self._predicted:
+            key = self._predicted.popleft()
+            if key not in self._buffer.entries:
+                return self._reserve(key, speculative=True)
+        return None
+
+    def _reserve(self, key: ExpertKey, speculative: bool) -> Optional[Entry]:
+        """Predicted experts are kept for as long as a demand can be met without evicting them."""
+        record = self._records[key]
+        entry = self._buffer.reserve(key, record, layer=self.layer, speculative=speculative, keep=self._keep)
+        if entry is None and not speculative:
+            entry = self._buffer.reserve(key, record, layer=self.layer, speculative=False, keep=frozenset())
+        return entry

@@ -1,0 +1,168 @@
+"""The activation profile of a model: which experts tokens activate, and which follow on which (paper, section 3.2).
+
+For each MoE layer, three tables of counts: of every expert (`marginal`), of every expert after the set of experts
+that the previous MoE layer activated (`one`), and after the sets of the two previous MoE layers (`two`). The previous
+layers of the first two MoE layers are the last ones of the token before, as in the authors' code. With top-k routing
+a set is the sorted tuple of its k experts.
+
+The file is JSON: {"schema": "edgemoe-profile", "version": 1, ...}. History of VERSION: 1 first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any, Dict, List, Sequence, Tuple
+
+from engine.errors import ContainerError
+
+SCHEMA = "edgemoe-profile"
+VERSION = 1
+MAX_FILE_BYTES = 256 << 20
+
+ExpertSet = Tuple[int, ...]  # sorted
+Path = Tuple[ExpertSet, ...]  # of the one or two previous MoE layers, the older first
+Counts = Dict[int, int]
+
+
+@dataclass(frozen=True)
+class PathProfile:
+    layers: int
+    experts: int
+    tokens: int
+    marginal: Tuple[Counts, ...]  # by layer
+    one: Tuple[Dict[Path, Counts], ...]
+    two: Tuple[Dict[Path, Counts], ...]
+
+    def frequency(self) -> Dict[Tuple[int, int], float]:
+        """(layer, expert) -> share of tokens that activate it."""
+        return {
+            (layer, expert): count / max(1, self.tokens)
+            for layer, counts in enumerate(self.marginal)
+            for expert, count in counts.items()
+        }
+
+    def ranking(self, layer: int, previous: Sequence[ExpertSet]) -> List[int]:
+        """Experts of `layer` by descending probability after `previous` (older first); backs off where unseen."""
+        tables = [self.marginal[layer]]
+        if previous:
+            tables.insert(0, self.one[layer].get((previous[-1],), {}))
+        if len(previous) > 1:
+            tables.insert(0, self.two[layer].get((previous[-2], previous[-1]), {}))
+        ranked: Dict[int, None] = {}
+        for counts in tables:
+            for expert in sorted(counts, key=lambda e: (-counts[e], e)):
+                ranked.setdefault(expert)
+        return list(ranked)
+
+    def save(self, path: str) -> None:
+        """Atomically."""
+        content = {
+            "schema": SCHEMA,
+            "version": VERSION,
+            "layers": self.layers,
+            "experts": self.experts,
+            "tokens": self.tokens,
+            "marginal": [_counts_to_json(c) for c in self.marginal],
+            "one": [_paths_to_json(t) for t in self.one],
+            "two": [_paths_to_json(t) for t in self.two],
+        }
+        aside = f"{path}.{os.getpid()}.part"
+        try:
+            with open(aside, "w", encoding="ascii") as file:
+                json.dump(content, file, separators=(",", ":"))
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except OSError as error:
+            raise ContainerError(f"{path}: the profile cannot be written: {error.strerror}") from None
+
+    @classmethod
+    def load(cls, path: str) -> PathProfile:
+        """Raises ContainerError, naming the file, for anything but a sound profile."""
+        try:
+            if os.path.getsize(path) > MAX_FILE_BYTES:
+                raise ContainerError(f"{path}: larger than a profile can be")
+            with open(path, "rb") as file:
+                content = json.loads(file.read(MAX_FILE_BYTES))
+            return cls._parse(content)
+        except OSError as error:
+            raise ContainerError(f"{path}: cannot be opened: {error.strerror}") from None
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise ContainerError(
+                f"{path}: not a sound profile ({type(error).__name__}: {str(error)[:120]}); make it again with "
+                "`edgemoe-farm model profile`"
+            ) from None
+
+    @classmethod
+    def _parse(cls, content: Any) -> PathProfile:
+        if content["schema"] != SCHEMA or content["version"] != VERSION:
+            raise ValueError(f"schema {content['schema']!r} version {content['version']!r}")
+        layers, experts = int(content["layers"]), int(content["experts"])
+        profile = cls(
+            layers,
+            experts,
+            int(content["tokens"]),
+            tuple(_counts_from_json(c, experts) for c in content["marginal"]),
+            tuple(_paths_from_json(t, experts) for t in content["one"]),
+            tuple(_paths_from_json(t, experts) for t in content["two"]),
+        )
+        if not len(profile.marginal) == len(profile.one) == len(profile.two) == layers:
+            raise ValueError("a table for each layer is expected")
+        return profile
+
+
+class PathCounter:
+    """Counts activation paths while a model runs, one sequence after another."""
+
+    def __init__(self, layers: int, experts: int) -> None:
+        self.layers, self.experts = layers, experts
+        self.tokens = 0
+        self._marginal: List[Counts] = [{} for _ in range(layers)]
+        self._one: List[Dict[Path, Counts]] = [{} for _ in range(layers)]
+        self._two: List[Dict[Path, Counts]] = [{} for _ in range(layers)]
+
+    def observe(self, routing: Sequence[Sequence[ExpertSet]]) -> None:
+        """One sequence: routing[token][layer] is the set of experts that the token activated there."""
+        flat = [tuple(sorted(chosen)) for token in routing for chosen in token]
+        self.tokens += len(routing)
+        for i, chosen in enumerate(flat):
+            layer = i % self.layers
+            tables = [self._marginal[layer]]
+            if i >= 1:
+                tables.append(self._one[layer].setdefault((flat[i - 1],), {}))
+            if i >= 2:
+                tables.append(self._two[layer].setdefault((flat[i - 2], flat[i - 1]), {}))
+            for counts in tables:
+                for expert in chosen:
+                    counts[expert] = counts.get(expert, 0) + 1
+
+    def finish(self, least: int = 2) -> PathProfile:
+        """Paths of two layers seen fewer than `least` times are left to the back-off: they say nothing yet."""
+        two = tuple({p: c for p, c in table.items() if max(c.values()) >= least} for table in self._two)
+        return PathProfile(self.layers, self.experts, self.tokens, tuple(self._marginal), tuple(self._one), two)
+
+
+def _counts_to_json(counts: Counts) -> List[List[int]]:
+    return [[expert, counts[expert]] for expert in sorted(counts, key=lambda e: (-counts[e], e))]
+
+
+def _counts_from_json(pairs: Any, experts: int) -> Counts:
+    counts = {int(expert): int(count) for expert, count in pairs}
+    if any(not 0 <= e < experts or c < 0 for e, c in counts.items()):
+        raise ValueError(f"an expert outside 0 .. {experts - 1} or a negative count")
+    return counts
+
+
+def _paths_to_json(table: Dict[Path, Counts]) -> Dict[str, List[List[int]]]:
+    """Keys read 3.7/0.12: experts 3 and 7, then 0 and 12."""
+    return {"/".join(".".join(map(str, s)) for s in path): _counts_to_json(table[path]) for path in sorted(table)}
+
+
+def _paths_from_json(table: Any, experts: int) -> Dict[Path, Counts]:
+    return {
+        tuple(tuple(int(e) for e in s.split(".")) for s in key.split("/")): _counts_from_json(pairs, experts)
+        for key, pairs in table.items()
+    }

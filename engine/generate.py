@@ -1,0 +1,232 @@
+"""Loading, prefill and decode, measured. The only place where the clock is chosen that all others are handed."""
+
+from __future__ import annotations
+
+import time
+from typing import Callable, Dict, List, Optional, Tuple
+
+import numpy as np
+
+from engine import meters
+from engine.container import Container, ExpertKey, Record
+from engine.errors import DeadlineError, RequestError
+from engine.experts.buffer import ExpertBuffer
+from engine.experts.eviction import EvictionPolicy, ForwardDistance, LeastRecentlyUsed
+from engine.experts.predictors import PathPredictor
+from engine.experts.profile import PathProfile
+from engine.experts.store import ExpertStore
+from engine.experts.supply import Counters, ExpertSupply
+from engine.kernels import Kernels
+from engine.models import load_model
+from engine.protocol import ExpertBudget, Load, RunRequest, Sample, Sampling, Steps, Totals
+from engine.sampling import Sampler
+from engine.strategies import Strategy, strategy_named
+
+Emit = Callable[..., None]  # emit(event, **content), see engine.protocol
+
+
+class Engine:
+    """A model with its supply of experts, ready to generate.
+
+    Raises EngineError when it is made, and then holds nothing open; else it must be closed.
+    """
+
+    def __init__(
+        self,
+        container: Container,
+        strategy: Strategy,
+        *,
+        expert_budget: Optional[ExpertBudget] = None,
+        profile: Optional[PathProfile] = None,
+        reader: str = "pread",
+        keep_cached: bool = True,
+        emulated_read_bytes_per_s: Optional[float] = None,
+        clock: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.container, self.strategy = container, strategy
+        self.clock = clock
+        self.warnings: List[str] = []
+        records = container.primary
+        layers = container.moe_layers
+        if profile is not None and (profile.layers, profile.experts) != (layers, container.experts_per_layer):
+            raise RequestError(
+                f"the profile is of a model with {profile.layers} MoE layers of {profile.experts} experts, the container "
+                f"has {layers} of {container.experts_per_layer}; make it again with `edgemoe-farm model profile`"
+            )
+        if profile is None and strategy.predictor is not None:
+            raise RequestError(
+                f"strategy {strategy.name} predicts from a profile: make one with `edgemoe-farm model profile`"
+            )
+        self.budget_bytes = _budget_bytes(strategy, expert_budget, records)
+        buffer = ExpertBuffer(self.budget_bytes, _largest(records), _eviction(strategy, layers, profile))
+        self._kernels = Kernels()
+        self.model = load_model(container, self._kernels)
+        self._warn_of_small_budget(layers * self.model.config.top_k)
+        store = ExpertStore(
+            container, reader=reader, keep_cached=keep_cached, bytes_per_s=emulated_read_bytes_per_s,
+            clock=clock, sleep=sleep,
+        )  # fmt: skip
+        self._store = store
+        self.supply = ExpertSupply(
+            store,
+            buffer,
+            records,
+            container.layouts,
+            layers=layers,
+            keep=strategy.residency != "none",
+            threaded=strategy.predictor is not None,
+            predictor=None if strategy.predictor is None or profile is None else PathPredictor(profile),
+            depth=strategy.prefetch_depth or container.experts_per_layer,
+            clock=clock,
+        )
+        if strategy.residency == "all":
+            try:
+                self.supply.load(list(records))
+            except BaseException:
+                self.close()
+                raise
+
+    def generate(
+        self,
+        prompt: Tuple[int, ...],
+        max_new_tokens: int,
+        sampling: Sampling,
+        *,
+        stop_at_eos: bool = False,
+        deadline: Optional[float] = None,
+    ) -> Tuple[Tuple[int, ...], Steps]:
+        """Generated tokens and what each of them cost. `deadline` is a time of this engine's clock (DeadlineError)."""
+        state = self.model.start(len(prompt) + max_new_tokens)
+        sampler = Sampler(sampling)
+        tokens: List[int] = []
+        times: List[float] = []
+        counters: List[Counters] = []
+        fed = np.array(prompt)
+        self.supply.take_counters()
+        while len(tokens) < max_new_tokens:
+            start = self.clock()
+            logits = self.model.forward(fed, state, self.supply)  # (1, vocab)
+            token = sampler.choose(logits[0])
+            end = self.clock()
+            times.append(end - start)
+            counters.append(self.supply.take_counters())
+            tokens.append(token)
+            if stop_at_eos and token in self.model.config.eos_ids:
+                break
+            if deadline is not None and end > deadline:
+                raise DeadlineError(f"stopped at its deadline, {len(tokens)} of {max_new_tokens} tokens into a prompt")
+            fed = np.array([token])
+        return tuple(tokens), Steps(tuple(times), *(tuple(column) for column in zip(*counters)))
+
+    def close(self) -> None:
+        self.supply.close()
+        self._store.close()
+
+    @property
+    def reader(self) -> str:
+        """The one that engaged."""
+        return self._store.reader
+
+    def load_report(self, load_s: float, resident_fraction: Optional[float]) -> Load:
+        return Load(
+            load_s=load_s,
+            non_expert_bytes=self.model.weight_bytes,
+            expert_bytes=self.supply.resident_bytes(),
+            expert_budget_bytes=self.budget_bytes,
+            container_bytes=self.container.file_bytes,
+            container_experts=len(self.container.primary),
+            page_cache_resident_fraction=resident_fraction,
+            strategy=self.strategy.parts(),
+            reader=self.reader,
+            backend=self._kernels.backend,
+            warnings=tuple(self.warnings + self._store.warnings),
+        )
+
+    def _warn_of_small_budget(self, experts_per_token: int) -> None:
+        if self.strategy.residency != "buffer" or self.budget_bytes is None:
+            return
+        needed = experts_per_token * _largest(self.container.primary)
+        if self.budget_bytes < needed:
+            self.warnings.append(
+                f"the expert budget of {self.budget_bytes} bytes is under the {needed} that one token activates: "
+                "an expert is evicted before its next use unless the policy foresees it"
+            )
+
+
+def run(request: RunRequest, emit: Emit, *, clock: Callable[[], float] = time.perf_counter) -> None:
+    """Does what a request asks and emits `loaded`, `sample`... and `finished`. Raises EngineError."""
+    start = clock()
+    deadline = start + request.deadline_s
+    strategy = strategy_named(request.strategy)
+    container = Container.open(request.container)
+    profile = PathProfile.load(request.profile) if request.profile is not None else None
+    cold = request.page_cache == "cold"
+    if cold:
+        meters.evict_from_page_cache(container.path)
+    else:
+        meters.read_into_page_cache(container.path)
+    resident_fraction = meters.page_cache_resident_fraction(container.path)
+    load_start = clock()
+    engine = Engine(
+        container, strategy, expert_budget=request.expert_budget, profile=profile, reader=request.reader,
+        keep_cached=not cold, emulated_read_bytes_per_s=request.emulated_read_bytes_per_s, clock=clock,
+    )  # fmt: skip
+    try:
+        if cold:
+            meters.evict_from_page_cache(container.path)  # the non-experts, which are in ordinary memory now
+        emit("loaded", load=engine.load_report(clock() - load_start, resident_fraction))
+        for repetition in range(-request.warmups, request.repetitions):
+            for index, prompt in enumerate(request.prompts):
+                faults = meters.major_faults()
+                tokens, steps = engine.generate(
+                    prompt, request.max_new_tokens, request.sampling,
+                    stop_at_eos=request.stop_at_eos, deadline=deadline,
+                )  # fmt: skip
+                faults_after = meters.major_faults()
+                sample = Sample(
+                    prompt=index,
+                    repetition=repetition if repetition >= 0 else repetition + request.warmups,
+                    warmup=repetition < 0,
+                    tokens=tokens,
+                    steps=steps,
+                    major_faults=None if faults is None or faults_after is None else faults_after - faults,
+                    peak_resident_bytes=meters.peak_resident_bytes(),
+                )
+                emit("sample", sample=sample)
+    finally:
+        engine.close()
+    emit(
+        "finished",
+        totals=Totals(
+            wall_s=clock() - start,
+            peak_resident_bytes=meters.peak_resident_bytes(),
+            major_faults=meters.major_faults(),
+            storage_read_bytes=meters.storage_read_bytes(),
+            page_cache_resident_fraction=meters.page_cache_resident_fraction(container.path),
+        ),
+    )
+
+
+def _largest(records: Dict[ExpertKey, Record]) -> int:
+    return max(record.slot_bytes for record in records.values())
+
+
+def _budget_bytes(
+    strategy: Strategy, asked: Optional[ExpertBudget], records: Dict[ExpertKey, Record]
+) -> Optional[int]:
+    """None: unlimited. A budget for a strategy without a buffer is a mistake, and so an error."""
+    if strategy.residency != "buffer":
+        if asked is not None:
+            raise RequestError(f"strategy {strategy.name} has no expert buffer: leave its expert budget out")
+        return None
+    budget = asked or strategy.default_budget
+    if budget is None:
+        raise RequestError(f"strategy {strategy.name} needs an expert budget, such as 10-experts or 64MiB")
+    return budget.bytes if budget.bytes is not None else (budget.experts or 0) * _largest(records)
+
+
+def _eviction(strategy: Strategy, layers: int, profile: Optional[PathProfile]) -> EvictionPolicy:
+    if strategy.eviction == "forward-distance":
+        return ForwardDistance(layers, {} if profile is None else profile.frequency())
+    return LeastRecentlyUsed()

@@ -1,0 +1,222 @@
+"""Mixtral: a decoder with grouped-query attention and sparse mixture-of-experts layers (Jiang et al., 2024)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol, Tuple
+
+import numpy as np
+
+from engine.container import Container
+from engine.errors import ContainerError, RequestError
+from engine.kernels import Kernels
+from engine.models.layers import KeyValueCache, RotaryEmbedding, causal_attention, rms_norm, route_top_k
+from engine.quantize import Packed
+
+PREFILL_CHUNK = 512  # tokens that go through a layer together: bounds the working memory of a long prompt
+
+
+class Experts(Protocol):
+    """What a MoE layer needs: see engine.experts.supply.ExpertSupply."""
+
+    def fetch(self, layer: int, chosen: np.ndarray) -> Iterator[Tuple[int, Dict[str, Packed]]]: ...
+
+
+@dataclass(frozen=True)
+class MixtralConfig:
+    vocab_size: int
+    hidden_size: int
+    expert_size: int  # inner width of an expert
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    experts: int  # in a layer
+    top_k: int
+    rope_theta: float
+    norm_eps: float
+    max_positions: int
+    sliding_window: Optional[int]
+    tied_head: bool
+    bos_id: Optional[int]
+    eos_ids: Tuple[int, ...]
+
+    @classmethod
+    def parse(cls, config: Dict[str, Any]) -> MixtralConfig:
+        """From a container's header. Raises ContainerError."""
+        values = dict(config)
+        for name, least, most in _RANGES:
+            value = values.get(name)
+            if type(value) is not int or not least <= value <= most:
+                raise ContainerError(f"configuration: {name} is {str(value)[:40]!r}, not between {least} and {most}")
+        for name in ("rope_theta", "norm_eps"):
+            value = values.get(name)
+            if type(value) not in (int, float) or not 0 < value < 1e12:
+                raise ContainerError(f"configuration: {name} is {str(value)[:40]!r}, not a positive number")
+            values[name] = float(value)
+        eos_ids, window, bos_id = values.get("eos_ids"), values.get("sliding_window"), values.get("bos_id")
+        if not isinstance(eos_ids, list) or not all(type(i) is int for i in eos_ids):
+            raise ContainerError("configuration: eos_ids is not a list of token ids")
+        if window is not None and (type(window) is not int or window < 1):
+            raise ContainerError("configuration: sliding_window is neither null nor positive")
+        if bos_id is not None and type(bos_id) is not int:
+            raise ContainerError("configuration: bos_id is neither null nor a token id")
+        values["eos_ids"] = tuple(eos_ids)
+        try:
+            parsed = cls(**values)
+        except TypeError as error:
+            raise ContainerError(f"configuration: {error}") from None
+        if type(parsed.tied_head) is not bool:
+            raise ContainerError("configuration: tied_head is neither true nor false")
+        if parsed.heads % parsed.kv_heads or parsed.head_dim % 2 or parsed.top_k > parsed.experts:
+            raise ContainerError("configuration: heads, kv_heads, head_dim, experts and top_k do not go together")
+        return parsed
+
+
+_RANGES = (
+    ("vocab_size", 1, 1 << 24), ("hidden_size", 1, 1 << 18), ("expert_size", 1, 1 << 20), ("layers", 1, 1 << 12),
+    ("heads", 1, 1 << 12), ("kv_heads", 1, 1 << 12), ("head_dim", 2, 1 << 12), ("experts", 1, 1 << 14),
+    ("top_k", 1, 1 << 10), ("max_positions", 1, 1 << 24),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """Non-experts of one layer; matrices are (output, input)."""
+
+    attention_norm: np.ndarray  # (hidden,)
+    q: np.ndarray  # (heads * head_dim, hidden)
+    k: np.ndarray  # (kv_heads * head_dim, hidden)
+    v: np.ndarray  # (kv_heads * head_dim, hidden)
+    o: np.ndarray  # (hidden, heads * head_dim)
+    moe_norm: np.ndarray  # (hidden,)
+    router: np.ndarray  # (experts, hidden)
+
+
+class MixtralState:
+    """What changes while one sequence is processed."""
+
+    def __init__(self, config: MixtralConfig, positions: int) -> None:
+        self.position = 0
+        self.positions = positions
+        self.rotary = RotaryEmbedding(config.head_dim, config.rope_theta, positions)
+        self.caches = [KeyValueCache(config.kv_heads, positions, config.head_dim) for _ in range(config.layers)]
+
+
+class Mixtral:
+    def __init__(
+        self,
+        config: MixtralConfig,
+        embed: np.ndarray,  # (vocab, hidden)
+        layers: List[LayerWeights],
+        norm: np.ndarray,  # (hidden,)
+        head: np.ndarray,  # (vocab, hidden)
+        kernels: Kernels,
+    ) -> None:
+        self.config = config
+        self._embed, self._layers, self._norm, self._head = embed, layers, norm, head
+        self._kernels = kernels
+
+    @classmethod
+    def load(cls, container: Container, kernels: Kernels) -> Mixtral:
+        config = MixtralConfig.parse(container.config)
+        hidden, queries, keys = config.hidden_size, config.heads * config.head_dim, config.kv_heads * config.head_dim
+        shapes = [(m.name, m.rows, m.columns) for m in container.layouts[0].matrices]
+        wide, narrow = config.expert_size, hidden
+        if shapes != [("gate", wide, narrow), ("up", wide, narrow), ("down", narrow, wide)]:
+            raise ContainerError(f"{container.path}: its experts do not have the shapes of its configuration")
+        if (container.moe_layers, container.experts_per_layer) != (config.layers, config.experts):
+            raise ContainerError(f"{container.path}: it does not hold the experts that its configuration names")
+
+        def read(name: str, *shape: int) -> np.ndarray:
+            tensor = container.tensors.get(name)
+            if tensor is not None and tensor.shape != shape:
+                raise ContainerError(f"{container.path}: tensor {name!r} is {tensor.shape} where {shape} is expected")
+            return container.read_tensor(name)
+
+        embed = read("embed", config.vocab_size, hidden)
+        layers = [
+            LayerWeights(
+                attention_norm=read(f"layers.{i}.attention_norm", hidden),
+                q=read(f"layers.{i}.q", queries, hidden),
+                k=read(f"layers.{i}.k", keys, hidden),
+                v=read(f"layers.{i}.v", keys, hidden),
+                o=read(f"layers.{i}.o", hidden, queries),
+                moe_norm=read(f"layers.{i}.moe_norm", hidden),
+                router=read(f"layers.{i}.router", config.experts, hidden),
+            )
+            for i in range(config.layers)
+        ]
+        head = embed if config.tied_head else read("head", config.vocab_size, hidden)
+        return cls(config, embed, layers, read("norm", hidden), head, kernels)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the non-experts, in memory."""
+        own = [self._embed, self._norm, *(getattr(w, f) for w in self._layers for f in LayerWeights.__annotations__)]
+        return sum(a.nbytes for a in own) + (0 if self._head is self._embed else self._head.nbytes)
+
+    def start(self, positions: int) -> MixtralState:
+        """A state for one sequence of up to `positions` tokens. Raises RequestError if the model knows fewer."""
+        if positions > self.config.max_positions:
+            raise RequestError(
+                f"{positions} positions are asked for, prompt and new tokens together, where the model has "
+                f"{self.config.max_positions}; shorten the prompt or ask for fewer tokens"
+            )
+        return MixtralState(self.config, positions)
+
+    def forward(
+        self,
+        tokens: np.ndarray,  # (n,) int
+        state: MixtralState,
+        experts: Experts,
+        *,
+        every_position: bool = False,
+        observe: Optional[Callable[[int, np.ndarray], None]] = None,
+    ) -> np.ndarray:
+        """Logits (1, vocab) after the last token, or (n, vocab) for `every_position`; the state moves on by n.
+
+        `observe(layer, chosen)` is told what the routers chose, (tokens, k), for profiles and tests.
+        """
+        tokens = np.asarray(tokens)
+        if len(tokens) == 0 or tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
+            raise RequestError(f"token ids must be between 0 and {self.config.vocab_size - 1}, and at least one")
+        outputs = []
+        for first in range(0, len(tokens), PREFILL_CHUNK):
+            x = self._embed[tokens[first : first + PREFILL_CHUNK]]  # (n, hidden)
+            for layer in range(self.config.layers):
+                x = self._layer(layer, x, state, experts, observe)
+            state.position += len(x)
+            if every_position:
+                outputs.append(x)
+        x = rms_norm(np.concatenate(outputs) if every_position else x[-1:], self._norm, self.config.norm_eps)
+        return x @ self._head.T
+
+    def _layer(
+        self,
+        layer: int,
+        x: np.ndarray,
+        state: MixtralState,
+        experts: Experts,
+        observe: Optional[Callable[[int, np.ndarray], None]],
+    ) -> np.ndarray:
+        weights, config = self._layers[layer], self.config
+        n = len(x)
+        normed = rms_norm(x, weights.attention_norm, config.norm_eps)
+        q = (normed @ weights.q.T).reshape(n, config.heads, config.head_dim)
+        k = (normed @ weights.k.T).reshape(n, config.kv_heads, config.head_dim)
+        v = (normed @ weights.v.T).reshape(n, config.kv_heads, config.head_dim)
+        q, k = state.rotary.apply(q, state.position), state.rotary.apply(k, state.position)
+        keys, values = state.caches[layer].extend(state.position, k, v)
+        x = x + causal_attention(q, keys, values, state.position, config.sliding_window) @ weights.o.T
+
+        normed = rms_norm(x, weights.moe_norm, config.norm_eps)
+        chosen, shares = route_top_k(normed @ weights.router.T, config.top_k)  # (n, k) each
+        if observe is not None:
+            observe(layer, chosen)
+        # Each share has a place of its own, summed at the end: the order in which experts arrive changes no bit.
+        outputs = np.empty((n, config.top_k, config.hidden_size), np.float32)
+        for expert, matrices in experts.fetch(layer, chosen):
+            row, place = np.nonzero(chosen == expert)
+            outputs[row, place] = self._kernels.swiglu(matrices, normed[row]) * shares[row, place, None]
+        return x + outputs.sum(axis=1)

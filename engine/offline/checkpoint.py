@@ -1,0 +1,181 @@
+"""A Hugging Face checkpoint directory: config.json and safetensors, single or sharded.
+
+Read tensor by tensor, so that a checkpoint of any size needs the memory of its largest tensor only. The directory
+is a stranger's: names in the index may not leave it, and every size is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from engine.errors import RequestError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)  # importing ml_dtypes is what lets safetensors return it to numpy
+MAX_JSON_BYTES = 64 << 20
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
+
+
+class CheckpointError(RequestError):
+    """A checkpoint cannot be imported; names the tensor or key and the file."""
+
+    kind = "checkpoint"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies and what its file's header says of it."""
+
+    file: Path
+    precision: str  # fp32, fp16 or bf16
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An open checkpoint: its headers are checked, its weights are not yet read."""
+
+    folder: Path
+    config: dict[str, Any]  # config.json
+    tensors: Mapping[str, StoredTensor]
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkpoint:
+        """Raises CheckpointError, naming the file, where the directory is not a whole checkpoint."""
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder}: not a directory: give the folder that holds config.json and {SINGLE}")
+        config = _read_json(folder / "config.json")
+        tensors: dict[str, StoredTensor] = {}
+        if (folder / INDEX).exists():
+            weight_map = _read_index(folder / INDEX)
+            for file in sorted(set(weight_map.values())):
+                for name, tensor in _read_header(file).items():
+                    if weight_map.get(name) != file:
+                        raise CheckpointError(
+                            f"{file}: tensor {_short(name)} is not placed there by {INDEX}: download both again"
+                        )
+                    tensors[name] = tensor
+            for name, file in weight_map.items():
+                if name not in tensors:
+                    raise CheckpointError(
+                        f"{file}: tensor {_short(name)}, placed there by {INDEX}, is missing: download both again"
+                    )
+        elif (folder / SINGLE).exists():
+            tensors = _read_header(folder / SINGLE)
+        else:
+            raise CheckpointError(
+                f"{folder}: neither {SINGLE} nor {INDEX} is there: only safetensors checkpoints can be imported"
+            )
+        return cls(folder, config, tensors)
+
+    def check_shapes(self, expected: Iterable[tuple[str, tuple[int, ...]]]) -> None:
+        """Every expected tensor is there with its shape, and no other: else CheckpointError names the tensor.
+
+        Stops at the first that is missing, so that a config.json of a trillion layers costs nothing.
+        """
+        known = set()
+        for name, shape in expected:
+            known.add(name)
+            tensor = self.tensors.get(name)
+            if tensor is None:
+                raise CheckpointError(
+                    f"{self.folder}: tensor {name} is missing: the checkpoint is not whole, or config.json is another's"
+                )
+            if tensor.shape != shape:
+                raise CheckpointError(
+                    f"{tensor.file}: tensor {name} has shape {tensor.shape} where config.json implies {shape}"
+                )
+        for name, tensor in self.tensors.items():
+            if name not in known:
+                raise CheckpointError(
+                    f"{tensor.file}: tensor {_short(name)} is surplus: this architecture, as config.json describes it,"
+                    " has no such tensor, and leaving it out would change the model"
+                )
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor as stored: float32, float16 or bfloat16 (of ml_dtypes). NaN and infinity are refused."""
+        tensor = self.tensors[name]
+        with _opened(tensor.file) as file:
+            array: np.ndarray = file.get_tensor(name)
+        if not np.isfinite(array).all():
+            raise CheckpointError(
+                f"{tensor.file}: tensor {name} holds NaN or infinity: the checkpoint is damaged or was never trained"
+            )
+        return array
+
+    def read_float32(self, name: str) -> np.ndarray:
+        return self.read(name).astype(np.float32, copy=False)
+
+
+def _read_index(path: Path) -> dict[str, Path]:
+    """model.safetensors.index.json -> the file of each tensor, none of them outside the folder."""
+    weight_map = _read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path}: it has no weight_map: download it again")
+    files = {}
+    for name, file_name in weight_map.items():
+        if not isinstance(file_name, str) or not _FILE_NAME.fullmatch(file_name):
+            raise CheckpointError(
+                f"{path}: tensor {_short(name)} lies in {_short(file_name)}, which is not a plain NAME.safetensors"
+                " beside the index: refused"
+            )
+        files[name] = path.parent / file_name
+    return files
+
+
+def _read_header(path: Path) -> dict[str, StoredTensor]:
+    tensors = {}
+    with _opened(path) as file:
+        for name in file.keys():  # noqa: SIM118 - a safe_open is not a mapping
+            view = file.get_slice(name)
+            dtype = view.get_dtype()
+            if dtype not in PRECISIONS:
+                raise CheckpointError(
+                    f"{path}: tensor {_short(name)} is {dtype}: only {', '.join(PRECISIONS)} can be imported;"
+                    " import the original, not a quantised copy"
+                )
+            tensors[name] = StoredTensor(path, PRECISIONS[dtype], tuple(view.get_shape()))
+    return tensors
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The library checks the header on opening: bounds, overlaps, gaps, sizes against shapes, and the file's length."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: cut off or damaged ({error}): download it again") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB: not a file of a checkpoint")
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not JSON ({error}): download it again") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _short(text: object) -> str:
+    """A stranger's text for one line of an error: control characters escaped, length bounded."""
+    return repr(text if isinstance(text, (str, int, float, bool, type(None))) else type(text).__name__)[:120]

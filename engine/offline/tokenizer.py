@@ -1,0 +1,52 @@
+"""Text to token ids and back, through the `tokenizers` library: on the controller only, devices get ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tokenizers
+
+from engine.container import Container
+from engine.errors import ContainerError, RequestError
+
+
+class Tokenizer:
+    """A container's tokenizer.json, as its model was trained with it (special tokens where its template adds them)."""
+
+    def __init__(self, tokenizer_json: bytes, source: str) -> None:
+        """Raises ContainerError, naming `source`, for what the library does not read."""
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(tokenizer_json)
+        except ValueError as error:
+            raise ContainerError(f"{source}: its tokenizer cannot be read: {str(error)[:200]}") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    @classmethod
+    def from_container(cls, path: str) -> Tokenizer:
+        return cls.of(Container.open(path))
+
+    @classmethod
+    def of(cls, container: Container) -> Tokenizer:
+        text = container.tokenizer_json()
+        if text is None:
+            raise RequestError(
+                f"{container.path}: it holds no tokenizer: import the model with its tokenizer.json beside config.json,"
+                " or give token ids"
+            )
+        return cls(text, container.path)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # a command line with bytes that are not UTF-8
+            raise RequestError(f"the text is not Unicode at character {error.start}: write it in UTF-8") from None
+        return tuple(self._tokenizer.encode(text).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Special tokens are left out; ids without a token too."""
+        return str(self._tokenizer.decode(list(ids)))

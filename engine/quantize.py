@@ -1,0 +1,235 @@
+"""Expert weights in a few bits: formats, packing and scales.
+
+A weight matrix W has `rows` output channels and `columns` input channels. Its columns are cut into groups; each
+(group, row) has one FP16 scale and, in asymmetric formats, one FP16 offset:
+
+    W[row, column] = scale[group, row] * (code - centre) + offset[group, row]        centre = 2 ** (bits - 1)
+
+Symmetric formats have no offset and scale by the absolute maximum, as EdgeMoE does (section 3.1 of the paper);
+asymmetric ones spread the codes from the group's minimum to its maximum, which matters most at two bits.
+Codes are rounded with the scale as stored, so that rounding the scale to FP16 costs no accuracy.
+
+Packing is group-major with rows innermost, (groups, bytes of one group, rows): the arithmetic walks the groups
+once, front to back, and every operation on codes runs over long contiguous rows. Within a group of g columns
+
+    int8   byte j holds column j, as a signed byte
+    int4   byte j holds columns j (low nibble) and j + g/2
+    int2   byte j holds columns j (lowest bits), j + g/4, j + g/2 and j + 3g/4
+    int3   the low two bits as int2, then a plane of the high bits: byte j holds columns j, j + g/8, ... (lowest first)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from engine.errors import ContainerError
+
+FLOATS: Dict[str, np.dtype] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2"), "bf16": np.dtype("<u2")}
+BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
+LOW_BITS = {"int8": 8, "int4": 4, "int3": 2, "int2": 2}  # of a code in `codes`; int3 keeps its high bit apart
+PRECISIONS = (*FLOATS, *BITS)
+GROUPS = (0, 32, 64)  # columns that share a scale; 0: all of them, that is one scale per output channel
+PART_ALIGNMENT = 64  # bytes, of every array in a record: a cache line, and the widest vector register
+
+
+@dataclass(frozen=True)
+class Format:
+    """How an expert's weights are stored."""
+
+    precision: str
+    group: int = 0
+    symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ContainerError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
+        if self.group not in GROUPS:
+            raise ContainerError(f"group {self.group!r} is not one of {', '.join(map(str, GROUPS))}")
+        if self.precision in FLOATS and (self.group, self.symmetric) != (0, True):
+            raise ContainerError(f"{self.precision} has neither groups nor zero points")
+
+    @property
+    def label(self) -> str:
+        """For people: fp16, int4-channel, int4-g32, int2-g32-zero (with a zero point)."""
+        if self.precision in FLOATS:
+            return self.precision
+        return f"{self.precision}-{f'g{self.group}' if self.group else 'channel'}{'' if self.symmetric else '-zero'}"
+
+
+class Packed(NamedTuple):
+    """One matrix as stored: views into a record, nothing copied."""
+
+    format: Format
+    rows: int
+    columns: int
+    codes: np.ndarray  # dense: (columns, rows) floats; else (groups, bytes of a group, rows)
+    high: Optional[np.ndarray]  # int3 only: the plane of high bits (groups, group/8, rows)
+    scales: Optional[np.ndarray]  # (groups, rows) float16
+    offsets: Optional[np.ndarray]  # (groups, rows) float16, asymmetric only
+
+
+class Part(NamedTuple):
+    """One array in a record."""
+
+    name: str  # of the field of Packed
+    dtype: np.dtype
+    shape: Tuple[int, ...]
+    offset: int  # from the start of the record
+
+
+class MatrixShape(NamedTuple):
+    name: str
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True)
+class RecordLayout:
+    """Where the arrays of an expert's record lie; follows from the format and the shapes alone."""
+
+    format: Format
+    matrices: Tuple[MatrixShape, ...]  # in the order in which the arithmetic consumes them
+    parts: Tuple[Tuple[Part, ...], ...]
+    bytes: int
+
+    @classmethod
+    def of(cls, fmt: Format, matrices: Sequence[MatrixShape]) -> RecordLayout:
+        offset, all_parts = 0, []
+        for shape in matrices:
+            parts = []
+            for name, dtype, dims in _parts(fmt, shape):
+                parts.append(Part(name, dtype, dims, offset))
+                offset = align(offset + dtype.itemsize * int(np.prod(dims)), PART_ALIGNMENT)
+            all_parts.append(tuple(parts))
+        return cls(fmt, tuple(matrices), tuple(all_parts), offset)
+
+    def unpack(self, record: np.ndarray) -> Dict[str, Packed]:
+        """A record (uint8, at least `bytes` long) -> its matrices as views."""
+        result = {}
+        for shape, parts in zip(self.matrices, self.parts):
+            arrays: Dict[str, np.ndarray] = {}
+            for part in parts:
+                size = part.dtype.itemsize * int(np.prod(part.shape))
+                arrays[part.name] = record[part.offset : part.offset + size].view(part.dtype).reshape(part.shape)
+            result[shape.name] = Packed(
+                self.format, shape.rows, shape.columns,
+                arrays["codes"], arrays.get("high"), arrays.get("scales"), arrays.get("offsets"),
+            )  # fmt: skip
+        return result
+
+    def pack(self, weights: Dict[str, np.ndarray]) -> np.ndarray:
+        """float32 matrices (rows, columns) by name -> a record (uint8, `bytes` long)."""
+        record = np.zeros(self.bytes, np.uint8)
+        views = self.unpack(record)
+        for shape in self.matrices:
+            weight = weights[shape.name]
+            if weight.shape != (shape.rows, shape.columns):
+                raise ContainerError(
+                    f"{shape.name}: shape {weight.shape} where {(shape.rows, shape.columns)} is expected"
+                )
+            _quantise(np.asarray(weight, np.float32), views[shape.name], shape.name)
+        return record
+
+
+def align(value: int, to: int) -> int:
+    return -(-value // to) * to
+
+
+def group_size(fmt: Format, columns: int) -> int:
+    """Columns of one group, padding included: a multiple of 8, so that every packing comes out even."""
+    return fmt.group or align(columns, 8)
+
+
+def bf16_from_float32(values: np.ndarray) -> np.ndarray:
+    """Rounds to nearest even; returns the upper halves as uint16."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def float32_from_bf16(halves: np.ndarray) -> np.ndarray:
+    return (halves.astype(np.uint32) << 16).view(np.float32)
+
+
+def _parts(fmt: Format, shape: MatrixShape) -> List[Tuple[str, np.dtype, Tuple[int, ...]]]:
+    rows, columns = shape.rows, shape.columns
+    if fmt.precision in FLOATS:
+        return [("codes", FLOATS[fmt.precision], (columns, rows))]
+    size = group_size(fmt, columns)
+    groups = -(-columns // size)
+    low_bits = LOW_BITS[fmt.precision]
+    byte = np.dtype(np.int8 if low_bits == 8 else np.uint8)
+    half = np.dtype("<f2")
+    parts = [("codes", byte, (groups, size * low_bits // 8, rows))]
+    if fmt.precision == "int3":
+        parts.append(("high", np.dtype(np.uint8), (groups, size // 8, rows)))
+    parts.append(("scales", half, (groups, rows)))
+    if not fmt.symmetric:
+        parts.append(("offsets", half, (groups, rows)))
+    return parts
+
+
+def _quantise(weight: np.ndarray, into: Packed, name: str) -> None:
+    """Fills the views of `into` with the codes of `weight` (rows, columns)."""
+    fmt = into.format
+    if not np.isfinite(weight).all():
+        raise ContainerError(f"{name}: the weights hold NaN or infinity")
+    if fmt.precision in FLOATS:
+        turned = weight.T
+        if fmt.precision == "bf16":
+            into.codes[...] = bf16_from_float32(turned)
+        else:
+            with np.errstate(over="ignore"):
+                into.codes[...] = turned
+            if not np.isfinite(into.codes).all():
+                raise ContainerError(f"{name}: a weight is beyond the range of fp16: import it as bf16")
+        return
+
+    bits = BITS[fmt.precision]
+    centre, top = 1 << (bits - 1), (1 << bits) - 1
+    size = group_size(fmt, into.columns)
+    groups = -(-into.columns // size)
+    # Padding repeats the last column, so that it widens no group's range.
+    padded = np.pad(weight, ((0, 0), (0, groups * size - into.columns)), mode="edge")
+    grouped = padded.reshape(into.rows, groups, size).transpose(1, 2, 0)  # (groups, size, rows)
+
+    if fmt.symmetric:
+        scales = np.abs(grouped).max(axis=1) / (centre - 1)
+        offsets = np.zeros_like(scales)
+    else:
+        low, high = grouped.min(axis=1), grouped.max(axis=1)
+        scales = (high - low) / top
+    assert into.scales is not None
+    with np.errstate(over="ignore"):
+        into.scales[...] = scales
+        stored = into.scales.astype(np.float32)
+        if not fmt.symmetric:
+            assert into.offsets is not None
+            into.offsets[...] = low + centre * stored
+            offsets = into.offsets.astype(np.float32)
+    if not (np.isfinite(stored).all() and np.isfinite(offsets).all()):
+        raise ContainerError(f"{name}: a scale is beyond the range of fp16: import it as bf16")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        steps = np.where(stored[:, None] > 0, (grouped - offsets[:, None]) / stored[:, None], 0)
+    lowest = 1 if fmt.symmetric else 0
+    codes = np.clip(np.rint(steps) + centre, lowest, top).astype(np.int16)  # (groups, size, rows), centred on `centre`
+
+    if bits == 8:
+        into.codes[...] = codes - centre
+        return
+    if bits == 3:
+        assert into.high is not None
+        _pack_fields(codes >> 2, 1, into.high)
+    low_bits = LOW_BITS[fmt.precision]
+    _pack_fields(codes & ((1 << low_bits) - 1), low_bits, into.codes)
+
+
+def _pack_fields(values: np.ndarray, bits: int, into: np.ndarray) -> None:
+    """values (groups, size, rows) of `bits` bits each -> bytes (groups, size * bits / 8, rows), see the module's head."""
+    per_byte = 8 // bits
+    length = values.shape[1] // per_byte
+    into[...] = 0
+    for field in range(per_byte):
+        into |= (values[:, field * length : (field + 1) * length] << (field * bits)).astype(np.uint8)

@@ -1,0 +1,29 @@
+"""Choosing the next token."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.models.layers import softmax
+from engine.protocol import Sampling
+
+
+class Sampler:
+    """Greedy at temperature 0, else nucleus sampling; the same seed gives the same tokens on every device."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._random = np.random.Generator(np.random.PCG64(sampling.seed))
+
+    def choose(self, logits: np.ndarray) -> int:
+        """logits (vocab,) -> token id; the lowest id among equals."""
+        temperature, top_p = self._sampling.temperature, self._sampling.top_p
+        if temperature == 0:
+            return int(np.argmax(logits))
+        probabilities = softmax(logits.astype(np.float64) / temperature)
+        order = np.argsort(-probabilities, kind="stable")
+        cumulative = np.cumsum(probabilities[order])
+        kept = 1 + int(np.searchsorted(cumulative, top_p * cumulative[-1]))  # the smallest set that reaches top_p
+        kept = min(kept, len(order))
+        place = int(np.searchsorted(cumulative[:kept], self._random.random() * cumulative[kept - 1], side="right"))
+        return int(order[min(place, kept - 1)])

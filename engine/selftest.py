@@ -1,0 +1,151 @@
+"""Proves on a device that arithmetic, container reading and every strategy work there. Takes seconds."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import numpy as np
+
+from engine.container import Container, ContainerWriter
+from engine.errors import EngineError, StorageError
+from engine.experts.profile import PathCounter, PathProfile
+from engine.generate import Engine
+from engine.kernels import Kernels
+from engine.protocol import READERS, ExpertBudget, Sampling
+from engine.quantize import BITS, FLOATS, GROUPS, Format, MatrixShape, RecordLayout
+from engine.strategies import STRATEGIES
+
+_CONFIG = {
+    "vocab_size": 96, "hidden_size": 48, "expert_size": 40, "layers": 3, "heads": 4, "kv_heads": 2, "head_dim": 12,
+    "experts": 4, "top_k": 2, "rope_theta": 10000.0, "norm_eps": 1e-5, "max_positions": 64, "sliding_window": None,
+    "tied_head": False, "bos_id": None, "eos_ids": [],
+}  # fmt: skip
+_PROMPT, _NEW_TOKENS = (1, 17, 5, 80, 33), 8
+
+
+def selftest(folder: Optional[str], report: Callable[[Dict[str, Any]], None]) -> bool:
+    """Reports each check as {"check", "ok", "detail"} and returns whether all of them held."""
+    all_ok = True
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        for check in (_check_arithmetic, _check_strategies, _check_damage):
+            try:
+                ok, detail = check(scratch)
+            except (EngineError, OSError) as error:
+                ok, detail = False, str(error)
+            report({"check": check.__name__[len("_check_") :], "ok": ok, "detail": detail})
+            all_ok = all_ok and ok
+    return all_ok
+
+
+def all_formats() -> List[Format]:
+    quantised = [Format(p, g, s) for p in BITS for g in GROUPS for s in (True, False)]
+    return [Format(p) for p in FLOATS] + quantised
+
+
+def write_random_model(path: str, formats: List[Format], seed: int = 0) -> None:
+    """A small Mixtral with random weights, strong enough that its experts matter."""
+    random = np.random.default_rng(seed)
+    hidden, width, head_dim = _CONFIG["hidden_size"], _CONFIG["expert_size"], _CONFIG["head_dim"]
+
+    def weights(*shape: Any) -> np.ndarray:
+        return (random.standard_normal(shape) * 0.2).astype(np.float32)
+
+    with ContainerWriter(path, architecture="mixtral", config=_CONFIG, formats=formats) as writer:
+        writer.add_tensor("embed", weights(_CONFIG["vocab_size"], hidden) * 5)
+        for i in range(_CONFIG["layers"]):  # type: ignore[call-overload]
+            writer.add_tensor(f"layers.{i}.attention_norm", weights(hidden) + 1)
+            writer.add_tensor(f"layers.{i}.q", weights(_CONFIG["heads"] * head_dim, hidden))  # type: ignore[operator]
+            for name in ("k", "v"):
+                writer.add_tensor(f"layers.{i}.{name}", weights(_CONFIG["kv_heads"] * head_dim, hidden))  # type: ignore[operator]
+            writer.add_tensor(f"layers.{i}.o", weights(hidden, _CONFIG["heads"] * head_dim))  # type: ignore[operator]
+            writer.add_tensor(f"layers.{i}.moe_norm", weights(hidden) + 1)
+            writer.add_tensor(f"layers.{i}.router", weights(_CONFIG["experts"], hidden))
+            for expert in range(_CONFIG["experts"]):  # type: ignore[call-overload]
+                matrices = {"gate": weights(width, hidden), "up": weights(width, hidden), "down": weights(hidden, width)}
+                writer.add_expert(i, expert, matrices)
+        writer.add_tensor("norm", weights(hidden) + 1)
+        writer.add_tensor("head", weights(_CONFIG["vocab_size"], hidden))
+
+
+def profile_of(container: Container) -> PathProfile:
+    """A profile of what the self-test itself generates."""
+    engine = Engine(container, STRATEGIES["full-load"])
+    try:
+        tokens, _ = engine.generate(_PROMPT, _NEW_TOKENS, Sampling())
+        routing: List[List[Tuple[int, ...]]] = [[] for _ in _PROMPT + tokens]
+
+        def observe(layer: int, chosen: np.ndarray) -> None:
+            for token, experts in zip(routing, chosen.tolist()):
+                token.append(tuple(experts))
+
+        state = engine.model.start(len(routing))
+        engine.model.forward(np.array(_PROMPT + tokens), state, engine.supply, observe=observe)
+    finally:
+        engine.close()
+    counter = PathCounter(container.moe_layers, container.experts_per_layer)
+    counter.observe(routing)
+    return counter.finish()
+
+
+def _check_arithmetic(scratch: str) -> Tuple[bool, str]:
+    """Products with packed weights against float64 products with the same weights, for every format."""
+    random = np.random.default_rng(1)
+    weight = random.standard_normal((24, 72)).astype(np.float32)
+    x = random.standard_normal((9, 72)).astype(np.float32)
+    kernels, worst = Kernels(), 0.0
+    for fmt in all_formats():
+        layout = RecordLayout.of(fmt, [MatrixShape("w", *weight.shape)])
+        packed = layout.unpack(layout.pack({"w": weight}))["w"]
+        restored = kernels.product(packed, np.eye(72, dtype=np.float32)).T  # (24, 72), as the arithmetic sees it
+        steps = {"int8": 0.03, "int4": 0.5, "int3": 1.1, "int2": 3.5, "fp32": 0.0, "fp16": 0.002, "bf16": 0.02}
+        if np.abs(restored - weight).max() > steps[fmt.precision]:
+            return False, f"{fmt.label}: weights come back off by {np.abs(restored - weight).max():.3g}"
+        expected = x.astype(np.float64) @ restored.T.astype(np.float64)
+        for rows in (1, len(x)):
+            error = np.abs(kernels.product(packed, x[:rows]) - expected[:rows]).max() / np.abs(expected).max()
+            worst = max(worst, float(error))
+    return worst < 1e-5, f"largest relative error {worst:.1e} over {len(all_formats())} formats"
+
+
+def _check_strategies(scratch: str) -> Tuple[bool, str]:
+    """Every strategy, reader and budget gives the same tokens."""
+    done = 0
+    for fmt in (Format("fp16"), Format("int4", 32, symmetric=False)):
+        path = os.path.join(scratch, f"{fmt.label}.emoe")
+        write_random_model(path, [fmt])
+        container = Container.open(path)
+        profile = profile_of(container)
+        expected: Optional[Tuple[int, ...]] = None
+        for strategy in STRATEGIES.values():
+            budgets = [None] if strategy.residency != "buffer" else [ExpertBudget(experts=n) for n in (1, 3, 12)]
+            for reader in READERS:
+                for budget in budgets:
+                    engine = Engine(container, strategy, expert_budget=budget, profile=profile, reader=reader)
+                    try:
+                        tokens, _ = engine.generate(_PROMPT, _NEW_TOKENS, Sampling())
+                    finally:
+                        engine.close()
+                    expected = expected or tokens
+                    done += 1
+                    if tokens != expected:
+                        return False, f"{strategy.name} ({reader}, {budget}) gives {tokens}, others {expected}"
+    return True, f"{done} combinations of strategy, reader and budget give the same tokens"
+
+
+def _check_damage(scratch: str) -> Tuple[bool, str]:
+    """One flipped bit in an expert is noticed."""
+    path = os.path.join(scratch, "damaged.emoe")
+    write_random_model(path, [Format("int8", 32)])
+    container = Container.open(path)
+    with open(path, "r+b") as file:
+        file.seek(container.records[0].offset + 100)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    try:
+        Engine(container, STRATEGIES["full-load"]).close()
+    except StorageError as error:
+        return "damaged" in str(error), "a flipped bit is refused"
+    return False, "a flipped bit was not noticed"
