@@ -51,6 +51,9 @@ def main(arguments: Optional[List[str]] = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read the results has gone
         return 1
+    except OSError as error:
+        _log(f"error: {error}")
+        return 5
     except KeyboardInterrupt:
         return 130
 
@@ -84,7 +87,10 @@ def _run(options: argparse.Namespace) -> int:
     except MemoryError:
         emit("failed", kind="memory", message="out of memory; choose a smaller expert budget or container")
         raise
-    except Exception as error:
+    except OSError as error:
+        emit("failed", kind="storage", message=str(error))
+        raise
+    except Exception as error:  # noqa: BLE001 - the controller must hear of a bug as of anything else
         emit("failed", kind="bug", message=f"{type(error).__name__}: {error}")
         traceback.print_exc()
         return 1

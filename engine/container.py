@@ -23,7 +23,7 @@ import tempfile
 import zlib
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, BinaryIO, Dict, List, NamedTuple, Optional, Sequence, Tuple, Type
+from typing import Any, BinaryIO, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, Type
 
 import numpy as np
 
@@ -119,7 +119,7 @@ class Container:
         try:
             with open(self.path, "rb", buffering=0) as file:
                 file.seek(offset)
-                view, done = memoryview(data), 0
+                view, done = data.data, 0
                 while done < size:
                     got = file.readinto(view[done:])
                     if not got:
@@ -127,7 +127,7 @@ class Container:
                     done += got
         except OSError as error:
             raise ContainerError(f"{self.path}: {what} cannot be read: {error.strerror or error}") from None
-        if zlib.crc32(data) != crc32:
+        if zlib.crc32(data.data) != crc32:
             raise ContainerError(f"{self.path}: {what} is damaged (checksum); copy the container again")
         return data
 
@@ -227,7 +227,7 @@ class ContainerWriter:
     def add_record(self, layer: int, expert: int, fmt: int, record: np.ndarray) -> None:
         """A record that is packed already, in format number `fmt`."""
         self._pad(RECORD_ALIGNMENT)
-        self._records.append([layer, expert, fmt, self._offset, record.nbytes, zlib.crc32(record)])
+        self._records.append([layer, expert, fmt, self._offset, record.nbytes, zlib.crc32(record.data)])
         self._put(record.tobytes())
         self._pad(RECORD_ALIGNMENT)
 
@@ -317,7 +317,16 @@ def _read_header(path: str, file: BinaryIO) -> Container:
 
 
 def _parse_header(path: str, header: Any, end: int, file_bytes: int, crc32: int) -> Container:
-    unknown = set(header) - {"architecture", "config", "formats", "origin", "tokenizer", "matrices", "tensors", "records"}
+    unknown = set(header) - {
+        "architecture",
+        "config",
+        "formats",
+        "origin",
+        "tokenizer",
+        "matrices",
+        "tensors",
+        "records",
+    }
     if unknown:
         raise ContainerError(f"its header has the unknown key {sorted(unknown)[0][:40]!r}")
     if not isinstance(header["config"], dict) or not isinstance(header["architecture"], str):
@@ -349,7 +358,9 @@ def _parse_header(path: str, header: Any, end: int, file_bytes: int, crc32: int)
         spans.append(_span(offset, size, end, f"tensor {tensor.name[:80]!r}"))
         tensors[tensor.name] = tensor
 
-    records, primary, seen = [], {}, set()
+    records: List[Record] = []
+    primary: Dict[ExpertKey, Record] = {}
+    seen: Set[Tuple[int, int, int]] = set()
     for layer, expert, fmt, offset, size, crc in header["records"]:
         record = Record(_natural(layer, "layer"), _natural(expert, "expert"), fmt, offset, size, _crc(crc))
         what = f"layer {layer} expert {expert}"

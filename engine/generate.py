@@ -51,8 +51,8 @@ class Engine:
         layers = container.moe_layers
         if profile is not None and (profile.layers, profile.experts) != (layers, container.experts_per_layer):
             raise RequestError(
-                f"the profile is of a model with {profile.layers} MoE layers of {profile.experts} experts, the container "
-                f"has {layers} of {container.experts_per_layer}; make it again with `edgemoe-farm model profile`"
+                f"the profile is of a model with {profile.layers} MoE layers of {profile.experts} experts, the "
+                f"container has {layers} of {container.experts_per_layer}; make it again with `edgemoe-farm model profile`"
             )
         if profile is None and strategy.predictor is not None:
             raise RequestError(
@@ -77,7 +77,7 @@ class Engine:
             keep=strategy.residency != "none",
             threaded=strategy.predictor is not None,
             predictor=None if strategy.predictor is None or profile is None else PathPredictor(profile),
-            depth=strategy.prefetch_depth or container.experts_per_layer,
+            depth=self.model.config.top_k if strategy.prefetch_depth is None else strategy.prefetch_depth,
             clock=clock,
         )
         if strategy.residency == "all":
@@ -212,9 +212,7 @@ def _largest(records: Dict[ExpertKey, Record]) -> int:
     return max(record.slot_bytes for record in records.values())
 
 
-def _budget_bytes(
-    strategy: Strategy, asked: Optional[ExpertBudget], records: Dict[ExpertKey, Record]
-) -> Optional[int]:
+def _budget_bytes(strategy: Strategy, asked: Optional[ExpertBudget], records: Dict[ExpertKey, Record]) -> Optional[int]:
     """None: unlimited. A budget for a strategy without a buffer is a mistake, and so an error."""
     if strategy.residency != "buffer":
         if asked is not None:

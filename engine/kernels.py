@@ -97,7 +97,7 @@ class Kernels:
         return out
 
     def _array(self, name: str, shape: Tuple[int, ...], dtype: type) -> np.ndarray:
-        """Scratch, kept between calls: a fresh megabyte each time would cost more in page faults than the arithmetic."""
+        """Scratch, kept between calls: the page faults of a fresh megabyte cost more than the arithmetic on it."""
         array = self._scratch.get((name, shape))
         if array is None:
             array = self._scratch[name, shape] = np.empty(shape, dtype)

@@ -89,7 +89,7 @@ def page_cache_resident_fraction(path: str) -> Optional[float]:
             address = ctypes.addressof(start)
             failed = libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), states)
             del start
-            return None if failed else float(np.count_nonzero(np.frombuffer(states, np.uint8) & 1)) / pages
+            return None if failed else sum(state & 1 for state in bytes(states)) / pages
         finally:
             mapping.close()
     except (OSError, ValueError, AttributeError):
@@ -143,4 +143,3 @@ def _blas_name() -> Optional[str]:
         if re.match(r"lib(scipy_)?(openblas|mkl_rt|blis|atlas|blas)", name):
             return name
     return None
-

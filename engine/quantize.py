@@ -162,7 +162,7 @@ def _parts(fmt: Format, shape: MatrixShape) -> List[Tuple[str, np.dtype, Tuple[i
     low_bits = LOW_BITS[fmt.precision]
     byte = np.dtype(np.int8 if low_bits == 8 else np.uint8)
     half = np.dtype("<f2")
-    parts = [("codes", byte, (groups, size * low_bits // 8, rows))]
+    parts: List[Tuple[str, np.dtype, Tuple[int, ...]]] = [("codes", byte, (groups, size * low_bits // 8, rows))]
     if fmt.precision == "int3":
         parts.append(("high", np.dtype(np.uint8), (groups, size // 8, rows)))
     parts.append(("scales", half, (groups, rows)))
@@ -227,7 +227,7 @@ def _quantise(weight: np.ndarray, into: Packed, name: str) -> None:
 
 
 def _pack_fields(values: np.ndarray, bits: int, into: np.ndarray) -> None:
-    """values (groups, size, rows) of `bits` bits each -> bytes (groups, size * bits / 8, rows), see the module's head."""
+    """values (groups, size, rows) of `bits` bits each -> bytes (groups, size * bits / 8, rows); see the module."""
     per_byte = 8 // bits
     length = values.shape[1] // per_byte
     into[...] = 0

@@ -17,7 +17,7 @@ from engine.protocol import READERS, ExpertBudget, Sampling
 from engine.quantize import BITS, FLOATS, GROUPS, Format, MatrixShape, RecordLayout
 from engine.strategies import STRATEGIES
 
-_CONFIG = {
+_CONFIG: Dict[str, Any] = {
     "vocab_size": 96, "hidden_size": 48, "expert_size": 40, "layers": 3, "heads": 4, "kv_heads": 2, "head_dim": 12,
     "experts": 4, "top_k": 2, "rope_theta": 10000.0, "norm_eps": 1e-5, "max_positions": 64, "sliding_window": None,
     "tied_head": False, "bos_id": None, "eos_ids": [],
@@ -54,16 +54,20 @@ def write_random_model(path: str, formats: List[Format], seed: int = 0) -> None:
 
     with ContainerWriter(path, architecture="mixtral", config=_CONFIG, formats=formats) as writer:
         writer.add_tensor("embed", weights(_CONFIG["vocab_size"], hidden) * 5)
-        for i in range(_CONFIG["layers"]):  # type: ignore[call-overload]
+        for i in range(_CONFIG["layers"]):
             writer.add_tensor(f"layers.{i}.attention_norm", weights(hidden) + 1)
-            writer.add_tensor(f"layers.{i}.q", weights(_CONFIG["heads"] * head_dim, hidden))  # type: ignore[operator]
+            writer.add_tensor(f"layers.{i}.q", weights(_CONFIG["heads"] * head_dim, hidden))
             for name in ("k", "v"):
-                writer.add_tensor(f"layers.{i}.{name}", weights(_CONFIG["kv_heads"] * head_dim, hidden))  # type: ignore[operator]
-            writer.add_tensor(f"layers.{i}.o", weights(hidden, _CONFIG["heads"] * head_dim))  # type: ignore[operator]
+                writer.add_tensor(f"layers.{i}.{name}", weights(_CONFIG["kv_heads"] * head_dim, hidden))
+            writer.add_tensor(f"layers.{i}.o", weights(hidden, _CONFIG["heads"] * head_dim))
             writer.add_tensor(f"layers.{i}.moe_norm", weights(hidden) + 1)
             writer.add_tensor(f"layers.{i}.router", weights(_CONFIG["experts"], hidden))
-            for expert in range(_CONFIG["experts"]):  # type: ignore[call-overload]
-                matrices = {"gate": weights(width, hidden), "up": weights(width, hidden), "down": weights(hidden, width)}
+            for expert in range(_CONFIG["experts"]):
+                matrices = {
+                    "gate": weights(width, hidden),
+                    "up": weights(width, hidden),
+                    "down": weights(hidden, width),
+                }
                 writer.add_expert(i, expert, matrices)
         writer.add_tensor("norm", weights(hidden) + 1)
         writer.add_tensor("head", weights(_CONFIG["vocab_size"], hidden))

@@ -16,10 +16,10 @@ class Strategy:
     name: str
     summary: str
     source: str
-    residency: str  # all: every expert before the first token · none: read on use, keep nothing · buffer: within a budget
+    residency: str  # all: every expert before the first token · none: kept for one use · buffer: within a budget
     eviction: Optional[str] = None  # lru, forward-distance
     predictor: Optional[str] = None  # path; with one, an I/O thread preloads what it predicts
-    prefetch_depth: Optional[int] = None  # experts preloaded for a layer at most; None: until the router answers
+    prefetch_depth: Optional[int] = None  # experts preloaded for a layer at most; None: the model's top-k
     default_budget: Optional[ExpertBudget] = None
     lossless: bool = True
 

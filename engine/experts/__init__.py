@@ -1,8 +1,8 @@
 """Who holds experts, and when they arrive.
 
-    store.py       reads expert records from storage, by the reader that was chosen
-    buffer.py      which experts are in memory, within a hard byte budget; evicts by a policy of eviction.py
-    loader.py      decides what is read next, on the computing thread or on an I/O thread of its own
-    predictors.py  which experts the next layer will activate; from a profile (profile.py)
-    supply.py      brings them together behind the one call that a model makes
+store.py       reads expert records from storage, by the reader that was chosen
+buffer.py      which experts are in memory, within a hard byte budget; evicts by a policy of eviction.py
+loader.py      decides what is read next, on the computing thread or on an I/O thread of its own
+predictors.py  which experts the next layer will activate; from a profile (profile.py)
+supply.py      brings them together behind the one call that a model makes
 """

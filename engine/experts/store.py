@@ -58,7 +58,7 @@ class ExpertStore:
 
         Raises StorageError if the storage fails or the record is damaged.
         """
-        view = memoryview(slab)
+        view = slab.data
         size = record.slot_bytes
         start = self._clock()
         if start - self._free_at < _CREDIT_S:
@@ -102,7 +102,7 @@ class ExpertStore:
                 try:
                     file = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECT", 0))
                     try:
-                        os.preadv(file, [new_slab(4096)], 0)
+                        os.preadv(file, [new_slab(4096).data], 0)
                         return file
                     except OSError:
                         os.close(file)

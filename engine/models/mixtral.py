@@ -46,7 +46,7 @@ class MixtralConfig:
         """From a container's header. Raises ContainerError."""
         values = dict(config)
         for name, least, most in _RANGES:
-            value = values.get(name)
+            value: Any = values.get(name)
             if type(value) is not int or not least <= value <= most:
                 raise ContainerError(f"configuration: {name} is {str(value)[:40]!r}, not between {least} and {most}")
         for name in ("rope_theta", "norm_eps"):
@@ -154,7 +154,7 @@ class Mixtral:
     def weight_bytes(self) -> int:
         """Of the non-experts, in memory."""
         own = [self._embed, self._norm, *(getattr(w, f) for w in self._layers for f in LayerWeights.__annotations__)]
-        return sum(a.nbytes for a in own) + (0 if self._head is self._embed else self._head.nbytes)
+        return sum(int(a.nbytes) for a in own) + (0 if self._head is self._embed else self._head.nbytes)
 
     def start(self, positions: int) -> MixtralState:
         """A state for one sequence of up to `positions` tokens. Raises RequestError if the model knows fewer."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +49,7 @@ class Checkpoint:
     folder: Path
     config: dict[str, Any]  # config.json
     tensors: Mapping[str, StoredTensor]
+    _open: Mapping[Path, Any]  # the library's handles: they map the files, and go with this object
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
@@ -58,10 +58,12 @@ class Checkpoint:
             raise CheckpointError(f"{folder}: not a directory: give the folder that holds config.json and {SINGLE}")
         config = _read_json(folder / "config.json")
         tensors: dict[str, StoredTensor] = {}
+        handles: dict[Path, Any] = {}
         if (folder / INDEX).exists():
             weight_map = _read_index(folder / INDEX)
             for file in sorted(set(weight_map.values())):
-                for name, tensor in _read_header(file).items():
+                handles[file] = _open(file)
+                for name, tensor in _read_header(file, handles[file]).items():
                     if weight_map.get(name) != file:
                         raise CheckpointError(
                             f"{file}: tensor {_short(name)} is not placed there by {INDEX}: download both again"
@@ -73,12 +75,13 @@ class Checkpoint:
                         f"{file}: tensor {_short(name)}, placed there by {INDEX}, is missing: download both again"
                     )
         elif (folder / SINGLE).exists():
-            tensors = _read_header(folder / SINGLE)
+            handles[folder / SINGLE] = _open(folder / SINGLE)
+            tensors = _read_header(folder / SINGLE, handles[folder / SINGLE])
         else:
             raise CheckpointError(
                 f"{folder}: neither {SINGLE} nor {INDEX} is there: only safetensors checkpoints can be imported"
             )
-        return cls(folder, config, tensors)
+        return cls(folder, config, tensors, handles)
 
     def check_shapes(self, expected: Iterable[tuple[str, tuple[int, ...]]]) -> None:
         """Every expected tensor is there with its shape, and no other: else CheckpointError names the tensor.
@@ -107,13 +110,20 @@ class Checkpoint:
     def read(self, name: str) -> np.ndarray:
         """A tensor as stored: float32, float16 or bfloat16 (of ml_dtypes). NaN and infinity are refused."""
         tensor = self.tensors[name]
-        with _opened(tensor.file) as file:
-            array: np.ndarray = file.get_tensor(name)
+        array: np.ndarray = self._open[tensor.file].get_tensor(name)
         if not np.isfinite(array).all():
             raise CheckpointError(
                 f"{tensor.file}: tensor {name} holds NaN or infinity: the checkpoint is damaged or was never trained"
             )
         return array
+
+    def tokenizer_json(self) -> bytes | None:
+        try:
+            return (self.folder / "tokenizer.json").read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise CheckpointError(f"{self.folder / 'tokenizer.json'}: cannot be read: {error.strerror}") from None
 
     def read_float32(self, name: str) -> np.ndarray:
         return self.read(name).astype(np.float32, copy=False)
@@ -135,31 +145,28 @@ def _read_index(path: Path) -> dict[str, Path]:
     return files
 
 
-def _read_header(path: Path) -> dict[str, StoredTensor]:
-    tensors = {}
-    with _opened(path) as file:
-        for name in file.keys():  # noqa: SIM118 - a safe_open is not a mapping
-            view = file.get_slice(name)
-            dtype = view.get_dtype()
-            if dtype not in PRECISIONS:
-                raise CheckpointError(
-                    f"{path}: tensor {_short(name)} is {dtype}: only {', '.join(PRECISIONS)} can be imported;"
-                    " import the original, not a quantised copy"
-                )
-            tensors[name] = StoredTensor(path, PRECISIONS[dtype], tuple(view.get_shape()))
-    return tensors
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _open(path: Path) -> Any:
     """The library checks the header on opening: bounds, overlaps, gaps, sizes against shapes, and the file's length."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            yield file
+        return safe_open(path, framework="numpy")
     except SafetensorError as error:
         raise CheckpointError(f"{path}: cut off or damaged ({error}): download it again") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _read_header(path: Path, file: Any) -> dict[str, StoredTensor]:
+    tensors = {}
+    for name in file.keys():  # noqa: SIM118 - a safe_open is not a mapping
+        view = file.get_slice(name)
+        dtype = view.get_dtype()
+        if dtype not in PRECISIONS:
+            raise CheckpointError(
+                f"{path}: tensor {_short(name)} is {dtype}: only {', '.join(PRECISIONS)} can be imported;"
+                " import the original, not a quantised copy"
+            )
+        tensors[name] = StoredTensor(path, PRECISIONS[dtype], tuple(view.get_shape()))
+    return tensors
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,116 @@
+"""Import: a Hugging Face checkpoint becomes an expert container."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from engine.container import Container, ContainerWriter
+from engine.errors import ContainerError
+from engine.models.mixtral import MixtralConfig
+from engine.offline.checkpoint import BFLOAT16, Checkpoint, CheckpointError
+from engine.offline.mixtral import ARCHITECTURE, MixtralLayout
+from engine.offline.tokenizer import Tokenizer
+from engine.quantize import FLOATS, Format
+
+# 32 columns to a scale, with a zero point: of the integer formats the one that loses least at every width.
+DEFAULT_GROUP = 32
+DEFAULT_SYMMETRIC = False
+
+Progress = Callable[[int, int], None]  # (done, of)
+
+
+def formats_of(precisions: Sequence[str], group: int | None, symmetric: bool | None) -> tuple[Format, ...]:
+    """Formats for experts, the first the primary one; group and symmetry (None: the default) apply to integers."""
+    formats = tuple(
+        Format(p)
+        if p in FLOATS
+        else Format(
+            p,
+            DEFAULT_GROUP if group is None else group,
+            DEFAULT_SYMMETRIC if symmetric is None else symmetric,
+        )
+        for p in precisions
+    )
+    if (group, symmetric) != (None, None) and formats and all(f.precision in FLOATS for f in formats):
+        raise CheckpointError(f"group and symmetry are for integers; {', '.join(precisions)} has neither")
+    if len(set(formats)) != len(formats):
+        raise CheckpointError(f"{', '.join(precisions)}: a precision stands twice")
+    return formats
+
+
+def import_checkpoint(
+    folder: Path,
+    to: Path,
+    formats: Sequence[Format] = (),
+    *,
+    origin: dict[str, str] | None = None,
+    progress: Progress = lambda done, of: None,
+) -> Container:
+    """Reads `folder` and writes the container `to`, which appears only when it is whole.
+
+    `formats` are those of the experts, the first the primary one; without any, experts keep the checkpoint's own
+    precision. Non-experts always keep theirs. Raises CheckpointError, naming tensor or key and file, for what cannot
+    be imported, and ContainerError where the container cannot be written.
+    """
+    checkpoint = Checkpoint.open(folder)
+    layout = MixtralLayout.of(checkpoint)
+    try:
+        MixtralConfig.parse(layout.config)
+    except ContainerError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
+    experts = list(layout.experts())
+    try:
+        with ContainerWriter(
+            str(to),
+            architecture=ARCHITECTURE,
+            config=layout.config,
+            formats=formats or (Format(_expert_precision(checkpoint, layout)),),
+            tokenizer=_checked_tokenizer(checkpoint, layout.config["vocab_size"]),
+            origin={"checkpoint": folder.resolve().name, **(origin or {})},
+        ) as writer:
+            for theirs, ours, _ in layout.non_experts():
+                array = checkpoint.read(theirs)
+                if array.dtype == BFLOAT16:
+                    writer.add_tensor(ours, array.view(np.uint16), dtype="bf16")
+                else:
+                    writer.add_tensor(ours, array)
+            for done, (layer, expert) in enumerate(experts):
+                progress(done, len(experts))
+                weights = {m: checkpoint.read_float32(name) for m, name in layout.expert(layer, expert).items()}
+                try:
+                    writer.add_expert(layer, expert, weights)
+                except ContainerError as error:
+                    raise CheckpointError(f"{folder}: {error}") from None
+        progress(len(experts), len(experts))
+    except OSError as error:
+        raise ContainerError(f"{to}: cannot be written: {error.strerror or error}; nothing was left behind") from None
+    return Container.open(str(to))
+
+
+def _expert_precision(checkpoint: Checkpoint, layout: MixtralLayout) -> str:
+    """What all experts are stored in; float32, which holds them all, where they differ."""
+    stored = {
+        checkpoint.tensors[name].precision
+        for layer, expert in layout.experts()
+        for name in layout.expert(layer, expert).values()
+    }
+    return stored.pop() if len(stored) == 1 else "fp32"
+
+
+def _checked_tokenizer(checkpoint: Checkpoint, vocab_size: int) -> bytes | None:
+    text = checkpoint.tokenizer_json()
+    if text is None:
+        return None
+    path = checkpoint.folder / "tokenizer.json"
+    try:
+        known = Tokenizer(text, str(path)).vocab_size
+    except ContainerError as error:
+        raise CheckpointError(str(error)) from None
+    if known > vocab_size:
+        raise CheckpointError(
+            f"{path}: it knows {known} tokens where the model has {vocab_size}: it is another model's"
+        )
+    return text

@@ -1,0 +1,48 @@
+"""What a container holds, for people and for programs; and whether every byte of it is sound."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from engine.container import Container
+from engine.models.mixtral import MixtralConfig
+
+
+def summarise(container: Container) -> dict[str, Any]:
+    """The facts of `model info`; counts of experts and bytes. Raises ContainerError."""
+    config = MixtralConfig.parse(container.config)
+    labels = [f.label for f in container.formats]
+    precisions = {(r.layer, r.expert, container.formats[r.format].precision) for r in container.records}
+    return {
+        "architecture": container.architecture,
+        "layers": config.layers,
+        "moe_layers": container.moe_layers,
+        "experts_per_layer": container.experts_per_layer,
+        "top_k": config.top_k,
+        "vocab_size": config.vocab_size,
+        "bytes_total": container.file_bytes,
+        "bytes_experts": container.expert_bytes,
+        "bytes_non_experts": container.non_expert_bytes,
+        "precisions": dict(Counter(precision for _, _, precision in sorted(precisions))),
+        "formats": dict(Counter(labels[record.format] for record in container.records)),
+        "primary_formats": dict(Counter(labels[record.format] for record in container.primary.values())),
+        "tokenizer": container.tokenizer is not None,
+        "origin": dict(container.origin),
+        "config": dict(container.config),
+    }
+
+
+def verify(container: Container, progress: Callable[[int, int], None] = lambda done, of: None) -> int:
+    """Reads everything and checks each checksum; returns how many parts there were. Raises ContainerError."""
+    of = len(container.tensors) + len(container.records) + 1
+    for done, name in enumerate(container.tensors):
+        progress(done, of)
+        container.read_tensor(name)
+    for done, record in enumerate(container.records, len(container.tensors)):
+        progress(done, of)
+        container.read_expert(record)
+    container.tokenizer_json()
+    progress(of, of)
+    return of - (container.tokenizer is None)
