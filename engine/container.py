@@ -156,8 +156,8 @@ class Container:
 class ContainerWriter:
     """Writes a container in one pass. Nothing appears under `path` unless the `with` block ends without an error.
 
-    Experts must all be added before the block ends, every layer with the same number of them. Each is written
-    once in each format; the first format is the primary one, which strategies use unless they say otherwise.
+    Experts must all be added before the block ends, every layer with the same number of them, each in one or more
+    of the formats; the first that it is written in is its primary one, which strategies use by default.
     """
 
     def __init__(
@@ -209,27 +209,28 @@ class ContainerWriter:
         self._tensors.append([name, precision, list(array.shape), self._offset, len(data), zlib.crc32(data)])
         self._put(data)
 
-    def add_expert(self, layer: int, expert: int, weights: Dict[str, np.ndarray]) -> None:
-        """float32 matrices (output channels, input channels) by name, in the order of consumption."""
+    def add_expert(
+        self, layer: int, expert: int, weights: Dict[str, np.ndarray], formats: Optional[Sequence[int]] = None
+    ) -> None:
+        """float32 matrices (output channels, input channels) by name, in the order of consumption.
+
+        `formats`: the numbers of those of the container's formats that this expert is written in; None for all.
+        """
         shapes = tuple(MatrixShape(name, *weight.shape) for name, weight in weights.items())
         if not self._matrices:
             self._matrices = shapes
             self._layouts = tuple(RecordLayout.of(f, shapes) for f in self._formats)
         elif shapes != self._matrices:
             raise ContainerError(f"layer {layer} expert {expert}: {shapes} where {self._matrices} is expected")
-        for index, layout in enumerate(self._layouts):
+        for index in range(len(self._layouts)) if formats is None else formats:
             try:
-                record = layout.pack(weights)
+                record = self._layouts[index].pack(weights)
             except ContainerError as error:
                 raise ContainerError(f"layer {layer} expert {expert}: {error}") from None
-            self.add_record(layer, expert, index, record)
-
-    def add_record(self, layer: int, expert: int, fmt: int, record: np.ndarray) -> None:
-        """A record that is packed already, in format number `fmt`."""
-        self._pad(RECORD_ALIGNMENT)
-        self._records.append([layer, expert, fmt, self._offset, record.nbytes, zlib.crc32(record.data)])
-        self._put(record.tobytes())
-        self._pad(RECORD_ALIGNMENT)
+            self._pad(RECORD_ALIGNMENT)
+            self._records.append([layer, expert, index, self._offset, record.nbytes, zlib.crc32(record.data)])
+            self._put(record.tobytes())
+            self._pad(RECORD_ALIGNMENT)
 
     def __exit__(
         self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]

@@ -52,7 +52,7 @@ class Engine:
         if profile is not None and (profile.layers, profile.experts) != (layers, container.experts_per_layer):
             raise RequestError(
                 f"the profile is of a model with {profile.layers} MoE layers of {profile.experts} experts, the "
-                f"container has {layers} of {container.experts_per_layer}; make it again with `edgemoe-farm model profile`"
+                f"container has {layers} of {container.experts_per_layer}; make one with `edgemoe-farm model profile`"
             )
         if profile is None and strategy.predictor is not None:
             raise RequestError(

@@ -44,8 +44,11 @@ def all_formats() -> List[Format]:
     return [Format(p) for p in FLOATS] + quantised
 
 
-def write_random_model(path: str, formats: List[Format], seed: int = 0) -> None:
-    """A small Mixtral with random weights, strong enough that its experts matter."""
+def write_random_model(path: str, formats: List[Format], *, mixed: bool = False, seed: int = 0) -> None:
+    """A small Mixtral with random weights, strong enough that its experts matter.
+
+    Its experts stand in all formats, or with `mixed` in one each, by turns.
+    """
     random = np.random.default_rng(seed)
     hidden, width, head_dim = _CONFIG["hidden_size"], _CONFIG["expert_size"], _CONFIG["head_dim"]
 
@@ -68,7 +71,7 @@ def write_random_model(path: str, formats: List[Format], seed: int = 0) -> None:
                     "up": weights(width, hidden),
                     "down": weights(hidden, width),
                 }
-                writer.add_expert(i, expert, matrices)
+                writer.add_expert(i, expert, matrices, [(i + expert) % len(formats)] if mixed else None)
         writer.add_tensor("norm", weights(hidden) + 1)
         writer.add_tensor("head", weights(_CONFIG["vocab_size"], hidden))
 
@@ -116,9 +119,10 @@ def _check_arithmetic(scratch: str) -> Tuple[bool, str]:
 def _check_strategies(scratch: str) -> Tuple[bool, str]:
     """Every strategy, reader and budget gives the same tokens."""
     done = 0
-    for fmt in (Format("fp16"), Format("int4", 32, symmetric=False)):
-        path = os.path.join(scratch, f"{fmt.label}.emoe")
-        write_random_model(path, [fmt])
+    floats, nibbles = Format("fp32"), Format("int4", 32, symmetric=False)
+    for formats in ([floats], [nibbles], [floats, nibbles]):
+        path = os.path.join(scratch, "model.emoe")
+        write_random_model(path, formats, mixed=True)
         container = Container.open(path)
         profile = profile_of(container)
         expected: Optional[Tuple[int, ...]] = None

@@ -5,8 +5,11 @@ The arithmetic is the engine's own; only the supply of experts is simpler, becau
 
 from __future__ import annotations
 
+import os
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -25,7 +28,7 @@ class MappedExperts:
 
     def __init__(self, container: Container) -> None:
         self._container = container
-        self._bytes = np.memmap(container.path, np.uint8, "r")
+        self._bytes: np.ndarray = np.memmap(container.path, np.uint8, "r")
         self._checked: set[int] = set()  # offsets
 
     def fetch(self, layer: int, chosen: np.ndarray) -> Iterator[tuple[int, dict[str, Packed]]]:
@@ -34,7 +37,7 @@ class MappedExperts:
             record = self._container.primary[layer, expert]
             data = self._bytes[record.offset : record.offset + record.bytes]
             if record.offset not in self._checked:
-                if zlib.crc32(memoryview(data)) != record.crc32:
+                if zlib.crc32(data.data) != record.crc32:
                     raise ContainerError(
                         f"{self._container.path}: layer {layer} expert {expert} is damaged (checksum); copy it again"
                     )
@@ -81,3 +84,21 @@ class OfflineModel:
         seen: list[list[np.ndarray]] = [[] for _ in range(self.config.layers)]
         self.logits(tokens, lambda layer, chosen: seen[layer].append(chosen))
         return np.sort(np.stack([np.concatenate(chunks) for chunks in seen]), axis=-1)
+
+
+def save_logits(path: Path, logits: np.ndarray) -> None:
+    """As .npy, under its name only once it is whole. Raises RequestError where it cannot be written."""
+    try:
+        descriptor, aside = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.absolute().parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                np.save(file, logits, allow_pickle=False)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(aside, 0o644)
+            os.replace(aside, path)
+        except BaseException:
+            os.unlink(aside)
+            raise
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be written: {error.strerror or error}") from None

@@ -10,8 +10,9 @@ from engine.container import Container
 from engine.models.mixtral import MixtralConfig
 
 
-def summarise(container: Container) -> dict[str, Any]:
+def summarise(path: str) -> dict[str, Any]:
     """The facts of `model info`; counts of experts and bytes. Raises ContainerError."""
+    container = Container.open(path)
     config = MixtralConfig.parse(container.config)
     labels = [f.label for f in container.formats]
     precisions = {(r.layer, r.expert, container.formats[r.format].precision) for r in container.records}
@@ -34,8 +35,9 @@ def summarise(container: Container) -> dict[str, Any]:
     }
 
 
-def verify(container: Container, progress: Callable[[int, int], None] = lambda done, of: None) -> int:
-    """Reads everything and checks each checksum; returns how many parts there were. Raises ContainerError."""
+def verify(path: str, progress: Callable[[int, int], None] = lambda done, of: None) -> tuple[int, int]:
+    """Reads everything and checks each checksum -> (parts checked, bytes of the file). Raises ContainerError."""
+    container = Container.open(path)
     of = len(container.tensors) + len(container.records) + 1
     for done, name in enumerate(container.tensors):
         progress(done, of)
@@ -45,4 +47,4 @@ def verify(container: Container, progress: Callable[[int, int], None] = lambda d
         container.read_expert(record)
     container.tokenizer_json()
     progress(of, of)
-    return of - (container.tokenizer is None)
+    return of - (container.tokenizer is None), container.file_bytes

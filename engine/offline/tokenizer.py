@@ -24,17 +24,20 @@ class Tokenizer:
 
     @classmethod
     def from_container(cls, path: str) -> Tokenizer:
-        return cls.of(Container.open(path))
-
-    @classmethod
-    def of(cls, container: Container) -> Tokenizer:
-        text = container.tokenizer_json()
-        if text is None:
+        """Raises RequestError where the container holds no tokenizer."""
+        tokenizer = cls.find(path)
+        if tokenizer is None:
             raise RequestError(
-                f"{container.path}: it holds no tokenizer: import the model with its tokenizer.json beside config.json,"
+                f"{path}: it holds no tokenizer: import the model with its tokenizer.json beside config.json,"
                 " or give token ids"
             )
-        return cls(text, container.path)
+        return tokenizer
+
+    @classmethod
+    def find(cls, path: str) -> Tokenizer | None:
+        """None where the container holds none."""
+        text = Container.open(path).tokenizer_json()
+        return None if text is None else cls(text, path)
 
     @property
     def vocab_size(self) -> int:

@@ -1,0 +1,61 @@
+"""Generation on the controller: a RunRequest in an engine process of its own, exactly as a device would run it.
+
+Its own process, because threads of numpy's BLAS are fixed when it starts and peak memory must be the engine's alone.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from engine import errors
+from engine.errors import EngineError
+from engine.protocol import DeviceFacts, Load, RunRequest, Sample, Totals, decode_event, to_json
+
+
+@dataclass(frozen=True)
+class Generation:
+    """All that an engine process said."""
+
+    facts: DeviceFacts
+    load: Load
+    samples: tuple[Sample, ...]
+    totals: Totals
+
+
+def generate(request: RunRequest) -> Generation:
+    """Raises the EngineError that the engine process reported. The request's own deadline holds in that process."""
+    # -P: a folder called `engine` where the user happens to stand is not ours.
+    process = subprocess.run(
+        [sys.executable, "-P", "-m", "engine", "run", "--request", "-"],
+        input=json.dumps(to_json(request)).encode(),
+        capture_output=True,
+        timeout=request.deadline_s + 60,
+        check=False,
+    )
+    content: dict[str, object] = {}
+    samples: list[Sample] = []
+    for line in process.stdout.splitlines():
+        event, fields = decode_event(line)
+        if event == "failed":
+            raise _error(fields["kind"], fields["message"])
+        if event == "sample":
+            samples.append(fields["sample"])
+        else:
+            content.update(fields)
+    facts, load, totals = content.get("facts"), content.get("load"), content.get("totals")
+    if not (isinstance(facts, DeviceFacts) and isinstance(load, Load) and isinstance(totals, Totals)):
+        last = "".join(process.stderr.decode(errors="replace").strip().splitlines()[-1:])[:300]
+        raise EngineError(
+            f"the engine ended with status {process.returncode} before it had finished: {last or 'silent'}; "
+            "try a smaller expert budget, or `python3 -m engine selftest`"
+        )
+    return Generation(facts, load, tuple(samples), totals)
+
+
+def _error(kind: str, message: str) -> EngineError:
+    """The error of that kind, as if it had been raised here."""
+    kinds = {e.kind: e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, EngineError)}
+    return kinds.get(kind, EngineError)(message)

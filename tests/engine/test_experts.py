@@ -1,0 +1,318 @@
+"""The supply of experts: same answer whatever the strategy, within the budget, whatever the storage does."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.container import Container, ExpertKey, Record
+from engine.errors import ContainerError, MemoryBudgetError, RequestError, StorageError
+from engine.experts.buffer import ExpertBuffer
+from engine.experts.eviction import ForwardDistance, LeastRecentlyUsed
+from engine.experts.predictors import PathPredictor
+from engine.experts.profile import PathCounter, PathProfile
+from engine.experts.store import ExpertStore
+from engine.generate import Engine
+from engine.protocol import READERS, ExpertBudget, Sampling, Steps
+from engine.quantize import Format
+from engine.selftest import all_formats, profile_of, write_random_model
+from engine.strategies import STRATEGIES
+
+PROMPT = (1, 17, 5, 80, 33)
+
+
+def generate(
+    container: Container, strategy: str, profile: PathProfile, budget: int | None = None, reader: str = "pread"
+) -> tuple[tuple[int, ...], Steps]:
+    engine = Engine(
+        container,
+        STRATEGIES[strategy],
+        profile=profile,
+        expert_budget=None if budget is None else ExpertBudget(experts=budget),
+        reader=reader,
+    )
+    try:
+        return engine.generate(PROMPT, 16, Sampling())
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("fmt", all_formats(), ids=lambda f: f.label)
+def test_all_strategies_give_the_same_tokens_at_every_precision_and_budget(tmp_path: Path, fmt: Format) -> None:
+    write_random_model(str(tmp_path / "m.emoe"), [fmt])
+    container = Container.open(str(tmp_path / "m.emoe"))
+    profile = profile_of(container)
+    expected, _ = generate(container, "full-load", profile)
+    assert len(set(expected)) > 3  # not a model that says one thing whatever its experts do
+    assert generate(container, "naive-swap", profile)[0] == expected
+    for budget in range(1, len(container.primary) + 1):
+        assert generate(container, "edgemoe", profile, budget)[0] == expected
+
+
+def test_what_each_strategy_reads_is_what_its_name_says(container: Container, profile: PathProfile) -> None:
+    slot, layers, top_k = container.primary[0, 0].slot_bytes, 3, 2
+    _, full = generate(container, "full-load", profile)
+    assert sum(full.read_bytes) == sum(full.misses) == sum(full.late) == 0
+    assert set(full.hits[1:]) == {layers * top_k}
+    _, naive = generate(container, "naive-swap", profile)
+    assert set(naive.misses[1:]) == {layers * top_k}
+    assert set(naive.read_bytes[1:]) == {layers * top_k * slot}
+    assert sum(naive.hits) == sum(naive.prefetched_bytes) == 0
+    _, whole = generate(container, "edgemoe", profile, 12)
+    assert 0 < sum(whole.read_bytes) <= len(container.primary) * slot  # each at most once
+    _, small = generate(container, "edgemoe", profile, 6)
+    activations = [h + late + m for h, late, m in zip(small.hits, small.late, small.misses, strict=True)]
+    assert set(activations[1:]) == {layers * top_k}
+    assert sum(small.hits) > 0
+    assert sum(small.prefetched_bytes) > 0
+    assert all(
+        w <= r
+        for w, r in zip(itertools.accumulate(small.wasted_bytes), itertools.accumulate(small.read_bytes), strict=True)
+    )
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_the_byte_budget_is_never_exceeded(
+    container: Container, profile: PathProfile, reader: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts every slab that is alive, by its own finaliser, and not by the buffer's account."""
+    import weakref
+
+    import engine.experts.buffer as buffer_module
+
+    alive, most = [0], [0]
+    new_slab = buffer_module.new_slab
+
+    def counted(size: int) -> np.ndarray:
+        slab = new_slab(size)
+        alive[0] += size
+        most[0] = max(most[0], alive[0])
+        weakref.finalize(slab, lambda: alive.__setitem__(0, alive[0] - size))
+        return slab
+
+    monkeypatch.setattr(buffer_module, "new_slab", counted)
+    slot = container.primary[0, 0].slot_bytes
+    for budget in (1, 2, 5, 9):
+        most[0] = alive[0]
+        before = alive[0]
+        generate(container, "edgemoe", profile, budget, reader)
+        assert 0 < most[0] - before <= budget * slot
+
+
+def test_experts_of_mixed_precision_share_a_budget(tmp_path: Path) -> None:
+    write_random_model(str(tmp_path / "mixed.emoe"), [Format("fp32"), Format("int2")], mixed=True)
+    container = Container.open(str(tmp_path / "mixed.emoe"))
+    sizes = {r.slot_bytes for r in container.primary.values()}
+    assert len(sizes) == 2
+    profile = profile_of(container)
+    expected, _ = generate(container, "full-load", profile)
+    for budget in (1, 2, 3, 7, 12):
+        assert generate(container, "edgemoe", profile, budget)[0] == expected
+    buffer = ExpertBuffer(100, 60, LeastRecentlyUsed())
+    keys = itertools.count()
+    chooser = random.Random(0)
+    for _ in range(2000):
+        record = Record(0, 0, 0, 0, chooser.choice([10, 20, 60]), 0)
+        entry = buffer.reserve((0, next(keys)), _Sized(record), layer=0, speculative=False, keep=frozenset())  # type: ignore[arg-type]
+        assert entry is not None
+        entry.ready = True
+        live = sum(e.slab.nbytes for e in buffer.entries.values())
+        assert live <= buffer.held_bytes <= 100
+
+
+class _Sized:
+    """A record whose slot is as long as itself: sizes that page alignment would hide."""
+
+    def __init__(self, record: Record) -> None:
+        self.slot_bytes = record.bytes
+
+
+def test_a_budget_without_room_for_an_expert_is_refused(container: Container, profile: PathProfile) -> None:
+    with pytest.raises(MemoryBudgetError, match="1-experts"):
+        Engine(container, STRATEGIES["edgemoe"], profile=profile, expert_budget=ExpertBudget(bytes=1000))
+    with pytest.raises(RequestError, match="no expert buffer"):
+        Engine(container, STRATEGIES["naive-swap"], expert_budget=ExpertBudget(experts=4))
+    with pytest.raises(RequestError, match="model profile"):
+        Engine(container, STRATEGIES["edgemoe"])
+    other = PathProfile(2, 4, 0, ({}, {}), ({}, {}), ({}, {}))
+    with pytest.raises(RequestError, match="2 MoE layers"):
+        Engine(container, STRATEGIES["edgemoe"], profile=other)
+
+
+def test_a_budget_under_one_tokens_working_set_is_warned_of(container: Container, profile: PathProfile) -> None:
+    for budget, warned in ((5, True), (6, False)):
+        engine = Engine(container, STRATEGIES["edgemoe"], profile=profile, expert_budget=ExpertBudget(experts=budget))
+        assert bool(engine.warnings) is warned
+        engine.close()
+
+
+# --- storage that is slow, late, or fails ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def patched_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[Record], None]], None]]:
+    """Runs a function of the test's before every read of an expert."""
+    original = ExpertStore.read
+
+    def install(before: Callable[[Record], None]) -> None:
+        def read(self: ExpertStore, record: Record, slab: np.ndarray, broken_off: Callable[[], bool]) -> int:
+            before(record)
+            return original(self, record, slab, broken_off)
+
+        monkeypatch.setattr(ExpertStore, "read", read)
+
+    yield install
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_timing_changes_no_token(
+    container: Container, profile: PathProfile, patched_read: Callable[..., None], seed: int
+) -> None:
+    expected, _ = generate(container, "full-load", profile)
+    chooser = random.Random(seed)
+    patched_read(lambda record: time.sleep(chooser.choice([0, 0, 0.0001, 0.002])))
+    for budget in (1, 2, 3, 6, 12):
+        assert generate(container, "edgemoe", profile, budget)[0] == expected
+
+
+def test_a_speculative_read_gives_way_to_a_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunk by chunk: with reads broken off all the time, the answer stays and the waste is accounted for."""
+    monkeypatch.setattr("engine.experts.store.CHUNK_BYTES", 1024)
+    write_random_model(str(tmp_path / "m.emoe"), [Format("fp32")])
+    container = Container.open(str(tmp_path / "m.emoe"))
+    # A profile that is always wrong: it predicts what was chosen least.
+    honest = profile_of(container)
+    wrong = PathProfile(
+        3,
+        4,
+        honest.tokens,
+        tuple({e: 100 - c.get(e, 0) for e in range(4)} for c in honest.marginal),
+        ({},) * 3,
+        ({},) * 3,
+    )
+    expected, _ = generate(container, "full-load", honest)
+    engine = Engine(
+        container, STRATEGIES["edgemoe"], profile=wrong, expert_budget=ExpertBudget(experts=4),
+        emulated_read_bytes_per_s=20e6,
+    )  # fmt: skip
+    tokens, steps = engine.generate(PROMPT, 16, Sampling())
+    engine.close()
+    assert tokens == expected
+    assert sum(steps.wasted_bytes) > 0
+    assert sum(steps.wasted_bytes) <= sum(steps.prefetched_bytes) <= sum(steps.read_bytes)
+
+
+def test_a_failing_preload_does_not_change_the_answer(
+    container: Container, profile: PathProfile, patched_read: Callable[..., None]
+) -> None:
+    expected, _ = generate(container, "full-load", profile)
+    failures = itertools.count()
+
+    def fail_on_the_io_thread_sometimes(record: Record) -> None:
+        entry = supply.buffer.entries.get((record.layer, record.expert))
+        if entry is not None and not entry.wanted and next(failures) % 3 == 0:
+            raise StorageError("injected")
+
+    engine = Engine(container, STRATEGIES["edgemoe"], profile=profile, expert_budget=ExpertBudget(experts=6))
+    supply = engine.supply
+    patched_read(fail_on_the_io_thread_sometimes)
+    try:
+        for _ in range(20):
+            try:
+                tokens, _ = engine.generate(PROMPT, 16, Sampling())
+            except StorageError as error:  # the preload became a demand while it failed: a clear error is allowed
+                assert "injected" in str(error)
+                break
+            assert tokens == expected
+    finally:
+        engine.close()
+    assert next(failures) > 0
+
+
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+@pytest.mark.parametrize("error", [StorageError("injected"), ValueError("injected")], ids=["storage", "bug"])
+def test_a_demanded_expert_that_cannot_be_read_is_an_error_and_no_hang(
+    container: Container, profile: PathProfile, patched_read: Callable[..., None], strategy: str, error: Exception
+) -> None:
+    countdown = itertools.count()
+
+    def fail(record: Record) -> None:
+        if next(countdown) >= 5:
+            raise error
+
+    patched_read(fail)
+    with pytest.raises(StorageError, match="injected"):
+        generate(container, strategy, profile, 2 if STRATEGIES[strategy].residency == "buffer" else None)
+    assert not [t for t in threading.enumerate() if t.name == "experts"]
+
+
+# --- policies and predictors ----------------------------------------------------------------------------------------
+
+
+def test_forward_distance_evicts_what_is_rare_and_far() -> None:
+    frequency = {(layer, expert): 0.5 for layer in range(4) for expert in range(2)}
+    policy = ForwardDistance(4, frequency)
+    keys: list[ExpertKey] = [(0, 0), (1, 0), (2, 0), (3, 0)]
+    # Layer 1 computes: the next turns are 2, 3, 0 and, a whole round away, 1 itself.
+    order = []
+    while keys:
+        victim = policy.victim(keys, layer=1)
+        assert victim is not None
+        order.append(victim[0])
+        keys.remove(victim)
+    assert order == [1, 0, 3, 2]
+    rare = ForwardDistance(4, {**frequency, (2, 1): 0.01})
+    assert rare.victim([(1, 0), (2, 1)], layer=1) == (2, 1)
+    assert rare.victim([], layer=1) is None
+
+
+def test_least_recently_used() -> None:
+    assert LeastRecentlyUsed().victim([(3, 1), (0, 0)], layer=0) == (3, 1)
+
+
+def test_paths_are_counted_over_the_boundary_of_tokens_and_backed_off() -> None:
+    counter = PathCounter(2, 8)
+    counter.observe([[(1, 0), (2, 3)], [(4, 5), (2, 3)], [(4, 5), (2, 6)]])
+    profile = counter.finish(least=1)
+    assert profile.tokens == 3
+    assert profile.marginal[0] == {0: 1, 1: 1, 4: 2, 5: 2}
+    assert profile.one[1] == {((0, 1),): {2: 1, 3: 1}, ((4, 5),): {2: 2, 3: 1, 6: 1}}
+    assert profile.two[0] == {((0, 1), (2, 3)): {4: 1, 5: 1}, ((4, 5), (2, 3)): {4: 1, 5: 1}}
+    assert profile.ranking(1, [(2, 3), (4, 5)]) == [2, 3, 6]
+    assert profile.ranking(0, [(7,), (2, 3)]) == [4, 5, 0, 1]  # two unseen: one, then the marginal
+    assert profile.ranking(0, []) == [4, 5, 0, 1]
+    assert counter.finish(least=2).two[0] == {}
+    predictor = PathPredictor(profile)
+    predictor.observe((0, 1))
+    assert predictor.predict(1) == [2, 3, 6]
+
+
+def test_a_profile_survives_its_file(tmp_path: Path, profile: PathProfile) -> None:
+    path = str(tmp_path / "p.json")
+    profile.save(path)
+    assert PathProfile.load(path) == profile
+    assert [p.name for p in tmp_path.iterdir()] == ["p.json"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "{}", "nonsense", "[" * 100000,
+        '{"schema":"edgemoe-profile","version":2,"layers":1,"experts":1,"tokens":0,"marginal":[[]],"one":[{}],"two":[{}]}',
+        '{"schema":"edgemoe-profile","version":1,"layers":2,"experts":1,"tokens":0,"marginal":[[]],"one":[{}],"two":[{}]}',
+        '{"schema":"edgemoe-profile","version":1,"layers":1,"experts":1,"tokens":0,"marginal":[[[5,1]]],"one":[{}],"two":[{}]}',
+        '{"schema":"edgemoe-profile","version":1,"layers":1,"experts":1,"tokens":0,"marginal":[[]],"one":[{"x":[]}],"two":[{}]}',
+    ],
+)  # fmt: skip
+def test_a_damaged_profile_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(text)
+    with pytest.raises(ContainerError, match=r"p\.json"):
+        PathProfile.load(str(path))
