@@ -1,8 +1,29 @@
-"""Devices and the TOML file that declares them."""
+"""Devices and the TOML file that declares them: declared data without behaviour.
+
+    version = 1
+
+    [defaults]                  # optional: values for every device that does not say otherwise
+    user = "pi"
+
+    [devices.kitchen-pi]
+    host = "192.168.1.20"
+
+See example.toml beside this file for each kind of device. History of VERSION: 1 first.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+VERSION = 1
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class InventoryError(ValueError):
@@ -17,12 +38,30 @@ class Device:
     host: str  # address, or an alias in ~/.ssh/config
     port: int | None = None  # None: ssh_config's, else 22
     user: str | None = None
-    identity_file: str | None = None
-    proxy_jump: str | None = None
+    identity_file: str | None = None  # `~` is the controller's home; offered to the jump hosts too
+    proxy_jump: str | None = None  # [user@]host[:port], several separated by commas, nearest first
     root: str = "edgemoe-farm"  # folder on the device, relative to the home folder unless absolute
     python: str | None = None  # None: the first python3 >= 3.8 with numpy that is found
     emulated_read_bytes_per_s: float | None = None  # the engine limits its expert reads to this; labelled `emulated`
     tags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(SAFE_NAME.fullmatch(self.name), "name", "may hold letters, digits, '.', '_' and '-', at most 64")
+        _require(_is_word(self.host), "host", "must be an address or an ssh_config alias, without spaces")
+        _require(self.port is None or 1 <= self.port <= 65535, "port", "must be between 1 and 65535")
+        _require(self.user is None or _is_word(self.user), "user", "must be a user name, without spaces")
+        _require(self.identity_file is None or _is_line(self.identity_file), "identity_file", "must be a path")
+        jumps = () if self.proxy_jump is None else self.proxy_jump.split(",")
+        _require(all(_is_word(jump) for jump in jumps), "proxy_jump", "must be [user@]host[:port], separated by commas")
+        _require(
+            _is_line(self.root) and not self.root.startswith(("-", "~")) and self.root.strip("/. ") != "",
+            "root",
+            "must be a folder of its own on the device, absolute or relative to the home folder (no '~')",
+        )
+        _require(self.python is None or _is_line(self.python), "python", "must be a command or path on the device")
+        rate = self.emulated_read_bytes_per_s
+        _require(rate is None or 1e3 <= rate <= 1e12, "emulated_read_bytes_per_s", "must be between 1e3 and 1e12")
+        _require(all(SAFE_NAME.fullmatch(tag) for tag in self.tags), "tags", "must be short words")
 
 
 @dataclass(frozen=True)
@@ -30,3 +69,106 @@ class Inventory:
     """The devices of a farm, by name."""
 
     devices: dict[str, Device]
+
+    @classmethod
+    def load(cls, path: Path) -> Inventory:
+        """Reads and checks a TOML file; raises InventoryError."""
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InventoryError(f"inventory {path} cannot be read: {error}") from None
+        except tomllib.TOMLDecodeError as error:
+            raise InventoryError(f"inventory {path} is not TOML: {error}") from None
+        return cls.parse(document, str(path))
+
+    @classmethod
+    def parse(cls, document: Mapping[str, Any], source: str = "inventory") -> Inventory:
+        """A parsed TOML document -> Inventory; `source` is what messages call it."""
+        _known_keys(document, ("version", "defaults", "devices"), source)
+        if document.get("version") != VERSION or isinstance(document.get("version"), bool):
+            raise InventoryError(
+                f"{source}: version {document.get('version')!r} is not known: write `version = {VERSION}` at the top"
+            )
+        defaults = _table(document.get("defaults", {}), f"{source}: defaults")
+        _known_keys(defaults, [key for key in _KEYS if key != "host"], f"{source}: defaults")
+        declared = _table(document.get("devices", {}), f"{source}: devices")
+        if not declared:
+            raise InventoryError(f"{source}: no device is declared: add a table such as [devices.kitchen-pi]")
+        devices = {}
+        for name, table in declared.items():
+            devices[name] = _device(name, defaults, _table(table, f"{source}: device {name!r}"), source)
+        return cls(devices)
+
+    def __getitem__(self, name: str) -> Device:
+        """The device of that name; raises InventoryError that suggests the nearest."""
+        if name not in self.devices:
+            known = ", ".join(sorted(self.devices))
+            raise InventoryError(f"no device is called {name!r}{_suggestion(name, self.devices)} (declared: {known})")
+        return self.devices[name]
+
+
+def _device(name: str, defaults: Mapping[str, Any], table: Mapping[str, Any], source: str) -> Device:
+    where = f"{source}: device {name!r}"
+    _known_keys(table, _KEYS, where)
+    if "host" not in table:
+        raise InventoryError(f"{where}: key 'host' is missing: write host = \"address or ssh_config alias\"")
+    values = {**defaults, **table}
+    for key, value in values.items():
+        kinds = _KEYS[key]
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise InventoryError(f"{where}: key {key!r} must be {_TYPE_NAMES[kinds[0]]}, not {value!r:.60}")
+    if "tags" in values:
+        if not all(isinstance(tag, str) for tag in values["tags"]):
+            raise InventoryError(f"{where}: key 'tags' must be a list of texts")
+        values["tags"] = tuple(values["tags"])
+    if "emulated_read_bytes_per_s" in values:
+        values["emulated_read_bytes_per_s"] = float(values["emulated_read_bytes_per_s"])
+    try:
+        return Device(name=name, **values)
+    except InventoryError as error:
+        raise InventoryError(f"{where}: {error}") from None
+
+
+_KEYS: dict[str, tuple[type, ...]] = {
+    "host": (str,),
+    "port": (int,),
+    "user": (str,),
+    "identity_file": (str,),
+    "proxy_jump": (str,),
+    "root": (str,),
+    "python": (str,),
+    "emulated_read_bytes_per_s": (float, int),
+    "tags": (list,),
+}
+_TYPE_NAMES = {str: "a text", int: "a whole number", float: "a number", list: "a list"}
+assert set(_KEYS) == {f.name for f in dataclasses.fields(Device)} - {"name"}
+
+
+def _known_keys(table: Mapping[str, Any], known: Any, where: str) -> None:
+    for key in table:
+        if key not in known:
+            raise InventoryError(f"{where}: unknown key {key!r}{_suggestion(key, known)} (known: {', '.join(known)})")
+
+
+def _suggestion(word: str, known: Any) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def _table(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise InventoryError(f"{where} must be a table, not {value!r:.60}")
+    return value
+
+
+def _is_line(text: str) -> bool:
+    return bool(text.strip()) and text.isprintable()
+
+
+def _is_word(text: str) -> bool:
+    return _is_line(text) and not text.startswith("-") and not re.search(r"\s", text)
+
+
+def _require(condition: object, key: str, message: str) -> None:
+    if not condition:
+        raise InventoryError(f"key {key!r} {message}")

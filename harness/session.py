@@ -30,7 +30,11 @@ class Session(Protocol):
 
     facts: DeviceFacts
     engine_sha256: str
-    bytes_sent: int
+
+    @property
+    def bytes_sent(self) -> int:
+        """Payload so far: engine, containers, profiles. 0 where the device had them all."""
+        ...
 
     def put(self, source: Path, *, progress: Callable[[int], None] | None = None) -> str:
         """Deploys a container or profile by content hash; returns its path on the device."""
@@ -38,6 +42,10 @@ class Session(Protocol):
 
     def execute(self, request: RunRequest, *, on_event: Callable[[str, dict[str, Any]], None] | None = None) -> Outcome:
         """Runs the engine detached, follows it across lost links, collects it. Never raises for a device's failure."""
+        ...
+
+    def cancel(self) -> None:
+        """From another thread: kills the engine in flight on the device; `execute` then returns soon (failed)."""
         ...
 
     def close(self) -> None: ...

@@ -6,14 +6,22 @@ History of VERSION: 1 first.
 from __future__ import annotations
 
 import enum
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
 
-from engine.protocol import DeviceFacts, Load, RunRequest, Sample, Totals
+from engine.errors import ProtocolError
+from engine.protocol import DeviceFacts, Load, RunRequest, Sample, Totals, from_json, to_json
+from reports.errors import RecordError
 
 VERSION = 1
 
+T = TypeVar("T")
 
-class RunStatus(str, enum.Enum):
+
+class RunStatus(enum.StrEnum):
     """How an attempt at a cell ended."""
 
     OK = "ok"
@@ -24,7 +32,7 @@ class RunStatus(str, enum.Enum):
     SKIPPED = "skipped"
 
 
-class Verdict(str, enum.Enum):
+class Verdict(enum.StrEnum):
     """Whether the numbers of a run may be used."""
 
     VALID = "valid"
@@ -44,6 +52,14 @@ class Cell:
     workload: str
     workload_sha256: str  # of the prompts' token ids and the sampling
     page_cache: str
+
+    def __post_init__(self) -> None:
+        for name in ("device", "container", "strategy", "expert_budget", "workload", "page_cache"):
+            part = getattr(self, name)
+            _require(
+                bool(part) and "/" not in part and part.isprintable(),
+                f"cell: {name} {part!r} must be printable, without '/': the parts of a cell's key are joined with it",
+            )
 
     @property
     def key(self) -> str:
@@ -78,6 +94,31 @@ class Run:
     log_tail: str = ""  # the end of the engine's stderr, control characters removed
     extra: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        where = f"run {self.id or '(without id)'}"
+        _require(bool(self.id) and bool(self.sweep_id), f"{where}: id and sweep_id must not be empty")
+        _require(self.block >= 0, f"{where}: block is negative")
+        for name in ("started_at", "ended_at"):
+            _require_utc(getattr(self, name), f"{where}: {name}", optional=True)
+        for i, sample in enumerate(self.samples):
+            known = self.request is not None and 0 <= sample.prompt < len(self.request.prompts)
+            _require(known, f"{where}: samples[{i}].prompt is {sample.prompt}, which was not asked for")
+        twice = [key for key, n in Counter((s.prompt, s.repetition, s.warmup) for s in self.samples).items() if n > 1]
+        _require(not twice, f"{where}: a repetition of a prompt was recorded twice: {twice[:1]}")
+        if self.status is RunStatus.OK:
+            for name in ("request", "facts", "load", "totals"):
+                _require(getattr(self, name) is not None, f"{where}: the status is ok, but {name} is missing")
+            _require(bool(self.timed_samples), f"{where}: the status is ok, but no timed sample was recorded")
+        else:
+            _require(self.verdict is not Verdict.VALID, f"{where}: a run that is {self.status.value} is never valid")
+        if self.verdict is not Verdict.VALID:
+            _require(bool(self.reasons), f"{where}: the verdict {self.verdict.value} needs a reason")
+
+    @property
+    def timed_samples(self) -> tuple[Sample, ...]:
+        """Without the warm-ups."""
+        return tuple(s for s in self.samples if not s.warmup)
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -90,3 +131,67 @@ class Sweep:
     planned: tuple[tuple[str, int], ...]  # (cell key, block) of everything that was to be measured
     started_at: str
     farm_version: str
+    matrix_folder: str = ""  # on the controller: where the matrix's relative paths start, for `run --resume`
+
+    def __post_init__(self) -> None:
+        where = f"sweep {self.id or '(without id)'}"
+        _require(bool(self.id) and bool(self.name), f"{where}: id and name must not be empty")
+        _require(bool(self.planned), f"{where}: nothing was planned")
+        _require(len(set(self.planned)) == len(self.planned), f"{where}: a cell is planned twice in one block")
+        _require_utc(self.started_at, f"{where}: started_at")
+
+
+def last_attempts(runs: Iterable[Run]) -> list[Run]:
+    """One run for each cell and block, the last that was started: a resumed sweep tries unreachable devices again."""
+    last: dict[tuple[str, int], Run] = {}
+    for run in sorted(runs, key=lambda run: (run.started_at, run.id)):
+        last[run.cell.key, run.block] = run
+    return list(last.values())
+
+
+# --- JSON -----------------------------------------------------------------------------------------------------------
+
+
+def run_to_json(run: Run) -> dict[str, Any]:
+    """The whole record, for json.dumps; `v` is the version of this schema."""
+    return {"v": VERSION, **to_json(run)}
+
+
+def run_from_json(record: dict[str, Any]) -> Run:
+    """Raises RecordError where a key or the version is unknown, a key is missing or a type is wrong."""
+    return _decode(Run, record)
+
+
+def sweep_to_json(sweep: Sweep) -> dict[str, Any]:
+    return {"v": VERSION, **to_json(sweep)}
+
+
+def sweep_from_json(record: dict[str, Any]) -> Sweep:
+    return _decode(Sweep, record)
+
+
+def _decode(cls: type[T], record: dict[str, Any]) -> T:
+    content = dict(record)
+    version = content.pop("v", None)
+    name = f"{cls.__name__.lower()} {str(content.get('id', '(without id)'))[:80]!r}"
+    if version != VERSION:
+        raise RecordError(f"{name}: record version {version!r} where {VERSION} is known: use the farm that wrote it")
+    try:
+        return from_json(cls, content)
+    except ProtocolError as error:
+        raise RecordError(f"{name} is damaged: {error}") from None
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise RecordError(message)
+
+
+def _require_utc(text: str, where: str, *, optional: bool = False) -> None:
+    if optional and not text:
+        return
+    try:
+        utc = datetime.fromisoformat(text).utcoffset() == timedelta(0)
+    except ValueError:
+        utc = False
+    _require(utc, f"{where} {text[:40]!r} is not a UTC time like 2026-11-23T22:15:00+00:00")

@@ -11,8 +11,10 @@ import sys
 from dataclasses import dataclass
 
 from engine import errors
-from engine.errors import EngineError
+from engine.errors import DeadlineError, EngineError
 from engine.protocol import DeviceFacts, Load, RunRequest, Sample, Totals, decode_event, to_json
+
+_GRACE_S = 60.0  # beyond the deadline that the engine itself holds
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,18 @@ class Generation:
 def generate(request: RunRequest) -> Generation:
     """Raises the EngineError that the engine process reported. The request's own deadline holds in that process."""
     # -P: a folder called `engine` where the user happens to stand is not ours.
-    process = subprocess.run(
-        [sys.executable, "-P", "-m", "engine", "run", "--request", "-"],
-        input=json.dumps(to_json(request)).encode(),
-        capture_output=True,
-        timeout=request.deadline_s + 60,
-        check=False,
-    )
+    try:
+        process = subprocess.run(
+            [sys.executable, "-P", "-m", "engine", "run", "--request", "-"],
+            input=json.dumps(to_json(request)).encode(),
+            capture_output=True,
+            timeout=request.deadline_s + _GRACE_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise DeadlineError(
+            f"the engine did not end within {request.deadline_s + _GRACE_S:.0f} s; it was killed"
+        ) from None
     content: dict[str, object] = {}
     samples: list[Sample] = []
     for line in process.stdout.splitlines():

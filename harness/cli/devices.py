@@ -1,0 +1,140 @@
+"""`devices`, `trust`, `probe`: which devices there are, and whether they can be used."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from device_inventory import Device
+from engine.protocol import to_json
+from harness.cli.options import (
+    cache_folder,
+    inventory_option,
+    json_option,
+    known_hosts_option,
+    load_inventory,
+    print_json,
+    printable,
+)
+from harness.errors import DeviceError
+from harness.known_hosts import HostKey
+from harness.remote import open_session
+from harness.trust import trust as trust_device
+
+_MAX_PROBES_AT_ONCE = 32
+
+
+@click.command()
+@inventory_option
+@json_option
+def devices(inventory_path: Path, as_json: bool) -> None:
+    """List the devices that the inventory declares.
+
+    \b
+    Examples:
+      edgemoe-farm devices
+      edgemoe-farm devices --json --inventory lab.toml
+    """
+    declared = load_inventory(inventory_path).devices.values()
+    if as_json:
+        print_json(list(declared))
+        return
+    table = Table("device", "address", "tags", "emulated", box=None, pad_edge=False)
+    for device in declared:
+        rate = device.emulated_read_bytes_per_s
+        table.add_row(
+            device.name,
+            _address(device),
+            " ".join(device.tags),
+            "" if rate is None else f"storage {rate / 1e6:g} MB/s",
+        )
+    Console(highlight=False, markup=False).print(table)
+
+
+@click.command()
+@click.argument("device")
+@click.option("--yes", is_flag=True, help="Store the key without asking: only on a network that you trust.")
+@click.option("--replace", is_flag=True, help="Replace a key that has changed, after the device was set up anew.")
+@inventory_option
+@known_hosts_option
+def trust(device: str, yes: bool, replace: bool, inventory_path: Path, known_hosts: Path) -> None:
+    """Show the host key of DEVICE and store it, once it was accepted.
+
+    No command of the farm talks to a device whose key is unknown or has changed. Compare the fingerprint with what
+    `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` prints on the device itself.
+
+    \b
+    Example:
+      edgemoe-farm trust pi5
+    """
+
+    def accept(key: HostKey) -> bool:
+        click.echo(f"{device}: {key.host} has the {key.kind} key {key.fingerprint}")
+        return yes or click.confirm("Is this the key of the device?", default=False)
+
+    for trusted in trust_device(load_inventory(inventory_path)[device], known_hosts, accept, replace=replace):
+        state = "is trusted now" if trusted.stored else "was trusted before"
+        click.echo(f"{device}: {trusted.key.host} {trusted.key.fingerprint} {state} ({known_hosts})")
+
+
+@click.command()
+@click.argument("names", metavar="DEVICE...", nargs=-1)
+@inventory_option
+@known_hosts_option
+@json_option
+def probe(names: tuple[str, ...], inventory_path: Path, known_hosts: Path, as_json: bool) -> None:
+    """Connect to each DEVICE (default: all), deploy the engine, and show what the device says of itself.
+
+    Exit code 4 when a device cannot be used; the others are shown all the same.
+
+    \b
+    Examples:
+      edgemoe-farm probe pi5 phone
+      edgemoe-farm probe --json
+    """
+    inventory = load_inventory(inventory_path)
+    chosen = [inventory[name] for name in names] or list(inventory.devices.values())
+    with concurrent.futures.ThreadPoolExecutor(min(len(chosen), _MAX_PROBES_AT_ONCE) or 1) as pool:
+        answers = list(pool.map(lambda device: _probe(device, known_hosts), chosen))
+    if as_json:
+        print_json(answers)
+    else:
+        _show(answers)
+    failed = [answer["device"] for answer in answers if answer["error"]]
+    if failed:
+        raise DeviceError(f"{len(failed)} of {len(answers)} devices cannot be used: {', '.join(failed)}")
+
+
+def _probe(device: Device, known_hosts: Path) -> dict[str, Any]:
+    answer: dict[str, Any] = {"device": device.name, "facts": None, "error": None}
+    try:
+        session = open_session(device, known_hosts=known_hosts, cache_dir=cache_folder())
+    except DeviceError as error:
+        return {**answer, "error": str(error)}
+    try:
+        return {**answer, "facts": to_json(session.facts)}
+    finally:
+        session.close()
+
+
+def _show(answers: list[dict[str, Any]]) -> None:
+    console = Console(highlight=False, markup=False)
+    for answer in answers:
+        console.print(printable(answer["device"]), style="bold")
+        if answer["error"]:
+            console.print(f"  {printable(answer['error'])}", style="red")
+            continue
+        for name, value in answer["facts"].items():
+            console.print(f"  {name:<13} {'unknown' if value is None else printable(value)}")
+
+
+def _address(device: Device) -> str:
+    user = f"{device.user}@" if device.user else ""
+    port = f":{device.port}" if device.port else ""
+    via = f" via {device.proxy_jump}" if device.proxy_jump else ""
+    return f"{user}{device.host}{port}{via}"

@@ -1,0 +1,197 @@
+"""From a matrix to records: what `run` and `demo` share. The command line alone joins the farm to engine.offline."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from types import FrameType
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from device_inventory import Inventory
+from engine.offline.tokenizer import Tokenizer
+from harness.cli.options import FARM_VERSION, cache_folder
+from harness.cli.strategies import traits
+from harness.deploy import HashCache
+from harness.device_worker import Listener, Surroundings
+from harness.errors import UsageError
+from harness.matrix import Matrix, parse_matrix
+from harness.plan import Plan, make_plan
+from harness.progress import JsonLines, LiveTable, LogLines
+from harness.remote import open_session
+from harness.run import SweepRunner, tally
+from reports import units
+from reports.comparison import Row, compare
+from reports.database import ResultsDatabase
+from reports.headline import headline
+from reports.metrics import METRICS
+from reports.records import RunStatus, Sweep
+
+INTERRUPTED = 130
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def plan_matrix(matrix: Matrix, inventory: Inventory) -> Plan:
+    """Hashes the containers, tokenises the prompts, lays out the cells. Raises UsageError, EngineError."""
+    cache = HashCache(cache_folder())
+    tokenizer = lru_cache(Tokenizer.from_container)
+    for container in matrix.containers:
+        if container.profile is not None and not container.profile.is_file():
+            raise UsageError(
+                f"matrix {matrix.name}: no profile {container.profile}: `edgemoe-farm model profile` makes one"
+            )
+    return make_plan(
+        matrix,
+        inventory,
+        strategies=traits(),
+        container_sha256={c.name: cache.sha256(c.path) for c in matrix.containers},
+        tokenise=lambda path, text: tokenizer(str(path)).encode(text),
+    )
+
+
+def new_sweep(plan: Plan, database: ResultsDatabase) -> Sweep:
+    """Stores what is about to be measured."""
+    now = datetime.now(UTC)
+    sweep = Sweep(
+        id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
+        name=plan.matrix.name,
+        matrix_toml=plan.matrix.toml,
+        baseline=plan.matrix.baseline,
+        planned=tuple(m.key for m in plan.measurements),
+        started_at=now.isoformat(),
+        farm_version=FARM_VERSION,
+        matrix_folder=str(plan.matrix.folder),
+    )
+    database.add_sweep(sweep)
+    return sweep
+
+
+def plan_again(sweep: Sweep, inventory: Inventory, database: ResultsDatabase, *, failed_too: bool) -> Plan:
+    """What `sweep` still lacks. Raises UsageError where inventory or containers are no longer what they were."""
+    matrix = parse_matrix(sweep.matrix_toml, source=f"matrix of sweep {sweep.id}", folder=Path(sweep.matrix_folder))
+    plan = plan_matrix(matrix, inventory)
+    for key in dict.fromkeys(key for key, _ in set(sweep.planned) - {m.key for m in plan.measurements}):
+        raise UsageError(
+            f"sweep {sweep.id}: {key} was planned, but the inventory or a strategy has changed: restore it"
+        )
+    cells = {m.cell.key: m.cell for m in plan.measurements}
+    for run in database.stream(sweep_id=sweep.id):
+        cell = cells.get(run.cell.key, run.cell)
+        for part in ("container_sha256", "workload_sha256"):
+            if getattr(cell, part) != getattr(run.cell, part):
+                what = f"container {cell.container}" if part.startswith("c") else f"workload {cell.workload}"
+                raise UsageError(f"sweep {sweep.id}: {what} has changed since it was measured: start a new sweep")
+    again = {RunStatus.UNREACHABLE, RunStatus.SKIPPED}
+    if failed_too:
+        again |= set(RunStatus) - {RunStatus.OK}
+    surplus = {m.key for m in plan.measurements} - set(sweep.planned)  # devices that joined the inventory later
+    return plan.without(surplus | database.done(sweep.id, again=again))
+
+
+def measure(
+    sweep: Sweep,
+    plan: Plan,
+    database: ResultsDatabase,
+    *,
+    known_hosts: Path,
+    as_json: bool = False,
+    cache: Path | None = None,
+) -> int:
+    """Measures `plan` to its end or until a signal; shows progress and summary; returns the exit code."""
+    surroundings = Surroundings(
+        sweep,
+        lambda device: open_session(device, known_hosts=known_hosts, cache_dir=cache or cache_folder()),
+        farm_version=FARM_VERSION,
+        earlier=database.runs(sweep_id=sweep.id),
+    )
+    totals = dict(Counter(m.cell.device for m in plan.measurements))
+    with _listener(totals, as_json) as listener:
+        runner = SweepRunner(plan, database, listener, surroundings)
+        with _stopping(runner.stop) as interrupted:
+            runner.measure()
+    runs = database.runs(sweep_id=sweep.id)
+    result = tally(sweep, runs)
+    code = INTERRUPTED if interrupted and result.missing else result.exit_code
+    if as_json:
+        counts = {status.value: result.counts.get(status, 0) for status in RunStatus}
+        summary = {"sweep": sweep.id, **counts, "missing": result.missing, "suspect": result.suspect, "exit_code": code}
+        JsonLines(sys.stdout).say("summary", **summary)
+        return code
+    _show_summary(sweep, database)
+    click.echo(_sentence(sweep, result.counts, result.missing, result.suspect))
+    if result.missing or result.counts.get(RunStatus.UNREACHABLE):
+        click.echo(f"To measure what is missing: edgemoe-farm run --resume {sweep.id}")
+    return code
+
+
+@contextlib.contextmanager
+def _listener(totals: dict[str, int], as_json: bool) -> Iterator[Listener]:
+    if as_json:
+        yield JsonLines(sys.stdout)
+    elif sys.stderr.isatty():
+        with LiveTable(totals, Console(stderr=True)) as table:
+            yield table
+    else:
+        yield LogLines(totals, sys.stderr)
+
+
+@contextlib.contextmanager
+def _stopping(stop: Callable[[], None]) -> Iterator[list[int]]:
+    """The first signal stops cleanly, the second at once; yields the list of those that came."""
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if received:
+            os._exit(INTERRUPTED)
+        received.append(number)
+        stop()
+
+    before = {number: signal.signal(number, handle) for number in _SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _show_summary(sweep: Sweep, database: ResultsDatabase) -> None:
+    groups = compare(sweep, database.runs(sweep_id=sweep.id))
+    table = Table("device", "container", "workload", "strategy", box=None, pad_edge=False)
+    for title in ("TPOT", f"speed-up over {sweep.baseline}", "peak memory", "hit rate", "verdict"):
+        table.add_column(title, justify="right")
+    for group in groups:
+        for row in group.rows:
+            tpot, memory, hits = (_median(row, name) for name in ("tpot_s", "peak_resident_bytes", "expert_hit_rate"))
+            speed = units.ratio(row.speed_up.ratio) if row.speed_up else ""
+            table.add_row(
+                group.device, group.container, group.workload, row.name, tpot, speed, memory, hits, row.verdict.value
+            )
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    for condition in dict.fromkeys(c for group in groups for c in group.emulated):
+        console.print(f"emulated: {condition}")
+    click.echo(headline(groups))
+
+
+def _median(row: Row, metric: str) -> str:
+    summary = row.summaries[metric]
+    return "" if summary is None else units.text(summary.median, METRICS[metric].unit)
+
+
+def _sentence(sweep: Sweep, counts: dict[RunStatus, int], missing: int, suspect: int) -> str:
+    parts = [f"{n} {status.value.replace('_', ' ')}" for status, n in counts.items()]
+    if suspect:
+        parts.append(f"{suspect} of them suspect")
+    if missing:
+        parts.append(f"{missing} missing")
+    return f"sweep {sweep.id}: {', '.join(parts) or 'nothing measured'}"

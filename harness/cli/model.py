@@ -1,0 +1,386 @@
+"""`model`: from a checkpoint to a container, and everything that one may want to know of a container."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from engine.errors import RequestError
+from engine.protocol import PAGE_CACHES, READERS, ExpertBudget, RunRequest, Sample, Sampling, to_json
+from harness.cli.options import json_option, print_json, printable, to_terminal
+from harness.errors import UsageError
+
+# engine.offline brings numpy and its friends: each command imports what it needs, so that help stays quick.
+
+_PATIENCE_S = 2.0  # what takes longer shows how far it is
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4", "int3", "int2")
+
+_container = click.argument("container", metavar="FILE", type=click.Path(path_type=Path))
+
+
+class TokenIds(click.ParamType[tuple[int, ...]]):
+    """5,6,7"""
+
+    name = "IDS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            ids = tuple(int(word) for word in value.split(","))
+        except ValueError:
+            self.fail(f"{value[:60]!r} is not a list of token ids such as 5,6,7", param, ctx)
+        if min(ids) < 0:
+            self.fail(f"{min(ids)} is not a token id: they count from 0", param, ctx)
+        return ids
+
+
+class Budget(click.ParamType[ExpertBudget]):
+    name = "BYTES|N-experts"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ExpertBudget:
+        try:
+            return value if isinstance(value, ExpertBudget) else ExpertBudget.parse(value)
+        except RequestError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.group()
+def model() -> None:
+    """Import a trained model, and look into what was imported.
+
+    \b
+    A checkpoint (config.json and safetensors, Mixtral) becomes one file, a container, with each expert in a record
+    of its own. Devices read containers; so do all commands here.
+    """
+
+
+@model.command("import")
+@click.argument("checkpoint", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Path(path_type=Path), required=True, metavar="FILE", help="The container to write.")
+@click.option(
+    "--precision",
+    "precisions",
+    type=click.Choice(_PRECISIONS),
+    multiple=True,
+    help="Of the experts; may be repeated, the first is the one used.  [default: the checkpoint's own]",
+)
+@click.option(
+    "--group",
+    type=click.Choice(["0", "32", "64"]),
+    help="Columns that share a scale in int formats; 0: one scale per output channel.  [default: 32]",
+)
+@click.option(
+    "--symmetric/--asymmetric",
+    "symmetric",
+    default=None,
+    help="Int formats without or with a zero point, which matters most at two bits.  [default: asymmetric]",
+)
+@click.option("--origin", metavar="TEXT", help="Where the model comes from: kept in the container.")
+@click.option("--licence", metavar="TEXT", help="Its licence: kept in the container.")
+@click.option("--force", is_flag=True, help="Overwrite FILE.")
+def import_command(
+    checkpoint: Path,
+    to: Path,
+    precisions: tuple[str, ...],
+    group: str | None,
+    symmetric: bool | None,
+    origin: str | None,
+    licence: str | None,
+    force: bool,
+) -> None:
+    """Turn the Hugging Face checkpoint in DIR into a container.
+
+    Everything but the experts keeps the checkpoint's precision. A tokenizer.json beside config.json goes along.
+
+    \b
+    Examples:
+      edgemoe-farm model import mixtral/ --to mixtral.emoe
+      edgemoe-farm model import mixtral/ --to mixtral-int4.emoe --precision int4
+      edgemoe-farm model import mixtral/ --to both.emoe --precision int8 --precision int2 --group 64
+    """
+    from engine.offline.importer import formats_of, import_checkpoint
+
+    if to.exists() and not force:
+        raise UsageError(f"{to}: exists already; choose another name, or overwrite it with --force")
+    formats = formats_of(precisions, None if group is None else int(group), symmetric)
+    known = {"origin": origin, "licence": licence}
+    start = time.monotonic()
+    with _progress("experts") as progress:
+        container = import_checkpoint(
+            checkpoint, to, formats, origin={k: v for k, v in known.items() if v is not None}, progress=progress
+        )
+    labels = ", ".join(f.label for f in container.formats)
+    click.echo(
+        f"{to}: {len(container.primary)} experts in {labels}, {container.file_bytes / 1e6:.1f} MB,"
+        f" in {time.monotonic() - start:.1f} s"
+    )
+
+
+@model.command()
+@_container
+@json_option
+def info(container: Path, as_json: bool) -> None:
+    """Say what FILE holds.
+
+    \b
+    Example:
+      edgemoe-farm model info model.emoe --json
+    """
+    from engine.offline.summary import summarise
+
+    summary = summarise(str(container))
+    if as_json:
+        print_json(summary)
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for key, value in summary.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {v}" for k, v in value.items())
+        elif key.startswith("bytes_"):
+            value = f"{value:,}"
+        table.add_row(key.replace("_", " "), printable(value))
+    Console(highlight=False, markup=False).print(table)
+
+
+@model.command()
+@_container
+@json_option
+def verify(container: Path, as_json: bool) -> None:
+    """Read all of FILE and check every checksum."""
+    from engine.offline.summary import verify as verify_container
+
+    with _progress("parts") as progress:
+        parts, size = verify_container(str(container), progress)
+    if as_json:
+        print_json({"sound": True, "parts": parts, "bytes": size})
+    else:
+        click.echo(f"{container}: sound; {parts} checksums, {size:,} bytes")
+
+
+@model.command()
+@_container
+@click.option("--tokens", type=TokenIds(), required=True, help="The sequence, such as 5,6,7.")
+@click.option("--to", type=click.Path(path_type=Path), required=True, metavar="OUT.npy", help="The file to write.")
+@click.option("--decoder-tokens", type=TokenIds(), help="Only for models with an encoder and a decoder.")
+def logits(container: Path, tokens: tuple[int, ...], to: Path, decoder_tokens: tuple[int, ...] | None) -> None:
+    """Write the logits after each token, float32 (positions, vocabulary).
+
+    \b
+    Example:
+      edgemoe-farm model logits model.emoe --tokens 5,6,7 --to logits.npy
+    """
+    from engine.offline.model import OfflineModel, save_logits
+
+    if decoder_tokens is not None:
+        raise UsageError(f"{container}: this model has no encoder; leave --decoder-tokens out")
+    result = OfflineModel.open(str(container)).logits(tokens)
+    save_logits(to, result)
+    click.echo(f"{to}: {result.shape[0]} positions of {result.shape[1]} logits")
+
+
+@model.command()
+@_container
+@click.option("--prompt", metavar="TEXT", help="The prompt as text.")
+@click.option("--tokens", type=TokenIds(), help="The prompt as token ids, such as 5,6,7.")
+@click.option("--max-new", type=click.IntRange(1), default=32, show_default=True, help="Tokens to generate.")
+@click.option("--strategy", default="full-load", show_default=True, help="See `edgemoe-farm strategies`.")
+@click.option("--expert-budget", type=Budget(), help="Of the expert buffer, such as 64MiB or 10-experts.")
+@click.option(
+    "--profile",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="For strategies that predict: see `model profile`.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-p", type=float, default=1.0, show_default=True, help="Sample from the likeliest tokens only.")
+@click.option("--stop-at-eos", is_flag=True, help="Stop at the model's end-of-sequence token.")
+@click.option("--reader", type=click.Choice(READERS), default="pread", show_default=True, help="How experts are read.")
+@click.option("--page-cache", type=click.Choice(PAGE_CACHES), default="warm", show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of the arithmetic.")
+@click.option(
+    "--emulated-read-bytes-per-s", type=float, metavar="RATE", help="Slow expert reads down to this rate: emulation."
+)
+@json_option
+def generate(
+    container: Path,
+    prompt: str | None,
+    tokens: tuple[int, ...] | None,
+    max_new: int,
+    strategy: str,
+    expert_budget: ExpertBudget | None,
+    profile: Path | None,
+    seed: int,
+    temperature: float,
+    top_p: float,
+    stop_at_eos: bool,
+    reader: str,
+    page_cache: str,
+    threads: int,
+    emulated_read_bytes_per_s: float | None,
+    as_json: bool,
+) -> None:
+    """Continue a prompt on this machine, in an engine process as on a device, and say what each token cost.
+
+    \b
+    Examples:
+      edgemoe-farm model generate model.emoe --prompt "In the beginning" --max-new 40
+      edgemoe-farm model generate model.emoe --tokens 5,6,7 --strategy edgemoe --profile model.profile \\
+        --expert-budget 12-experts --page-cache cold --json
+    """
+    from engine.offline.generation import generate as generate_offline
+    from engine.offline.tokenizer import Tokenizer
+
+    if (prompt is None) == (tokens is None):
+        raise UsageError("give the prompt either as text (--prompt) or as token ids (--tokens)")
+    if prompt is not None:
+        tokens = Tokenizer.from_container(str(container)).encode(prompt)
+    if not tokens:
+        raise UsageError("the prompt is empty: give at least one token")
+    result = generate_offline(
+        RunRequest(
+            run_id="model-generate",
+            container=str(container),
+            strategy=strategy,
+            prompts=(tokens,),
+            max_new_tokens=max_new,
+            expert_budget=expert_budget,
+            profile=None if profile is None else str(profile),
+            sampling=Sampling(temperature, top_p, seed),
+            stop_at_eos=stop_at_eos,
+            reader=reader,
+            page_cache=page_cache,
+            emulated_read_bytes_per_s=emulated_read_bytes_per_s,
+            threads=threads,
+        )
+    )
+    (sample,) = result.samples
+    tokenizer = Tokenizer.find(str(container))
+    text = None if tokenizer is None else tokenizer.decode(sample.tokens)
+    if as_json:
+        content = {"tokens": sample.tokens, "text": text, "prompt_tokens": tokens, "strategy": strategy}
+        print_json({**content, **to_json({"sample": sample, "load": result.load, "totals": result.totals})})
+        return
+    shown = ",".join(map(str, sample.tokens)) if text is None else (prompt or "") + text
+    click.echo("".join(c if c.isprintable() or c == "\n" else " " for c in shown))
+    for warning in result.load.warnings:
+        click.echo(f"note: {printable(warning)}", err=True)
+    click.echo(_cost(sample, result.totals.peak_resident_bytes), err=True)
+
+
+@model.command("eval")
+@_container
+@click.option("--text", type=click.Path(path_type=Path), required=True, metavar="PATH", help="UTF-8 text.")
+@click.option("--context", type=click.IntRange(2), default=256, show_default=True, help="Tokens of a window.")
+@json_option
+def evaluate_command(container: Path, text: Path, context: int, as_json: bool) -> None:
+    """Measure how well FILE predicts a text: perplexity over windows without overlap.
+
+    The first token of each window is not scored, having nothing to be predicted from. Bits per byte can be compared
+    between models with different tokenizers.
+
+    \b
+    Example:
+      edgemoe-farm model eval model.emoe --text held-out.txt --json
+    """
+    from engine.offline.model import OfflineModel
+    from engine.offline.perplexity import evaluate
+    from engine.offline.tokenizer import Tokenizer
+
+    offline = OfflineModel.open(str(container))
+    content = _read_text(text)
+    with _progress("windows") as progress:
+        tokens = Tokenizer.from_container(str(container)).encode(content)
+        result = evaluate(offline, tokens, len(content.encode()), context, progress)
+    if as_json:
+        print_json({**to_json(result), "perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte})
+    else:
+        click.echo(
+            f"{text}: perplexity {result.perplexity:.3f}, {result.nats_per_token:.4f} nats a token,"
+            f" {result.bits_per_byte:.3f} bits a byte; {result.scored_tokens} tokens scored in windows of {context}"
+        )
+
+
+@model.command()
+@_container
+@click.option("--text", "texts", type=click.Path(path_type=Path), required=True, multiple=True, metavar="PATH",
+              help="UTF-8 text like what the model will see; may be repeated.")  # fmt: skip
+@click.option("--to", type=click.Path(path_type=Path), required=True, metavar="PROFILE", help="The profile to write.")
+@click.option("--context", type=click.IntRange(2), default=256, show_default=True, help="Tokens of a window.")
+def profile(container: Path, texts: tuple[Path, ...], to: Path, context: int) -> None:
+    """Count which experts a text activates, and which follow on which: what the path predictor knows.
+
+    \b
+    Example:
+      edgemoe-farm model profile model.emoe --text calibration.txt --to model.profile
+    """
+    from engine.offline.activations import profile_texts
+    from engine.offline.model import OfflineModel
+    from engine.offline.tokenizer import Tokenizer
+
+    offline = OfflineModel.open(str(container))
+    contents = [_read_text(path) for path in texts]
+    with _progress("windows") as progress:
+        tokenizer = Tokenizer.from_container(str(container))
+        counted = profile_texts(offline, [tokenizer.encode(content) for content in contents], context, progress)
+    counted.save(str(to))
+    click.echo(f"{to}: {counted.tokens} tokens, {counted.layers} layers of {counted.experts} experts")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 at byte {error.start}; convert it first") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _cost(sample: Sample, peak_bytes: int | None) -> str:
+    steps = sample.steps
+    decode = steps.time_s[1:]
+    asked = sum(steps.hits) + sum(steps.late) + sum(steps.misses)
+    parts = [f"prefill {steps.time_s[0] * 1e3:.1f} ms"]
+    if decode:
+        parts.append(
+            f"{sum(decode) / len(decode) * 1e3:.2f} ms a token, {sum(steps.stall_s[1:]) / sum(decode):.0%} stalled"
+        )
+    if asked:
+        parts.append(f"expert hits {sum(steps.hits) / asked:.0%}")
+    parts.append(f"{sum(steps.read_bytes) / 1e6:.1f} MB read")
+    if peak_bytes is not None:
+        parts.append(f"peak {peak_bytes / 1e6:.0f} MB")
+    return ", ".join(parts)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback (done, of); after some seconds on a terminal there is a bar."""
+    bar = Progress(
+        TextColumn("{task.completed}/{task.total} {task.description}"),
+        BarColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    task = bar.add_task(what, total=None)
+    start = time.monotonic()
+
+    def advance(done: int, of: int) -> None:
+        if to_terminal() and not bar.live.is_started and time.monotonic() - start > _PATIENCE_S:
+            bar.start()
+        bar.update(task, completed=done, total=of)
+
+    try:
+        yield advance
+    finally:
+        bar.stop()

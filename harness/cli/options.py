@@ -1,0 +1,97 @@
+"""Options that several commands share, and what help says of them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from device_inventory import Inventory
+from engine.protocol import to_json
+from harness.known_hosts import default_path
+from reports.database import ResultsDatabase
+
+FARM_VERSION = importlib.metadata.version("edgemoe-farm")
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+EXIT_CODES = """\b
+Exit codes:
+  0    all is well
+  1    a failure of the farm itself
+  2    usage: an argument, a matrix, an inventory or a container is wrong
+  3    incomplete: some cells failed or are missing
+  4    infrastructure: a device, or for `run` every device, cannot be used
+  130  interrupted; `edgemoe-farm run --resume` goes on
+"""
+
+inventory_option = click.option(
+    "--inventory",
+    "inventory_path",
+    type=click.Path(path_type=Path),
+    default="devices.toml",
+    show_default=True,
+    envvar="EDGEMOE_FARM_INVENTORY",
+    show_envvar=True,
+    help="The file that declares the devices.",
+)
+
+known_hosts_option = click.option(
+    "--known-hosts",
+    type=click.Path(path_type=Path),
+    default=default_path,
+    envvar="EDGEMOE_FARM_KNOWN_HOSTS",
+    show_envvar=True,
+    help="The farm's own host keys.  [default: ~/.config/edgemoe-farm/known_hosts]",
+)
+
+results_option = click.option(
+    "--results",
+    "results_place",
+    default="results/farm.db",
+    show_default=True,
+    envvar="EDGEMOE_FARM_RESULTS",
+    show_envvar=True,
+    metavar="FILE|URL",
+    help="The results database: an SQLite file, or an SQLAlchemy URL.",
+)
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Machine-readable output, and nothing else, on stdout."
+)
+
+
+def load_inventory(path: Path) -> Inventory:
+    """Raises InventoryError."""
+    return Inventory.load(path)
+
+
+def open_results(place: str, *, create: bool = False) -> ResultsDatabase:
+    """`create` also makes the folder of a file that is not there yet."""
+    if create and "://" not in place:
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
+    return ResultsDatabase.open(place, create=create)
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/edgemoe-farm: what can be made again, such as hashes of large containers."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "edgemoe-farm"
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(to_json(value), indent=2))
+
+
+def printable(text: object) -> str:
+    """Text from a device for a terminal: one line, without control characters."""
+    return "".join(c if c.isprintable() else " " for c in str(text))
+
+
+def to_terminal() -> bool:
+    return sys.stderr.isatty()

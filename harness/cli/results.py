@@ -1,0 +1,121 @@
+"""`report`, `results`: what was measured, as a page, a list or a file for other tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from engine.protocol import to_json
+from harness.cli.options import json_option, open_results, print_json, printable, results_option
+from harness.run import tally
+from reports.database import LATEST
+from reports.export import FORMATS, export
+from reports.page import render
+from reports.records import RunStatus, last_attempts, run_to_json
+
+
+@click.command()
+@click.argument("run", metavar="RUN", default=LATEST)
+@click.option("-o", "--output", type=click.Path(path_type=Path), default="report.html", show_default=True)
+@results_option
+def report(run: str, output: Path, results_place: str) -> None:
+    """Write the page of RUN: the id of a sweep, the beginning of it, or `latest`.
+
+    The page is one file without any reference outside itself: mail it, archive it, print it.
+
+    \b
+    Examples:
+      edgemoe-farm report latest -o page.html
+      edgemoe-farm report 20261123-2215 -o page.html
+    """
+    with open_results(results_place) as database:
+        click.echo(f"report: {render(database, run, output)}")
+
+
+@click.group()
+def results() -> None:
+    """Look into the results database, and take records out of it."""
+
+
+@results.command("list")
+@results_option
+@json_option
+def list_sweeps(results_place: str, as_json: bool) -> None:
+    """List the sweeps, the oldest first.
+
+    \b
+    Example:
+      edgemoe-farm results list
+    """
+    with open_results(results_place) as database:
+        rows = [(sweep, tally(sweep, database.stream(sweep_id=sweep.id))) for sweep in database.sweeps()]
+    if as_json:
+        print_json(
+            [
+                {
+                    "id": sweep.id,
+                    "name": sweep.name,
+                    "started_at": sweep.started_at,
+                    "planned": len(sweep.planned),
+                    "missing": result.missing,
+                    "suspect": result.suspect,
+                    **{status.value: result.counts.get(status, 0) for status in RunStatus},
+                }
+                for sweep, result in rows
+            ]
+        )
+        return
+    table = Table("sweep", "matrix", "planned", "ok", "suspect", "not ok", "missing", box=None, pad_edge=False)
+    for sweep, result in rows:
+        ok = result.counts.get(RunStatus.OK, 0)
+        numbers = (len(sweep.planned), ok, result.suspect, sum(result.counts.values()) - ok, result.missing)
+        table.add_row(sweep.id, sweep.name, *map(str, numbers))
+    Console(highlight=False, markup=False).print(table)
+
+
+@results.command()
+@click.argument("run", metavar="RUN", default=LATEST)
+@results_option
+@json_option
+def show(run: str, results_place: str, as_json: bool) -> None:
+    """Show each run of RUN (a sweep's id, the beginning of it, or `latest`): status, verdict and reasons.
+
+    \b
+    Examples:
+      edgemoe-farm results show
+      edgemoe-farm results show 20261123 --json
+    """
+    with open_results(results_place) as database:
+        sweep = database.sweep(run)
+        runs = last_attempts(database.stream(sweep_id=sweep.id))
+    if as_json:
+        print_json({"sweep": to_json(sweep), "runs": [run_to_json(r) for r in runs]})
+        return
+    table = Table("cell", "block", "status", "verdict", "reasons", box=None, pad_edge=False)
+    for found in runs:
+        reasons = printable("; ".join(found.reasons))
+        table.add_row(found.cell.key, str(found.block), found.status.value, found.verdict.value, reasons)
+    Console(highlight=False, markup=False).print(table)
+
+
+@results.command("export")
+@click.argument("run", metavar="[RUN]", required=False)
+@click.option("--format", "format_name", type=click.Choice(FORMATS), default="jsonl", show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="A file instead of standard output.")
+@results_option
+def export_runs(run: str | None, format_name: str, output: Path | None, results_place: str) -> None:
+    """Export runs, one line or row each, with request, facts, samples, status and verdict: all, or those of RUN.
+
+    \b
+    Examples:
+      edgemoe-farm results export --format jsonl | jq .status
+      edgemoe-farm results export latest --format parquet -o runs.parquet
+    """
+    with open_results(results_place) as database:
+        runs = database.stream(sweep_id=database.sweep(run).id if run else None)
+        count = export(runs, format_name, output or click.get_binary_stream("stdout"))
+    if output:
+        click.echo(f"{count} runs: {output}", err=True)

@@ -1,0 +1,112 @@
+"""`run`: a matrix becomes records."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from harness.cli.measuring import measure, new_sweep, plan_again, plan_matrix
+from harness.cli.options import (
+    EXIT_CODES,
+    inventory_option,
+    json_option,
+    known_hosts_option,
+    load_inventory,
+    open_results,
+    print_json,
+    results_option,
+)
+from harness.errors import UsageError
+from harness.matrix import read_matrix
+from harness.plan import Plan
+from reports.database import LATEST
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("matrix", required=False, type=click.Path(path_type=Path))
+@click.option("--plan", "--dry-run", "only_plan", is_flag=True, help="Show what would be measured, in order, and end.")
+@click.option(
+    "--resume",
+    metavar="[SWEEP]",
+    is_flag=False,
+    flag_value=LATEST,
+    help="Finish what is missing of a sweep (its id, the beginning of it, or by default the latest).",
+)
+@click.option("--retry-failed", is_flag=True, help="With --resume: measure what failed once more, too.")
+@inventory_option
+@results_option
+@known_hosts_option
+@json_option
+@click.pass_context
+def run(
+    context: click.Context,
+    matrix: Path | None,
+    only_plan: bool,
+    resume: str | None,
+    retry_failed: bool,
+    inventory_path: Path,
+    results_place: str,
+    known_hosts: Path,
+    as_json: bool,
+) -> None:
+    """Measure what MATRIX says: devices side by side, one engine at a time on each, every record stored at once.
+
+    Ctrl-C ends it cleanly; the cell in flight is lost, the others are kept, and --resume goes on from there. A cell
+    that fails, or a device that cannot be reached, is recorded with its reason and does not stop the others.
+
+    \b
+    Examples:
+      edgemoe-farm run matrix.toml --plan
+      edgemoe-farm run matrix.toml
+      edgemoe-farm run --resume
+      edgemoe-farm run matrix.toml --json > progress.jsonl
+    """
+    if (matrix is None) == (resume is None):
+        raise UsageError("run: give a matrix or --resume, not both")
+    if retry_failed and resume is None:
+        raise UsageError("run: --retry-failed goes with --resume")
+    inventory = load_inventory(inventory_path)
+    if matrix is not None:
+        plan = plan_matrix(read_matrix(matrix), inventory)
+        if only_plan:
+            show_plan(plan, as_json)
+            return
+        with open_results(results_place, create=True) as database:
+            sweep = new_sweep(plan, database)
+            context.exit(measure(sweep, plan, database, known_hosts=known_hosts, as_json=as_json))
+    with open_results(results_place) as database:
+        sweep = database.sweep(resume or LATEST)
+        plan = plan_again(sweep, inventory, database, failed_too=retry_failed)
+        if only_plan:
+            show_plan(plan, as_json)
+            return
+        context.exit(measure(sweep, plan, database, known_hosts=known_hosts, as_json=as_json))
+
+
+def show_plan(plan: Plan, as_json: bool) -> None:
+    """Every measurement in its order, and how many there are."""
+    if as_json:
+        print_json([{"cell": m.cell, "block": m.block} for m in plan.measurements])
+        return
+    table = Table("device", "block", "container", "workload", "strategy", "budget", "cache", box=None, pad_edge=False)
+    for measurement in plan.measurements:
+        cell = measurement.cell
+        table.add_row(
+            cell.device,
+            str(measurement.block),
+            cell.container,
+            cell.workload,
+            cell.strategy,
+            cell.expert_budget,
+            cell.page_cache,
+        )
+    Console(highlight=False, markup=False).print(table)
+    cells = len({m.cell.key for m in plan.measurements})
+    by_device = Counter(m.cell.device for m in plan.measurements)
+    click.echo(
+        f"{len(plan.measurements)} runs of {cells} cells: " + ", ".join(f"{n} on {d}" for d, n in by_device.items())
+    )

@@ -1,0 +1,189 @@
+"""Loopback devices: real SSH servers of this process on 127.0.0.1, without root, each in a folder of its own.
+
+To the controller they are devices like any other: it connects through the same transport, checks the host key, copies
+the engine, starts it detached. What is emulated is only what the inventory says, such as the rate of the storage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import getpass
+import os
+import secrets
+import signal
+import sys
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import asyncssh
+
+from device_inventory import Device, Inventory
+from harness.errors import FarmError
+
+START_DEADLINE_S = 30.0
+STOP_DEADLINE_S = 15.0
+_MARK = "EDGEMOE_FARM_LOOPBACK"  # in the environment of everything that a loopback device runs
+
+
+@dataclass(frozen=True)
+class Emulated:
+    """What a loopback device stands for."""
+
+    name: str
+    read_bytes_per_s: float
+
+
+class LoopbackFarm:
+    """SSH servers for as long as the context lasts; at its end nothing of theirs runs any more.
+
+    with LoopbackFarm(folder, [Emulated("pi4b-emulated", 43e6)]) as inventory: ...
+    """
+
+    def __init__(self, folder: Path, devices: list[Emulated]) -> None:
+        """`folder`: keys and the devices' home folders go there."""
+        self._folder = folder
+        self._devices = devices
+        self._mark = secrets.token_hex(8)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, name="loopback devices", daemon=True)
+        self._inventory: Future[Inventory] = Future()
+        self._stop = asyncio.Event()
+
+    def __enter__(self) -> Inventory:
+        """The devices, ready to be trusted. Raises FarmError where they do not start."""
+        self._thread.start()
+        try:
+            return self._inventory.result(START_DEADLINE_S)
+        except (OSError, TimeoutError, asyncssh.Error) as error:
+            self._end()
+            raise FarmError(f"the loopback devices did not start on 127.0.0.1: {error}") from None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(STOP_DEADLINE_S)
+        kill_marked(self._mark)
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._serve_until_stopped())
+        finally:
+            self._loop.close()
+
+    async def _serve_until_stopped(self) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                self._inventory.set_result(await self._start(stack))
+            except (OSError, asyncssh.Error) as error:
+                self._inventory.set_exception(error)
+                return
+            await self._stop.wait()
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> Inventory:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        identity = self._folder / "id_ed25519"
+        client_key = asyncssh.generate_private_key("ssh-ed25519", comment="edgemoe-farm demo")
+        client_key.write_private_key(identity)
+        identity.chmod(0o600)
+        authorized = asyncssh.import_authorized_keys(client_key.export_public_key().decode())
+        devices = {}
+        for emulated in self._devices:
+            home = self._folder / emulated.name
+            home.mkdir(exist_ok=True)
+            server = await asyncssh.listen(
+                "127.0.0.1",
+                0,
+                server_host_keys=[asyncssh.generate_private_key("ssh-ed25519")],
+                authorized_client_keys=authorized,
+                process_factory=_Shell(home, self._mark).run,
+                sftp_factory=lambda channel, home=home: _HomeSFTP(channel, home),
+                encoding=None,
+                line_editor=False,
+                agent_forwarding=False,
+            )
+            stack.push_async_callback(server.wait_closed)
+            stack.callback(server.close)
+            devices[emulated.name] = Device(
+                name=emulated.name,
+                host="127.0.0.1",
+                port=server.get_port(),
+                user=getpass.getuser(),
+                identity_file=str(identity),
+                python=sys.executable,
+                emulated_read_bytes_per_s=emulated.read_bytes_per_s,
+                tags=("emulated",),
+            )
+        return Inventory(devices)
+
+
+class _Shell:
+    """Runs what a client asks for as sshd would: through sh, in the home folder, in a session of its own."""
+
+    def __init__(self, home: Path, mark: str) -> None:
+        self._home = home
+        self._environment = {
+            "HOME": str(home),
+            "PATH": os.environ.get("PATH", os.defpath),
+            "LANG": os.environ.get("LANG", "C.UTF-8"),
+            "USER": getpass.getuser(),
+            _MARK: mark,
+        }
+
+    async def run(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
+        if process.command is None:
+            process.stderr.write(b"this device takes commands only\n")
+            process.exit(1)
+            return
+        child = await asyncio.create_subprocess_exec(
+            "/bin/sh",
+            "-c",
+            process.command,
+            cwd=self._home,
+            env=self._environment,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        try:
+            await process.redirect(stdin=child.stdin, stdout=child.stdout, stderr=child.stderr)
+            status = await child.wait()
+            await process.stdout.drain()
+        except (asyncio.CancelledError, OSError, asyncssh.Error):
+            with contextlib.suppress(ProcessLookupError):  # as sshd does when the connection is lost
+                os.killpg(child.pid, signal.SIGHUP)
+            raise
+        if status < 0:
+            process.exit_with_signal(signal.Signals(-status).name.removeprefix("SIG"))
+        else:
+            process.exit(status)
+
+
+class _HomeSFTP(asyncssh.SFTPServer):
+    """File transfer that starts in the home folder."""
+
+    def __init__(self, channel: asyncssh.SSHServerChannel[Any], home: Path) -> None:
+        super().__init__(channel)
+        self._home = home
+
+    def map_path(self, path: bytes) -> bytes:
+        return os.fsencode(self._home / os.fsdecode(path))
+
+
+def kill_marked(mark: str) -> None:
+    """Ends every process that was started under `mark`, detached engines too. Needs /proc; elsewhere does nothing."""
+    wanted = f"{_MARK}={mark}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                os.kill(int(folder.name), signal.SIGKILL)

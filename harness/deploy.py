@@ -1,0 +1,142 @@
+"""Deployment by content: what a device already has costs no bytes, and nothing half-written ever has its final name.
+
+ROOT/engines/<sha256[:16]>/engine/...     the engine, complete from the moment at which the folder appears
+ROOT/blobs/<sha256>/<name>                containers and profiles
+ROOT/runs/<run id>/                       one run each, removed when it is collected
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import sqlite3
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import engine.protocol
+from harness.errors import UsageError
+from harness.transport import Transport
+
+ENGINE_SOURCE = Path(engine.protocol.__file__).parent
+NOT_DEPLOYED = ("offline", "__pycache__", "tests")
+FRESH_NS = 2_000_000_000
+
+
+def default_cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
+    """$XDG_CACHE_HOME/edgemoe-farm, or the same under ~/.cache."""
+    base = environment.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "edgemoe-farm"
+
+
+class HashCache:
+    """SHA-256 of files, remembered by path, size, time of change and inode; several processes may share one."""
+
+    def __init__(self, folder: Path, *, now_ns: Callable[[], int] = time.time_ns) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._database = folder / "sha256.sqlite"
+        self._now_ns = now_ns
+        with closing(self._connect()) as connection, connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS v1 (file TEXT PRIMARY KEY, state TEXT, sha256 TEXT)")
+
+    def sha256(self, path: Path) -> str:
+        """Raises UsageError where the file cannot be read."""
+        try:
+            found = path.stat()
+            state = f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
+            with closing(self._connect()) as connection, connection:
+                row = connection.execute(
+                    "SELECT sha256 FROM v1 WHERE file = ? AND state = ?", (str(path.resolve()), state)
+                ).fetchone()
+                if row:
+                    return str(row[0])
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+        # A file that was written just now may change again within the resolution of its time: hash it again next time.
+        if self._now_ns() - found.st_mtime_ns > FRESH_NS:
+            with closing(self._connect()) as connection, connection:
+                connection.execute("INSERT OR REPLACE INTO v1 VALUES (?, ?, ?)", (str(path.resolve()), state, digest))
+        return digest
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self._database, timeout=30)
+
+
+@dataclass(frozen=True)
+class EngineBundle:
+    """The engine as it goes to a device: a zip, and the hash of what is in it."""
+
+    sha256: str
+    content: bytes
+
+    @classmethod
+    def of(cls, source: Path) -> EngineBundle:
+        """`source`: the folder `engine`. Only what a device needs goes in."""
+        files = sorted(
+            path
+            for path in source.rglob("*")
+            if path.is_file() and not set(path.relative_to(source).parts) & set(NOT_DEPLOYED)
+        )
+        if not (source / "__main__.py").is_file():
+            raise UsageError(f"{source} is not an engine: it has no __main__.py")
+        digest, packed = hashlib.sha256(), io.BytesIO()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path in files:
+                name, content = f"engine/{path.relative_to(source).as_posix()}", path.read_bytes()
+                digest.update(f"{name}\0{len(content)}\0".encode() + content)
+                archive.writestr(name, content)
+        return cls(digest.hexdigest(), packed.getvalue())
+
+
+@dataclass(frozen=True)
+class Place:
+    """The farm's folder on a device."""
+
+    root: str  # absolute
+
+    @classmethod
+    def prepare(cls, transport: Transport, root: str) -> Place:
+        """Makes the folder and finds out its absolute path."""
+        # Runs that nobody collected for a week belong to controllers that will not come back.
+        script = (
+            'mkdir -p -- "$1/engines" "$1/blobs" "$1/runs" && cd -- "$1" && pwd -P && '
+            "find runs -mindepth 1 -maxdepth 1 -mtime +7 -exec rm -rf {} +"
+        )
+        done = transport.run(["sh", "-c", script, "sh", root], deadline_s=30)
+        return cls(done.stdout.decode("utf-8", "surrogateescape").rstrip("\n"))
+
+    def engine(self, sha256: str) -> str:
+        return f"{self.root}/engines/{sha256[:16]}"
+
+    def blob(self, sha256: str, source: Path) -> str:
+        return f"{self.root}/blobs/{sha256}/{safe_name(source.name)}"
+
+    def run(self, run_id: str) -> str:
+        return f"{self.root}/runs/{safe_name(run_id)}"
+
+
+def put_blob(
+    transport: Transport, place: Place, source: Path, cache: HashCache, progress: Callable[[int], None] | None = None
+) -> str:
+    """Puts a container or profile on a device unless it is there; returns its path there.
+
+    A blob gets its name when its checksum has been verified on the device: name and size are proof enough later on.
+    """
+    digest = cache.sha256(source)
+    target = place.blob(digest, source)
+    seen = transport.run(["sh", "-c", 'wc -c <"$1" 2>/dev/null', "sh", target], deadline_s=30, check=False)
+    if seen.stdout.strip() != str(source.stat().st_size).encode():
+        transport.upload(source, target, sha256=digest, progress=progress)
+    return target
+
+
+def safe_name(name: str) -> str:
+    """A file name that needs no quoting anywhere: other characters become '_'."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".-")[:100] or "unnamed"

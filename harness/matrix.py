@@ -1,0 +1,304 @@
+"""The matrix: what is measured, with what and under which conditions, as a TOML file says it. README.md has an example.
+
+Everything is checked here that needs no device and no container: types, ranges, names, unknown keys. What needs the
+inventory or the containers is checked in harness/plan.py.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.errors import ProtocolError
+from engine.protocol import BACKENDS, PAGE_CACHES, READERS, ExpertBudget, Sampling
+from harness.errors import UsageError
+
+DEFAULT_BUDGET = "default"  # the strategy's own
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MAX_TEXT_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class ContainerFile:
+    """A container on the controller, deployed to every device that measures it."""
+
+    name: str
+    path: Path
+    profile: Path | None = None  # activation profile, for strategies with a path predictor
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Prompts, as texts (tokenised with each container's own tokenizer) or as token ids, and how to generate."""
+
+    name: str
+    texts: tuple[str, ...]
+    tokens: tuple[tuple[int, ...], ...]
+    max_new_tokens: int
+    sampling: Sampling
+    stop_at_eos: bool
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """What a sweep measures; `toml` is the text that it was read from, `folder` where its relative paths start."""
+
+    name: str
+    toml: str
+    folder: Path
+    baseline: str
+    devices: tuple[str, ...]  # names, "tag:NAME" or "all"
+    containers: tuple[ContainerFile, ...]
+    workloads: tuple[Workload, ...]
+    strategies: tuple[str, ...]
+    expert_budgets: tuple[str, ...]  # each an ExpertBudget or "default"
+    device_expert_budgets: dict[str, tuple[str, ...]] = field(default_factory=dict)  # instead of expert_budgets
+    page_caches: tuple[str, ...] = ("cold",)
+    reader: str = "pread"
+    backend: str = "auto"
+    threads: int = 1
+    warmups: int = 1
+    repetitions: int = 3
+    blocks: int = 3
+    deadline_s: float = 1800.0
+    seed: int = 0
+
+
+def read_matrix(path: Path) -> Matrix:
+    """A matrix file -> Matrix, or a UsageError that names file, key and what is known."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: the matrix cannot be read: {error}") from None
+    return parse_matrix(text, source=str(path), folder=path.resolve().parent)
+
+
+def parse_matrix(text: str, *, source: str, folder: Path) -> Matrix:
+    """The text of a matrix -> Matrix; `source` is its name in messages, `folder` where its relative paths start."""
+    try:
+        content = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"{source}: not TOML: {error}") from None
+    top = _Table(content, source)
+    strategies = top.texts("strategies")
+    matrix = Matrix(
+        name=top.name("name"),
+        toml=text,
+        folder=folder,
+        baseline=top.choice("baseline", strategies, strategies[0]),
+        devices=top.texts("devices", ("all",)),
+        containers=tuple(_container(t, folder) for t in top.tables("containers")),
+        workloads=tuple(_workload(t, folder) for t in top.tables("workloads")),
+        strategies=strategies,
+        expert_budgets=top.budgets("expert_budgets", (DEFAULT_BUDGET,)),
+        device_expert_budgets=_device_budgets(top),
+        page_caches=top.choices("page_caches", PAGE_CACHES, ("cold",)),
+        reader=top.choice("reader", READERS, "pread"),
+        backend=top.choice("backend", BACKENDS, "auto"),
+        threads=top.integer("threads", 1, 1, 1024),
+        warmups=top.integer("warmups", 1, 0, 1000),
+        repetitions=top.integer("repetitions", 3, 1, 10000),
+        blocks=top.integer("blocks", 3, 1, 10000),
+        deadline_s=top.number("deadline_s", 1800.0, 1.0, 30 * 86400.0),
+        seed=top.integer("seed", 0, 0, (1 << 63) - 1),
+    )
+    top.finish()
+    _distinct([c.name for c in matrix.containers], source, "containers")
+    _distinct([w.name for w in matrix.workloads], source, "workloads")
+    return matrix
+
+
+def _container(table: _Table, folder: Path) -> ContainerFile:
+    profile = table.text("profile", "")
+    container = ContainerFile(table.name("name"), folder / table.text("path"), folder / profile if profile else None)
+    table.finish()
+    return container
+
+
+def _workload(table: _Table, folder: Path) -> Workload:
+    name = table.name("name")
+    given = [key for key in ("prompts", "text_file", "tokens") if key in table]
+    if len(given) != 1:
+        raise UsageError(
+            f"{table.where}: give one of prompts, text_file or tokens (given: {', '.join(given) or 'none'})"
+        )
+    texts: tuple[str, ...] = ()
+    tokens: tuple[tuple[int, ...], ...] = ()
+    if given[0] == "prompts":
+        texts = table.texts("prompts", any_text=True)
+    elif given[0] == "text_file":
+        texts = _slices(
+            folder / table.text("text_file"),
+            table.integer("slices", 1, 1, 10000),
+            table.integer("slice_characters", 400, 1, 1 << 20),
+            table.where,
+        )
+    else:
+        tokens = table.token_lists("tokens")
+    workload = Workload(
+        name=name,
+        texts=texts,
+        tokens=tokens,
+        max_new_tokens=table.integer("max_new_tokens", 32, 1, 1 << 20),
+        sampling=Sampling(
+            temperature=table.number("temperature", 0.0, 0.0, 100.0),
+            top_p=table.number("top_p", 1.0, 1e-9, 1.0),
+            seed=table.integer("seed", 0, 0, (1 << 63) - 1),
+        ),
+        stop_at_eos=table.flag("stop_at_eos", False),
+    )
+    table.finish()
+    return workload
+
+
+def _slices(path: Path, count: int, characters: int, where: str) -> tuple[str, ...]:
+    """`count` pieces of a text file, evenly spread, each from the start of a line where one is near."""
+    try:
+        if path.stat().st_size > _MAX_TEXT_BYTES:
+            raise UsageError(f"{where}: text_file {path} is over {_MAX_TEXT_BYTES >> 20} MiB: give a smaller one")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{where}: text_file {path} cannot be read: {error}") from None
+    if len(text) < count * characters:
+        raise UsageError(
+            f"{where}: text_file {path} has {len(text)} characters, {count} slices of {characters} need more: "
+            "lower slices or slice_characters"
+        )
+    spacing = (len(text) - characters) // max(1, count - 1)
+    starts = []
+    for i in range(count):
+        start = i * spacing
+        line_end = text.rfind("\n", max(0, start - 200), start)
+        starts.append(line_end + 1 if line_end >= 0 else start)
+    return tuple(text[start : start + characters] for start in starts)
+
+
+def _device_budgets(top: _Table) -> dict[str, tuple[str, ...]]:
+    table = top.table("device_expert_budgets")
+    budgets = {device: table.budgets(device) for device in table}
+    table.finish()
+    return budgets
+
+
+def _distinct(names: list[str], source: str, key: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"{source}: {key}: the name {name!r} is given twice: rename one")
+
+
+class _Table:
+    """A TOML table being read: every key is taken by its type, and a key that nobody took is an error."""
+
+    def __init__(self, content: dict[str, Any], where: str) -> None:
+        self.where = where
+        self._content = content
+        self._taken: set[str] = set()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._content
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._content)
+
+    def finish(self) -> None:
+        for key in self._content:
+            if key not in self._taken:
+                raise UsageError(f"{self.where}: unknown key {key[:64]!r} (known: {', '.join(sorted(self._taken))})")
+
+    def _take(self, key: str, kind: type | tuple[type, ...], expected: str, default: Any = None) -> Any:
+        self._taken.add(key)
+        value = self._content.get(key, default)
+        if value is None:
+            raise UsageError(f"{self.where}: {key} is missing: it must be {expected}")
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise UsageError(f"{self.where}: {key} must be {expected}, not {str(value)[:64]!r}")
+        return value
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value: str = self._take(key, str, "a text", default)
+        return value
+
+    def name(self, key: str) -> str:
+        value = self.text(key)
+        if not _NAME.fullmatch(value):
+            raise UsageError(
+                f"{self.where}: {key} {value[:64]!r} must be 1-64 of letters, digits, dot, dash, underscore"
+            )
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        value: bool = self._take(key, bool, "true or false", default)
+        return value
+
+    def integer(self, key: str, default: int, low: int, high: int) -> int:
+        value: int = self._take(key, int, f"a whole number from {low} to {high}", default)
+        self._within(key, value, low, high)
+        return value
+
+    def number(self, key: str, default: float, low: float, high: float) -> float:
+        value = float(self._take(key, (int, float), f"a number from {low:g} to {high:g}", default))
+        self._within(key, value, low, high)
+        return value
+
+    def _within(self, key: str, value: float, low: float, high: float) -> None:
+        if not low <= value <= high:  # also refuses nan
+            raise UsageError(f"{self.where}: {key} is {value}: it must be from {low:g} to {high:g}")
+
+    def texts(self, key: str, default: tuple[str, ...] | None = None, *, any_text: bool = False) -> tuple[str, ...]:
+        expected = "a list of texts, not empty"
+        values = self._take(key, (list, tuple), expected, default)
+        if not values or not all(isinstance(v, str) and v for v in values):
+            raise UsageError(f"{self.where}: {key} must be {expected}")
+        if not any_text:
+            _distinct(list(values), self.where, key)
+        return tuple(values)
+
+    def choices(self, key: str, known: tuple[str, ...], default: tuple[str, ...] | None = None) -> tuple[str, ...]:
+        values = self.texts(key, default)
+        for value in values:
+            if value not in known:
+                raise UsageError(f"{self.where}: {key}: unknown {value[:64]!r} (known: {', '.join(known)})")
+        return values
+
+    def choice(self, key: str, known: tuple[str, ...], default: str) -> str:
+        value = self.text(key, default)
+        if value not in known:
+            raise UsageError(f"{self.where}: {key}: unknown {value[:64]!r} (known: {', '.join(known)})")
+        return value
+
+    def budgets(self, key: str, default: tuple[str, ...] | None = None) -> tuple[str, ...]:
+        """Each in its one spelling, so that a budget written in two ways is one cell."""
+        budgets = []
+        for value in self.texts(key, default):
+            try:
+                budgets.append(DEFAULT_BUDGET if value == DEFAULT_BUDGET else str(ExpertBudget.parse(value)))
+            except ProtocolError as error:
+                raise UsageError(f"{self.where}: {key}: {error}, or default") from None
+        _distinct(budgets, self.where, key)
+        return tuple(budgets)
+
+    def token_lists(self, key: str) -> tuple[tuple[int, ...], ...]:
+        expected = "a list of lists of token ids"
+        values = self._take(key, list, expected)
+        for prompt in values:
+            if not isinstance(prompt, list) or not prompt:
+                raise UsageError(f"{self.where}: {key} must be {expected}, none of them empty")
+            for token in prompt:
+                if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < 1 << 31:
+                    raise UsageError(f"{self.where}: {key}: {str(token)[:32]!r} is not a token id (0 to 2**31 - 1)")
+        if not values:
+            raise UsageError(f"{self.where}: {key} must be {expected}, not empty")
+        return tuple(tuple(prompt) for prompt in values)
+
+    def table(self, key: str) -> _Table:
+        return _Table(self._take(key, dict, "a table", {}), f"{self.where}: {key}")
+
+    def tables(self, key: str) -> list[_Table]:
+        values = self._take(key, list, f"tables, written [[{key}]]")
+        if not values or not all(isinstance(v, dict) for v in values):
+            raise UsageError(f"{self.where}: {key} must be tables, written [[{key}]]")
+        return [_Table(v, f"{self.where}: {key}[{i}]") for i, v in enumerate(values)]

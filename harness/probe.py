@@ -1,0 +1,124 @@
+"""What a device is: the Python that will run the engine, and the facts that the deployed engine reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.errors import ProtocolError
+from engine.protocol import DeviceFacts, from_json, loads
+from harness.errors import PythonMissingError, RemoteCommandError
+from harness.transport import Transport
+
+OLDEST_PYTHON = (3, 8)
+CANDIDATES = ("python3", *(f"python3.{minor}" for minor in range(14, 7, -1)))
+PROBE_DEADLINE_S = 60.0  # importing numpy from a slow SD card takes seconds
+
+# Runs on any Python: what is too old must be able to say so.
+_ASK = """\
+import json, sys
+answer = {"path": sys.executable, "version": list(sys.version_info[:3]), "numpy": None, "reason": ""}
+try:
+    import numpy
+    answer["numpy"] = str(numpy.__version__)
+except Exception as error:
+    answer["reason"] = "%s: %s" % (type(error).__name__, error)
+print(json.dumps(answer))
+sys.exit(not (tuple(sys.version_info[:2]) >= (3, 8) and answer["numpy"]))
+"""
+# $1: _ASK; the rest: candidates. Prints what system it is, then one JSON line a Python, up to the first good one.
+_SEARCH = (
+    'echo "prefix ${PREFIX:-}"; grep -E "^ID(_LIKE)?=" /etc/os-release 2>/dev/null; ask=$1; shift; '
+    '[ "$#" -gt 1 ] && [ -n "${PREFIX:-}" ] && set -- "$@" "$PREFIX/bin/python3"; '
+    'for p in "$@"; do command -v "$p" >/dev/null 2>&1 || continue; '
+    '"$p" -c "$ask" 2>/dev/null && exit 0; done; exit 0'
+)
+
+
+@dataclass(frozen=True)
+class Python:
+    """An interpreter on a device, good for the engine."""
+
+    path: str
+    version: str
+    numpy: str
+
+
+def find_python(transport: Transport, declared: str | None = None) -> Python:
+    """The declared Python, or the first of the usual ones that will do; PythonMissingError says why none does."""
+    candidates: Sequence[str] = (declared,) if declared else CANDIDATES
+    done = transport.run(["sh", "-c", _SEARCH, "sh", _ASK, *candidates], deadline_s=PROBE_DEADLINE_S)
+    system, found = [], []
+    for line in done.stdout.decode("utf-8", "replace").splitlines():
+        if line.startswith("{"):
+            found.append(_answer(transport.name, line))
+        else:
+            system.append(line.lower())
+    for answer in found:
+        if tuple(answer["version"]) >= OLDEST_PYTHON and answer["numpy"]:
+            return Python(answer["path"], ".".join(map(str, answer["version"])), answer["numpy"])
+    wanted = "python3 >= 3.8 with numpy"
+    install = _install_command(" ".join(system))
+    if not found:
+        what = f"{declared} was not found" if declared else f"no {wanted} was found"
+        raise PythonMissingError(f"{transport.name}: {what}: {install}")
+    new_enough = [a for a in found if tuple(a["version"]) >= OLDEST_PYTHON]
+    if not new_enough:
+        versions = ", ".join(f"{a['path']} is {'.'.join(map(str, a['version']))}" for a in found)
+        raise PythonMissingError(
+            f"{transport.name}: the engine needs {wanted}, {versions}: install a newer one and set `python` in the "
+            "inventory"
+        )
+    first = new_enough[0]
+    why = f" ({first['reason']})" if first["reason"] and "No module named" not in first["reason"] else ""
+    raise PythonMissingError(f"{transport.name}: {first['path']} has no usable numpy{why}: {install}")
+
+
+def read_facts(transport: Transport, python: Python, engine_folder: str) -> DeviceFacts:
+    """Asks the deployed engine; RemoteCommandError where it cannot say."""
+    done = transport.run(
+        ["sh", "-c", 'cd -- "$1" && exec "$2" -m engine probe', "sh", engine_folder, python.path],
+        deadline_s=PROBE_DEADLINE_S,
+    )
+    lines = done.stdout.strip().splitlines() or [b""]
+    try:
+        return from_json(DeviceFacts, loads(lines[-1]))
+    except ProtocolError as error:
+        raise RemoteCommandError(f"{transport.name}: `engine probe` gave no valid facts: {error}") from None
+
+
+def _answer(name: str, line: str) -> dict[str, Any]:
+    """One JSON line of _ASK, checked: a device may answer anything."""
+    try:
+        answer = json.loads(line)
+        version = [int(part) for part in answer["version"]][:3]
+        path, reason = _printable(answer["path"]), _printable(answer["reason"])
+        numpy = None if answer["numpy"] is None else _printable(answer["numpy"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise PythonMissingError(f"{name}: python3 gave no sensible answer: set `python` in the inventory") from None
+    return {"path": path, "version": version, "numpy": numpy, "reason": reason}
+
+
+def _printable(value: object) -> str:
+    return "".join(c for c in str(value) if c.isprintable())[:300]
+
+
+def _install_command(system: str) -> str:
+    for mark, command in _INSTALL:
+        if mark in system:
+            return f"run `{command}` there"
+    return "install python3 and numpy there, or set `python` in the inventory"
+
+
+_INSTALL = (
+    ("com.termux", "pkg install python python-numpy"),
+    ("debian", "sudo apt install python3-numpy"),
+    ("ubuntu", "sudo apt install python3-numpy"),
+    ("raspbian", "sudo apt install python3-numpy"),
+    ("fedora", "sudo dnf install python3-numpy"),
+    ("alpine", "apk add python3 py3-numpy"),
+    ("arch", "sudo pacman -S python-numpy"),
+    ("suse", "sudo zypper install python3-numpy"),
+)

@@ -1,0 +1,243 @@
+"""One device in use, over any transport: the implementation of harness.session.Session."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from device_inventory import Device
+from engine.errors import ProtocolError
+from engine.protocol import DeviceFacts, RunRequest, from_json, loads, to_json
+from harness.collect import Collector, Ending, OnEvent, judge, printable
+from harness.deploy import ENGINE_SOURCE, EngineBundle, HashCache, Place, put_blob
+from harness.errors import DeviceError, RemoteTimeoutError, UnreachableError
+from harness.probe import Python, find_python, read_facts
+from harness.session import Outcome, Session
+from harness.transport import Completed, Transport
+from harness.transport.ssh import SshTransport
+from reports.records import RunStatus
+
+T = TypeVar("T")
+
+AGENT = (Path(__file__).parent / "agent.py").read_bytes()
+BOOT = 'import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv.pop(1))), "agent", "exec"))'
+AGENT_DEADLINE_S = 60.0
+ENGINE_GRACE_S = 2.0  # the engine ends itself at its deadline; the supervisor ends it this much later
+FOLLOW_GRACE_S = 30.0
+SILENCE_S = 30.0  # the agent gives a sign of life every 5 s
+RECONNECT_S = 120.0
+SETTLED_S = 60.0  # an act that went well for so long did reconnect
+FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.25, 10.0
+
+
+def open_session(
+    device: Device,
+    *,
+    known_hosts: Path,
+    cache_dir: Path,
+    engine_source: Path | None = None,
+    ssh_config: Path | None = None,
+) -> Session:
+    """Connects to a device, deploys the engine and asks for its facts. Raises DeviceError, UsageError."""
+    return RemoteSession(
+        lambda: SshTransport(device, known_hosts, ssh_config=ssh_config),
+        root=device.root,
+        python=device.python,
+        cache_dir=cache_dir,
+        engine_source=engine_source,
+    )
+
+
+class RemoteSession:
+    """A device with an engine deployed. One thread uses it; `cancel` may come from another."""
+
+    facts: DeviceFacts
+    engine_sha256: str
+
+    def __init__(
+        self,
+        connect: Callable[[], Transport],
+        *,
+        root: str,
+        cache_dir: Path,
+        python: str | None = None,
+        engine_source: Path | None = None,
+        reconnect_s: float = RECONNECT_S,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._connect = connect
+        self._reconnect_s = reconnect_s
+        self._clock = clock
+        self._sleep = sleep
+        self._cache = HashCache(cache_dir)
+        self._running: str | None = None  # the run folder in use
+        self._abandoned: list[str] = []  # run folders that were not collected
+        self._cancelled = threading.Event()
+        self._engine_bytes_sent = 0
+        self._transport = connect()
+        try:
+            self.python: Python = find_python(self._transport, python)
+            self._place = Place.prepare(self._transport, root)
+            self.engine_sha256, self._engine = self._deploy_engine(engine_source or ENGINE_SOURCE)
+            self.facts = read_facts(self._transport, self.python, self._engine)
+        except BaseException:
+            self._transport.close()
+            raise
+
+    @property
+    def bytes_sent(self) -> int:
+        return self._transport.bytes_sent + self._engine_bytes_sent
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def put(self, source: Path, *, progress: Callable[[int], None] | None = None) -> str:
+        """Deploys a container or profile by content hash; returns its path on the device.
+
+        A link that is lost and regained costs what was in flight. Raises DiskFullError, UnreachableError.
+        """
+        return self._persist(
+            lambda: put_blob(self._transport, self._place, source, self._cache, progress),
+            lambda: self._transport.bytes_sent,
+        )
+
+    def execute(self, request: RunRequest, *, on_event: OnEvent | None = None) -> Outcome:
+        """Runs the engine detached, follows it across lost links, collects it. Never raises for a device's failure.
+
+        A run of this id that is on the device already, left by a controller that died, is collected instead.
+        """
+        run = self._place.run(request.run_id)
+        text = json.dumps(to_json(request), allow_nan=False)
+        arguments = [self.python.path, "-m", "engine", "run", "--request", f"{run}/request.json"]
+        collected = Collector(request, text, on_event)
+        plan = {
+            "arguments": arguments,
+            "cwd": self._engine,
+            "request": text,
+            "deadline_s": request.deadline_s + ENGINE_GRACE_S,
+        }
+        self._running = run
+        ending = Ending("absent")
+        try:
+            ending = self._persist(lambda: self._attend(run, plan, collected), lambda: collected.offset)
+            status, reasons = judge(collected, ending, request.deadline_s)
+            self._discard(run)
+        except KeyboardInterrupt:
+            self._discard(run)
+            raise
+        except ProtocolError as error:  # before its parents: what the device sends is damaged
+            self._discard(run)
+            status, reasons = RunStatus.FAILED, (f"the device sent damaged output: {printable(str(error))}",)
+        except RemoteTimeoutError as error:
+            self._discard(run)
+            status, reasons = RunStatus.TIMED_OUT, (str(error),)
+        except UnreachableError as error:
+            self._abandoned.append(run)
+            status, reasons = RunStatus.UNREACHABLE, (f"{error}; not back within {self._reconnect_s:g} s",)
+        except DeviceError as error:
+            self._discard(run)
+            status, reasons = RunStatus.FAILED, (str(error),)
+        finally:
+            self._running = None
+        if self._cancelled.is_set() and status is not RunStatus.OK:
+            status, reasons = RunStatus.FAILED, ("cancelled",)
+        return Outcome(
+            status=status,
+            reasons=reasons,
+            facts=collected.facts,
+            load=collected.load,
+            samples=tuple(collected.samples),
+            totals=collected.totals,
+            command=f"cd {shlex.quote(self._engine)} && {shlex.join(arguments)}",
+            log_tail=printable(ending.log_tail),
+        )
+
+    def cancel(self) -> None:
+        """From another thread: kills the engine in flight on the device; `execute` then returns soon (failed)."""
+        self._cancelled.set()
+        run, end = self._running, self._clock() + AGENT_DEADLINE_S
+        if run is None:
+            return
+        transport = self._connect()  # the other thread is using the first
+        try:
+            while self._running == run and self._clock() < end:  # it may not have started yet
+                self._agent("kill", run, transport=transport)
+                self._sleep(0.1)
+        finally:
+            transport.close()
+
+    def _attend(self, run: str, plan: dict[str, Any], collected: Collector) -> Ending:
+        """Starts the run unless it exists, and follows it from the first byte that is not here yet."""
+        if self._cancelled.is_set():
+            raise DeviceError("cancelled")
+        while self._abandoned:  # what was given up for lost may still run, and would disturb this one
+            self._agent("discard", self._abandoned[-1])
+            self._abandoned.pop()
+        # Once it has been heard of, it must not be started a second time, whatever happened to its folder.
+        stdin = json.dumps(plan).encode() if collected.offset == 0 else b""
+        done = self._agent(
+            "attend",
+            run,
+            str(collected.offset),
+            stdin=stdin,
+            deadline_s=plan["deadline_s"] + FOLLOW_GRACE_S,
+            on_stdout=collected.feed,
+            silence_s=SILENCE_S,
+        )
+        lines = done.stderr.split(b"\n")
+        return from_json(Ending, loads(max(lines, key=len)))
+
+    def _deploy_engine(self, source: Path) -> tuple[str, str]:
+        """The engine's hash, and its folder on the device."""
+        bundle = EngineBundle.of(source)
+        folder = self._place.engine(bundle.sha256)
+        seen = self._transport.run(["test", "-d", folder], deadline_s=AGENT_DEADLINE_S, check=False)
+        if seen.exit_status != 0:
+            self._agent("install", folder, stdin=bundle.content)
+            self._engine_bytes_sent += len(bundle.content)
+        return bundle.sha256, folder
+
+    def _discard(self, run: str) -> None:
+        """Ends what may still run, and removes the folder; a device that cannot be reached keeps it."""
+        try:
+            self._agent("discard", run)
+        except DeviceError:
+            return
+
+    def _agent(self, verb: str, *arguments: str, transport: Transport | None = None, **options: Any) -> Completed:
+        options = {"deadline_s": AGENT_DEADLINE_S, **options, "stdin": AGENT + options.get("stdin", b"")}
+        command = [self.python.path, "-I", "-c", BOOT, str(len(AGENT)), verb, *arguments]
+        return (transport or self._transport).run(command, **options)
+
+    def _persist(self, act: Callable[[], T], progress: Callable[[], object]) -> T:
+        """Does `act` again after each lost link, until `reconnect_s` have passed in which nothing got better."""
+        give_up: float | None = None
+        while True:
+            began, before = self._clock(), progress()
+            try:
+                return act()
+            except UnreachableError as loss:
+                now = self._clock()
+                if give_up is None or progress() != before or now - began > SETTLED_S:
+                    give_up = now + self._reconnect_s
+                self._await_link(loss, give_up)
+
+    def _await_link(self, loss: UnreachableError, give_up: float) -> None:
+        backoff_s = FIRST_BACKOFF_S
+        while True:
+            remaining_s = give_up - self._clock()
+            if remaining_s <= 0 or self._cancelled.is_set():
+                raise loss
+            self._sleep(min(backoff_s, remaining_s))
+            backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
+            try:
+                self._transport.run(["true"], deadline_s=AGENT_DEADLINE_S)
+                return
+            except UnreachableError as still:
+                loss = still

@@ -1,0 +1,111 @@
+"""The run: one worker for each device, one engine process at a time on a device, every record stored before the next.
+
+A device's failure is a record and never ends the sweep. What ends it: everything measured, `stop` (Ctrl-C), or a
+failure of the controller itself, such as a results database that takes no more records.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from harness.device_worker import DeviceWorker, Listener, Surroundings
+from harness.plan import Plan
+from reports.database import ResultsDatabase
+from reports.records import Run, RunStatus, Sweep, Verdict, last_attempts
+
+MAX_DEVICES_AT_ONCE = 64
+CANCEL_PAUSE_S = 2.0  # between attempts to kill what is in flight, until the workers have ended
+CANCEL_DEADLINE_S = 20.0  # for one attempt
+
+
+class SweepRunner:
+    """Measures what a plan says, stores every record. `measure` returns when all ended or after `stop`."""
+
+    def __init__(self, plan: Plan, database: ResultsDatabase, listener: Listener, surroundings: Surroundings) -> None:
+        self._plan = plan
+        self._database = database
+        self._listener = listener
+        self._surroundings = surroundings
+        self._workers = [DeviceWorker(device, plan.matrix, listener, surroundings) for device in plan.devices]
+
+    def measure(self) -> None:
+        """Blocks until the sweep ends. Raises what the controller itself failed of."""
+        if not self._workers:
+            return
+        with concurrent.futures.ThreadPoolExecutor(min(len(self._workers), MAX_DEVICES_AT_ONCE), "device") as pool:
+            futures = [pool.submit(self._measure_device, worker) for worker in self._workers]
+            pending = set(futures)
+            try:
+                while pending and not self.stopped:
+                    # The wait is short so that the main thread gets to run its signal handlers.
+                    ended, pending = concurrent.futures.wait(
+                        pending, timeout=0.2, return_when=concurrent.futures.FIRST_EXCEPTION
+                    )
+                    for future in ended:
+                        future.result()
+            finally:
+                self.stop()
+                while pending:
+                    self._cancel_all()
+                    _, pending = concurrent.futures.wait(pending, timeout=CANCEL_PAUSE_S)
+        for future in futures:
+            future.result()
+
+    def stop(self) -> None:
+        """From a signal handler or another thread: no further cell starts, what is in flight is killed."""
+        self._surroundings.stopping.set()
+
+    @property
+    def stopped(self) -> bool:
+        return self._surroundings.stopping.is_set()
+
+    def _measure_device(self, worker: DeviceWorker) -> None:
+        try:
+            for measurement in self._plan.of_device(worker.device.name):
+                run = None if self.stopped else worker.measure(measurement)
+                if run is None:  # stopped: the cell stays missing, and `run --resume` measures it
+                    return
+                self._database.add_run(run)
+                self._listener.cell_ended(run)
+        finally:
+            worker.disconnect()
+        self._listener.device_is(worker.device.name, worker.unusable or "done")
+
+    def _cancel_all(self) -> None:
+        """All devices at once: one that does not answer must not keep the others running."""
+        threads = [threading.Thread(target=worker.cancel, daemon=True) for worker in self._workers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(CANCEL_DEADLINE_S)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How a sweep stands: the last attempts at each cell and block, by status."""
+
+    counts: dict[RunStatus, int]
+    missing: int
+    suspect: int
+
+    @property
+    def exit_code(self) -> int:
+        """0 all ok, 3 some cells failed or are missing, 4 no device could be used."""
+        total = sum(self.counts.values())
+        unused = self.counts.get(RunStatus.UNREACHABLE, 0) + self.counts.get(RunStatus.SKIPPED, 0)
+        if total and unused == total:
+            return 4
+        return 0 if self.counts.get(RunStatus.OK, 0) == total and not self.missing else 3
+
+
+def tally(sweep: Sweep, runs: Iterable[Run]) -> Tally:
+    last = last_attempts(runs)
+    return Tally(
+        counts=dict(Counter(run.status for run in last)),
+        missing=len(sweep.planned) - len(last),
+        suspect=sum(run.verdict is Verdict.SUSPECT for run in last),
+    )

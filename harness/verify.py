@@ -1,0 +1,119 @@
+"""What the controller checks of a run that came back: is it complete, is its answer right, may its numbers be used.
+
+What was asked for is no proof that it happened: each condition is compared with what the engine observed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+from engine.protocol import Load, RunRequest, Sample
+from harness.session import Outcome
+from reports.records import Cell, Run, RunStatus, Verdict
+
+COLD_RESIDENT_FRACTION = 0.01  # of a container: above this it was not cold
+WARM_RESIDENT_FRACTION = 0.99
+
+
+def malformed_samples(request: RunRequest, samples: tuple[Sample, ...]) -> str | None:
+    """Why the samples of a run cannot be recorded, None where they can."""
+    seen = set()
+    for sample in samples:
+        key = (sample.prompt, sample.repetition, sample.warmup)
+        if not 0 <= sample.prompt < len(request.prompts):
+            return f"the engine answered prompt {sample.prompt}, which was not asked for: deploy the engine again"
+        if key in seen:
+            return f"the engine answered prompt {sample.prompt} twice in one repetition: deploy the engine again"
+        seen.add(key)
+    return None
+
+
+def incomplete(request: RunRequest, outcome: Outcome) -> str | None:
+    """Why a run that says it is ok is not, None where it is."""
+    if outcome.facts is None or outcome.load is None or outcome.totals is None:
+        return "the engine ended without saying what it loaded and used: see the end of its log"
+    expected = len(request.prompts) * request.repetitions
+    timed = [s for s in outcome.samples if not s.warmup]
+    if len(timed) != expected:
+        return f"the engine returned {len(timed)} of {expected} samples: see the end of its log"
+    for sample in timed:
+        if not sample.tokens or (len(sample.tokens) != request.max_new_tokens and not request.stop_at_eos):
+            return f"prompt {sample.prompt} has {len(sample.tokens)} of {request.max_new_tokens} tokens"
+    return None
+
+
+def judge(request: RunRequest, load: Load) -> tuple[Verdict, tuple[str, ...]]:
+    """The verdict on a complete run: suspect where a condition was not seen to hold. Unknown is never fine."""
+    reasons = [f"the engine warns: {warning}" for warning in load.warnings]
+    fraction = load.page_cache_resident_fraction
+    if fraction is None:
+        reasons.append(f"page cache: {request.page_cache} was asked for, but the device cannot say what was resident")
+    elif request.page_cache == "cold" and fraction > COLD_RESIDENT_FRACTION:
+        reasons.append(
+            f"page cache: cold was asked for, but {fraction:.1%} of the container was resident: "
+            "does another process keep it open?"
+        )
+    elif request.page_cache == "warm" and fraction < WARM_RESIDENT_FRACTION:
+        reasons.append(
+            f"page cache: warm was asked for, but only {fraction:.1%} of the container was resident: "
+            "the device's memory may be too small for it"
+        )
+    if load.reader != request.reader:
+        reasons.append(f"reader: {request.reader} was asked for, {load.reader} engaged: ask for {load.reader}")
+    if request.backend not in ("auto", load.backend):
+        reasons.append(f"backend: {request.backend} was asked for, {load.backend} engaged: ask for auto")
+    asked = request.expert_budget.bytes if request.expert_budget else None
+    if asked is not None and (load.expert_budget_bytes is None or load.expert_budget_bytes > asked):
+        reasons.append(f"expert budget: {asked} bytes were asked for, {load.expert_budget_bytes} were used")
+    return (Verdict.SUSPECT if reasons else Verdict.VALID), tuple(reasons)
+
+
+class Answers:
+    """Same trace, same answer: the tokens of the ok runs so far, by what must make them equal.
+
+    Devices are not compared with one another (their arithmetic may round differently), nor strategies that change the
+    precision of an expert: those have an accuracy, not an answer.
+    """
+
+    def __init__(self, runs: Iterable[Run] = ()) -> None:
+        self._lock = threading.Lock()
+        self._known: dict[tuple[object, ...], tuple[str, tuple[int, ...]]] = {}
+        for run in runs:
+            if run.status is RunStatus.OK and run.request and run.load:
+                self.disagreement(run.id, run.cell, run.request, run.load, run.samples)
+
+    def disagreement(
+        self, run_id: str, cell: Cell, request: RunRequest, load: Load, samples: tuple[Sample, ...]
+    ) -> str | None:
+        """Compares a run with those before; remembers it and returns None where nothing differs, else says what."""
+        found: dict[tuple[object, ...], tuple[str, tuple[int, ...]]] = {}
+        for sample in samples:
+            # Greedy repetitions of one prompt are equal; sampled ones are equal to their like in other runs.
+            repetition = (sample.repetition, sample.warmup) if request.sampling.temperature else None
+            key: tuple[object, ...] = (
+                cell.device,
+                cell.container_sha256,
+                cell.workload_sha256,
+                request.max_new_tokens,
+                request.stop_at_eos,
+                load.strategy.get("precision"),
+                load.backend,
+                sample.prompt,
+                repetition,
+            )
+            first = found.setdefault(key, (f"{run_id} ({cell.strategy})", sample.tokens))
+            if first[1] != sample.tokens:
+                return f"wrong answer: the tokens of prompt {sample.prompt} differ between repetitions"
+        with self._lock:
+            for key, (_, tokens) in found.items():
+                other, expected = self._known.get(key, ("", tokens))
+                if tokens != expected:
+                    at = next(
+                        (i for i, (a, b) in enumerate(zip(tokens, expected, strict=False)) if a != b),
+                        min(len(tokens), len(expected)),
+                    )
+                    return f"wrong answer: from token {at} on, prompt {key[-2]} differs from that of run {other}"
+            for key, answer in found.items():
+                self._known.setdefault(key, answer)
+        return None

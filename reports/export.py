@@ -1,0 +1,117 @@
+"""Runs for other tools: JSON lines, CSV and Parquet, one line or row a run, written as they are read.
+
+A JSON line is the whole record. A row has the facts that one sorts and filters by, the metrics (medians of the run),
+and the raw parts as JSON text: nothing is lost in any format.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.protocol import DeviceFacts, to_json
+from reports.errors import ReportError
+from reports.files import replacing
+from reports.metrics import METRICS
+from reports.records import Run, run_to_json
+
+_ROWS_PER_GROUP = 200
+_RAW = ("request", "facts", "load", "samples", "totals", "extra")
+
+
+def export(runs: Iterable[Run], format_name: str, target: Path | IO[bytes]) -> int:
+    """Writes the runs to a file, which appears when it is complete, or to an open stream; returns how many.
+
+    Raises ReportError for an unknown format or an unwritable file.
+    """
+    write = _FORMATS.get(format_name)
+    if write is None:
+        raise ReportError(f"unknown export format {format_name!r}: choose one of {', '.join(FORMATS)}")
+    if isinstance(target, Path):
+        with replacing(target) as file:
+            return write(runs, file)
+    return write(runs, target)
+
+
+def _jsonl(runs: Iterable[Run], file: IO[bytes]) -> int:
+    n = 0
+    for run in runs:
+        file.write(json.dumps(run_to_json(run), allow_nan=False, separators=(",", ":")).encode() + b"\n")
+        n += 1
+    return n
+
+
+def _csv(runs: Iterable[Run], file: IO[bytes]) -> int:
+    text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
+    try:
+        writer = csv.writer(text)
+        writer.writerow(_SCHEMA.names)
+        n = 0
+        for row in _rows(runs):
+            writer.writerow([_inert(value) for value in row.values()])
+            n += 1
+        return n
+    finally:
+        text.detach()  # the stream is the caller's
+
+
+def _parquet(runs: Iterable[Run], file: IO[bytes]) -> int:
+    n = 0
+    rows = map(_encodable, _rows(runs))
+    with pq.ParquetWriter(file, _SCHEMA, compression="zstd") as writer:
+        while group := list(islice(rows, _ROWS_PER_GROUP)):
+            writer.write_table(pa.Table.from_pylist(group, schema=_SCHEMA))
+            n += len(group)
+    return n
+
+
+_FORMATS: dict[str, Callable[[Iterable[Run], IO[bytes]], int]] = {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet}
+FORMATS = tuple(_FORMATS)
+
+_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("id", "sweep_id", "device", "container", "container_sha256", "strategy")),
+        *((name, pa.string()) for name in ("expert_budget", "workload", "workload_sha256", "page_cache")),
+        ("block", pa.int64()),
+        *((name, pa.string()) for name in ("status", "verdict", "reasons", "emulated", "started_at", "ended_at")),
+        *((name, pa.string()) for name in ("farm_version", "engine_sha256", "command", "log_tail")),
+        *(
+            (f"facts_{f.name}", pa.int64() if f.name in ("cores", "memory_bytes", "page_bytes") else pa.string())
+            for f in fields(DeviceFacts)
+        ),
+        *((name, pa.float64()) for name in METRICS),
+        *((name, pa.string()) for name in _RAW),
+    ]
+)
+
+
+def _rows(runs: Iterable[Run]) -> Iterator[dict[str, Any]]:
+    """The columns of _SCHEMA, in its order."""
+    for run in runs:
+        values = {name: getattr(run, name) for name in _SCHEMA.names if hasattr(run, name)}
+        values |= to_json(run.cell)
+        values |= {"status": run.status.value, "verdict": run.verdict.value}
+        values |= {"reasons": "; ".join(run.reasons), "emulated": "; ".join(run.emulated)}
+        values |= {f"facts_{f.name}": getattr(run.facts, f.name, None) for f in fields(DeviceFacts)}
+        values |= {name: metric.of(run) for name, metric in METRICS.items()}
+        values |= {name: json.dumps(to_json(getattr(run, name)), allow_nan=False) for name in _RAW}
+        yield {name: values[name] for name in _SCHEMA.names}
+
+
+def _inert(value: Any) -> Any:
+    """A device's text must not become a formula in someone's spreadsheet."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def _encodable(row: dict[str, Any]) -> dict[str, Any]:
+    """Half of a surrogate pair is valid in JSON and in no file."""
+    return {k: v.encode("utf-8", "backslashreplace").decode() if isinstance(v, str) else v for k, v in row.items()}

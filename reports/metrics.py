@@ -1,0 +1,160 @@
+"""What is derived from a run's raw samples: one table of metrics. Nothing here is stored.
+
+Decode metrics leave out step 0, the prefill. A metric that a run cannot answer yields no value, never a zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+from engine.protocol import Sample
+from reports.records import Run
+
+PerSample = Callable[[Run, Sample], float | None]
+PerRun = Callable[[Run], float | None]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`unit` is one that reports.units knows, or is shown as it stands."""
+
+    name: str
+    label: str
+    unit: str
+    better: Literal["lower", "higher"]
+    definition: str
+    per_sample: PerSample | None = None
+    per_run: PerRun | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.per_sample is None) != (self.per_run is None), f"{self.name}: per sample or per run"
+
+    def values(self, run: Run) -> list[float]:
+        """One for each timed sample, or one for the run; without those that cannot be told."""
+        if self.per_run is not None:
+            found = [self.per_run(run)]
+        else:
+            assert self.per_sample is not None
+            found = [self.per_sample(run, sample) for sample in run.timed_samples]
+        return [value for value in found if value is not None]
+
+    def of(self, run: Run) -> float | None:
+        """The median of a run's values."""
+        values = self.values(run)
+        return median(values) if values else None
+
+
+def tpot_s(_: Run, sample: Sample) -> float | None:
+    decode = sample.steps.time_s[1:]
+    return sum(decode) / len(decode) if decode else None
+
+
+def _ttft_s(_: Run, sample: Sample) -> float | None:
+    return sample.steps.time_s[0] if sample.steps.time_s else None
+
+
+def _prefill_rate(run: Run, sample: Sample) -> float | None:
+    seconds = _ttft_s(run, sample)
+    return len(run.request.prompts[sample.prompt]) / seconds if run.request and seconds else None
+
+
+def _decode_rate(run: Run, sample: Sample) -> float | None:
+    seconds = tpot_s(run, sample)
+    return 1 / seconds if seconds else None
+
+
+def _share(part: Sequence[float], *whole: Sequence[float]) -> float | None:
+    total = sum(map(sum, whole))
+    return sum(part) / total if total else None
+
+
+def _hit_rate(_: Run, sample: Sample) -> float | None:
+    s = sample.steps
+    return _share(s.hits[1:], s.hits[1:], s.late[1:], s.misses[1:])
+
+
+def _late_rate(_: Run, sample: Sample) -> float | None:
+    s = sample.steps
+    return _share(s.late[1:], s.hits[1:], s.late[1:], s.misses[1:])
+
+
+def _wasted_share(_: Run, sample: Sample) -> float | None:
+    return _share(sample.steps.wasted_bytes, sample.steps.prefetched_bytes)
+
+
+def _read_bytes_per_token(_: Run, sample: Sample) -> float | None:
+    decode = sample.steps.read_bytes[1:]
+    return sum(decode) / len(decode) if decode else None
+
+
+def _stall_per_token_s(_: Run, sample: Sample) -> float | None:
+    decode = sample.steps.stall_s[1:]
+    return sum(decode) / len(decode) if decode else None
+
+
+def _major_faults_per_token(_: Run, sample: Sample) -> float | None:
+    return None if sample.major_faults is None or not sample.tokens else sample.major_faults / len(sample.tokens)
+
+
+def _load_s(run: Run) -> float | None:
+    return run.load.load_s if run.load else None
+
+
+def _peak_resident_bytes(run: Run) -> float | None:
+    seen = [sample.peak_resident_bytes for sample in run.samples]
+    if run.totals:
+        seen.append(run.totals.peak_resident_bytes)
+    return max((float(n) for n in seen if n is not None), default=None)
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("tpot_s", "Time per token", "s", "lower", "Mean time of the decode steps of a sample.", tpot_s),
+        Metric("ttft_s", "First token", "s", "lower", "Time of the prefill, which yields the first token.", _ttft_s),
+        Metric(
+            "prefill_tokens_per_s", "Prefill rate", "tokens/s", "higher",
+            "Tokens of the prompt over the time of the prefill.", _prefill_rate,
+        ),
+        Metric(
+            "decode_tokens_per_s", "Decode rate", "tokens/s", "higher",
+            "Decode steps of a sample over their time.", _decode_rate,
+        ),
+        Metric(
+            "load_s", "Load", "s", "lower",
+            "From the start of the engine to the first prefill.", per_run=_load_s,
+        ),
+        Metric(
+            "peak_resident_bytes", "Peak memory", "bytes", "lower",
+            "Largest resident set of the engine's process.", per_run=_peak_resident_bytes,
+        ),
+        Metric(
+            "expert_hit_rate", "Hit rate", "share", "higher",
+            "Experts that were resident when the router asked for them, over all that it asked for; decode steps.",
+            _hit_rate,
+        ),
+        Metric(
+            "expert_late_rate", "Late", "share", "lower",
+            "Experts whose preload was still under way when the router asked for them; decode steps.", _late_rate,
+        ),
+        Metric(
+            "read_bytes_per_token", "Read per token", "bytes", "lower",
+            "Bytes of experts read from storage over decode steps.", _read_bytes_per_token,
+        ),
+        Metric(
+            "stall_per_token_s", "Waiting per token", "s", "lower",
+            "Time in which the arithmetic waited for an expert, over decode steps.", _stall_per_token_s,
+        ),
+        Metric(
+            "wasted_share", "Wasted preloads", "share", "lower",
+            "Bytes preloaded and dropped unused, over all bytes preloaded; all steps.", _wasted_share,
+        ),
+        Metric(
+            "major_faults_per_token", "Major faults per token", "faults", "lower",
+            "Page faults that had to wait for storage, over the tokens of a sample.", _major_faults_per_token,
+        ),
+    )
+}  # fmt: skip

@@ -1,0 +1,79 @@
+"""Speaks the protocol and measures nothing. `strategy` says what it does; `max_new_tokens` is a count for it.
+
+good          all samples, at once
+slow          waits 0.1 s before each of `max_new_tokens` lines on the log, then all is good
+sleep         never ends by itself
+stubborn      the same, and ignores SIGTERM
+memory        reports MemoryBudgetError
+killed        kills itself with signal 9
+garbage       a line that is no JSON, then sleeps
+flood         one endless line
+escape        writes terminal escapes to its log, then exits with 3
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import signal
+import sys
+import time
+
+from engine.protocol import DeviceFacts, Load, RunRequest, Sample, Steps, Totals, encode_event, from_json, to_json
+
+FACTS = DeviceFacts("stub", platform.machine(), "6.1", None, None, None, 1, None, 4096, None, "3", "2", None, "stub")
+LOAD = Load(0.1, 1, 1, None, 10, 1, None, {"name": "stub"}, "pread", "numpy")
+
+
+def emit(event, **content):
+    sys.stdout.write(encode_event(event, **content) + "\n")
+    sys.stdout.flush()
+
+
+def main():
+    if sys.argv[1] == "probe":
+        print(json.dumps(to_json(FACTS)))
+        return 0
+    with open(sys.argv[3], "rb") as file:
+        text = file.read()
+    request = from_json(RunRequest, json.loads(text))
+    sys.stderr.write("stub: {}\n".format(os.environ.get("HOME")))
+    emit("started", facts=FACTS, request_sha256=hashlib.sha256(text).hexdigest())
+    emit("loaded", load=LOAD)
+    sys.stderr.flush()
+    what = request.strategy
+    if what == "slow":
+        for i in range(request.max_new_tokens):
+            time.sleep(0.1)
+            sys.stderr.write(f"step {i}\n")
+    if what == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if what in ("sleep", "stubborn"):
+        time.sleep(3600)
+    if what == "memory":
+        emit("failed", kind="memory", message="does not fit")
+        return 4
+    if what == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "garbage":
+        sys.stdout.write("{{{ this is no JSON\n")
+        sys.stdout.flush()
+        time.sleep(3600)
+    if what == "flood":
+        while True:
+            sys.stdout.write("x" * (1 << 20))
+    if what == "escape":
+        sys.stderr.write("\x1b[31mred\x1b]0;title\x07 \u202eword\n")
+        return 3
+    for prompt in range(len(request.prompts)):
+        for n in range(request.warmups + request.repetitions):
+            zero = (0,)
+            steps = Steps((0.1,), (0.0,), zero, zero, zero, zero, zero, zero)
+            emit("sample", sample=Sample(prompt, n, n < request.warmups, (7,), steps, None, None))
+    emit("finished", totals=Totals(1.0, None, None, None, None))
+    return 0
+
+
+sys.exit(main())

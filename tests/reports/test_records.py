@@ -1,0 +1,106 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from reports.errors import RecordError, ReportError
+from reports.records import (
+    RunStatus,
+    Verdict,
+    last_attempts,
+    run_from_json,
+    run_to_json,
+    sweep_from_json,
+    sweep_to_json,
+)
+
+
+def through_json(record):
+    return json.loads(json.dumps(record, allow_nan=False))
+
+
+def test_a_run_survives_json_whole(make):
+    for run in (make.run(), make.failed(log_tail="half a pair: \ud800, a nul: \0")):
+        assert run_from_json(through_json(run_to_json(run))) == run
+
+
+def test_a_record_is_a_flat_object_with_plain_values(make):
+    record = run_to_json(make.run())
+    assert record["v"] == 1
+    assert {"request", "facts", "samples", "status", "verdict"} <= record.keys()
+    assert type(record["status"]) is str
+
+
+def test_a_sweep_survives_json_whole(make):
+    sweep = make.sweep(make.runs())
+    assert sweep_from_json(through_json(sweep_to_json(sweep))) == sweep
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"v": 2}, "record version 2"),
+        ({"v": None}, "record version None"),
+        ({"surprise": 1}, "unknown key 'surprise'"),
+        ({"status": "excellent"}, "Run.status: expected RunStatus"),
+        ({"status": ["ok"]}, "Run.status: expected RunStatus"),
+        ({"block": "0"}, "Run.block: expected int"),
+        ({"cell": None}, "Run.cell: expected an object"),
+        ({"id": ""}, "id and sweep_id must not be empty"),
+    ],
+)
+def test_a_damaged_record_is_refused_by_name(make, change, message):
+    with pytest.raises(RecordError, match=message) as refused:
+        run_from_json(through_json(run_to_json(make.run()) | change))
+    assert isinstance(refused.value, ReportError)
+
+
+def test_a_missing_key_is_refused(make):
+    record = through_json(run_to_json(make.run()))
+    del record["cell"]["device"]
+    with pytest.raises(RecordError, match=r"Run\.cell: 'device' is missing"):
+        run_from_json(record)
+
+
+def test_a_plan_entry_must_be_a_pair(make):
+    record = through_json(sweep_to_json(make.sweep(make.runs())))
+    record["planned"][0].append(3)
+    with pytest.raises(RecordError, match="expected 2 entries, got 3"):
+        sweep_from_json(record)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block": -1}, "block is negative"),
+        ({"started_at": "yesterday"}, "not a UTC time"),
+        ({"started_at": "2026-11-23T22:15:00"}, "not a UTC time"),
+        ({"totals": None}, "totals is missing"),
+        ({"samples": ()}, "no timed sample"),
+        ({"status": RunStatus.FAILED}, "is never valid"),
+        ({"verdict": Verdict.SUSPECT}, "needs a reason"),
+    ],
+)
+def test_a_run_that_contradicts_itself_is_not_constructed(make, changes, message):
+    with pytest.raises(RecordError, match=message):
+        make.run(**changes)
+
+
+def test_samples_must_answer_what_was_asked_for_and_once(make):
+    run = make.run()
+    with pytest.raises(RecordError, match="not asked for"):
+        replace(run, samples=(*run.samples, replace(run.samples[-1], prompt=2)))
+    with pytest.raises(RecordError, match="recorded twice"):
+        replace(run, samples=(*run.samples, run.samples[-1]))
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a\nb", "\x1b[31m"])
+def test_the_parts_of_a_key_cannot_blur(make, name):
+    with pytest.raises(RecordError, match="device"):
+        make.cell(device=name)
+
+
+def test_the_last_attempt_counts(make):
+    first = make.failed(RunStatus.UNREACHABLE, "no answer", started_at="2026-11-23T20:00:00+00:00")
+    again = replace(make.run(), id="again")
+    assert last_attempts([again, first]) == [again]
