@@ -240,14 +240,14 @@ class ContainerWriter:
             if error is None:
                 try:
                     self._finish()
+                    os.chmod(self._aside, 0o644)
+                    os.replace(self._aside, self.path)
                 except BaseException:
                     os.unlink(self._aside)
                     raise
         if error is not None:
             os.unlink(self._aside)
             return
-        os.chmod(self._aside, 0o644)
-        os.replace(self._aside, self.path)
         folder = os.open(os.path.dirname(self.path), os.O_RDONLY)
         try:
             os.fsync(folder)

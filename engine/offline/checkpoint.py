@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Checkpoint:
     folder: Path
     config: dict[str, Any]  # config.json
     tensors: Mapping[str, StoredTensor]
-    _open: Mapping[Path, Any]  # the library's handles: they map the files, and go with this object
+    _open: Mapping[Path, Any] = field(repr=False)  # the library's handles: they map the files, and go with this object
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:

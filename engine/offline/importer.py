@@ -9,7 +9,6 @@ import numpy as np
 
 from engine.container import Container, ContainerWriter
 from engine.errors import ContainerError
-from engine.models.mixtral import MixtralConfig
 from engine.offline.checkpoint import BFLOAT16, Checkpoint, CheckpointError
 from engine.offline.mixtral import ARCHITECTURE, MixtralLayout
 from engine.offline.tokenizer import Tokenizer
@@ -57,10 +56,8 @@ def import_checkpoint(
     """
     checkpoint = Checkpoint.open(folder)
     layout = MixtralLayout.of(checkpoint)
-    try:
-        MixtralConfig.parse(layout.config)
-    except ContainerError as error:
-        raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
+    if to.is_dir():
+        raise ContainerError(f"{to}: cannot be written: it is a directory")
     experts = list(layout.experts())
     try:
         with ContainerWriter(

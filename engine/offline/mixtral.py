@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from engine.errors import ContainerError
+from engine.models.mixtral import MixtralConfig
 from engine.offline.checkpoint import Checkpoint, CheckpointError
 
 ARCHITECTURE = "mixtral"
@@ -34,7 +36,12 @@ class MixtralLayout:
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> MixtralLayout:
         """Raises CheckpointError, naming the key of config.json or the tensor, for what is not such a model."""
-        layout = cls(_container_config(_Keys(checkpoint.config, f"{checkpoint.folder / 'config.json'}")))
+        path = checkpoint.folder / "config.json"
+        layout = cls(_container_config(_Keys(checkpoint.config, str(path))))
+        try:
+            MixtralConfig.parse(layout.config)  # what the engine would refuse is not imported
+        except ContainerError as error:
+            raise CheckpointError(f"{path}: {error}") from None
         expected = layout.shapes()
         head, embed = "lm_head.weight", "model.embed_tokens.weight"
         if layout.config["tied_head"] and head in checkpoint.tensors and embed in checkpoint.tensors:

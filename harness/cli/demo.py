@@ -1,4 +1,119 @@
+"""`demo`: the whole job on this machine, from the checkpoint to the report, over real SSH to emulated devices."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
 import click
-@click.command()
-def demo() -> None:
-    """x"""
+
+import harness.demo
+from harness.cli.measuring import measure, new_sweep, plan_matrix
+from harness.cli.options import EXIT_CODES, open_results
+from harness.demo.loopback import Emulated, LoopbackFarm
+from harness.errors import UsageError
+from harness.matrix import parse_matrix
+from harness.trust import trust
+from reports.page import render
+
+_SHIPPED = Path(harness.demo.__file__).parent
+_KINDS = ("bible", "novel", "sotu")  # of text, for the profile
+_PROFILE_CHARACTERS = 40_000  # of each kind: ten thousand tokens, counted in seconds
+_DEVICES = (
+    Emulated("pi4b-emulated", 43e6),  # a Raspberry Pi 4B reading from its SD card
+    Emulated("jetson-tx2-emulated", 200e6),  # a Jetson TX2 reading from its SSD
+)
+
+
+@click.command(epilog=EXIT_CODES)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="results/demo",
+    show_default=True,
+    metavar="DIR",
+    help="Where report, results, container and profile go.",
+)
+@click.option("--quick", is_flag=True, help="One block instead of three: a first look, without spread.")
+@click.option("--keep", is_flag=True, help="Keep the devices' folders, keys and matrix, to look at.")
+@click.pass_context
+def demo(context: click.Context, output: Path, quick: bool, keep: bool) -> None:
+    """Do the whole job on this machine, with no device and no root: about two minutes.
+
+    Imports the trained model that ships with the farm, counts its activation paths, starts two SSH devices on
+    127.0.0.1, trusts them, deploys to them, measures three strategies in interleaved blocks, and renders the report.
+    The devices' storage is emulated: the engine limits its expert reads to the rate of the board that they stand for,
+    and every record and page says so. The last line printed is the report's path.
+    """
+    start = time.monotonic()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output {output}: {error.strerror}; choose a folder that can be written") from None
+    output = output.resolve()
+    work = output / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        container = _import_model(output)
+        _say(start, f"imported {container}")
+        profile = _profile(container)
+        _say(start, f"counted activation paths: {profile}")
+        code = _measure(start, output, work, quick)
+    finally:
+        if not keep:
+            shutil.rmtree(work, ignore_errors=True)
+    _say(start, "done")
+    click.echo(f"report: {output / 'report.html'}")
+    context.exit(code)
+
+
+def _import_model(output: Path) -> Path:
+    from engine.offline.importer import import_checkpoint
+
+    container = output / "mix16.emoe"
+    origin = {"origin": "trained for edgemoe-farm, see harness/demo/mix16/README.md", "licence": "research use"}
+    import_checkpoint(_SHIPPED / "mix16", container, origin=origin)
+    return container
+
+
+def _profile(container: Path) -> Path:
+    from engine.offline.activations import profile_texts
+    from engine.offline.model import OfflineModel
+    from engine.offline.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_container(str(container))
+    texts = [
+        (_SHIPPED / "texts" / f"{kind}.train.txt").read_text(encoding="utf-8")[:_PROFILE_CHARACTERS] for kind in _KINDS
+    ]
+    profile = container.with_name("mix16.profile.json")
+    profile_texts(OfflineModel.open(str(container)), [tokenizer.encode(text) for text in texts]).save(str(profile))
+    return profile
+
+
+def _measure(start: float, output: Path, work: Path, quick: bool) -> int:
+    text = (_SHIPPED / "matrix.toml").read_text(encoding="utf-8")
+    if quick:
+        text = text.replace("blocks = 3", "blocks = 1")
+    shutil.copyfile(_SHIPPED / "texts" / "novel.val.txt", output / "prompts.txt")
+    (output / "matrix.toml").write_text(text, encoding="utf-8")
+    matrix = parse_matrix(text, source=str(output / "matrix.toml"), folder=output)
+    known_hosts = work / "known_hosts"
+    with LoopbackFarm(work / "devices", list(_DEVICES)) as inventory, open_results(
+        str(output / "results.db"), create=True
+    ) as database:
+        for device in inventory.devices.values():
+            # No person is asked: the server is ours, started a moment ago on this machine.
+            for trusted in trust(device, known_hosts, lambda key: True):
+                _say(start, f"trusted {device.name}, {device.host} port {device.port}, {trusted.key.fingerprint}")
+        plan = plan_matrix(matrix, inventory)
+        sweep = new_sweep(plan, database)
+        _say(start, f"measuring {len(plan.measurements)} runs on {len(inventory.devices)} devices")
+        code = measure(sweep, plan, database, known_hosts=known_hosts, cache=work / "cache")
+        render(database, sweep.id, output / "report.html")
+    return code
+
+
+def _say(start: float, what: str) -> None:
+    click.echo(f"[{time.monotonic() - start:5.1f} s] {what}", err=True)

@@ -35,8 +35,8 @@ def traits() -> dict[str, StrategyTraits]:
     return {
         row["name"]: StrategyTraits(
             row["name"],
-            has_buffer=row["residency"] == "buffer",
-            needs_profile=row["predictor"] == "path",
+            has_buffer=row["parts"]["residency"] == "buffer",
+            needs_profile=row["parts"]["predictor"] == "path",
         )
         for row in catalogue()
     }
