@@ -70,8 +70,12 @@ class Kernels:
             out = self._array("dense", (1, *codes.shape), np.float32)
             if precision == "bf16":
                 np.left_shift(codes, 16, out=out[0].view(np.uint32), casting="unsafe", dtype=np.uint32)
-            else:
-                out[0] = codes
+            else:  # numpy converts halves one by one; moved bits, scaled by the exponents' difference, are the same
+                bits = out[0].view(np.int32)
+                bits[...] = codes.view(np.int16)
+                np.left_shift(bits, 13, out=bits)
+                np.bitwise_and(bits, -0x70002000, out=bits)  # the sign was extended over the exponent
+                out *= np.float32(2.0**112)
             return out
         low_bits = LOW_BITS[precision]
         per_byte = 8 // low_bits

@@ -14,6 +14,7 @@ import secrets
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ class LoopbackFarm:
     with LoopbackFarm(folder, [Emulated("pi4b-emulated", 43e6)]) as inventory: ...
     """
 
-    def __init__(self, folder: Path, devices: list[Emulated]) -> None:
+    def __init__(self, folder: Path, devices: Sequence[Emulated]) -> None:
         """`folder`: keys and the devices' home folders go there."""
         self._folder = folder
         self._devices = devices
@@ -167,6 +168,7 @@ class _Shell:
             process.exit_with_signal(signal.Signals(-status).name.removeprefix("SIG"))
         else:
             process.exit(status)
+        await process.wait_closed()  # asyncssh finishes its redirections only here
 
 
 class _HomeSFTP(asyncssh.SFTPServer):

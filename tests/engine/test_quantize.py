@@ -133,3 +133,12 @@ def test_formats_that_make_no_sense_are_refused() -> None:
     for arguments in (("int5",), ("int4", 16), ("fp16", 32), ("fp16", 0, False)):
         with pytest.raises(ContainerError):
             Format(*arguments)  # type: ignore[arg-type]
+
+
+def test_every_half_comes_back_as_the_float_that_it_is() -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    halves = halves[np.isfinite(halves)]
+    packed = Packed(Format("fp16"), 1, len(halves), halves[:, None], None, None, None)
+    floats = Kernels().expand(packed)[0, :, 0]
+    assert np.array_equal(floats, halves.astype(np.float32))
+    assert np.array_equal(np.signbit(floats), np.signbit(halves))

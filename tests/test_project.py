@@ -1,0 +1,132 @@
+"""Rules of the project as a whole."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from harness.cli import main
+from harness.matrix import parse_matrix
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PACKAGES = ("engine", "harness", "device_inventory", "reports")
+
+
+def imports(path: Path) -> set[str]:
+    """The packages that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def sources(*folders: str) -> list[Path]:
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def test_the_engine_needs_python_and_numpy_and_nothing_else() -> None:
+    deployed = [path for path in sources("engine") if "offline" not in path.parts]
+    assert len(deployed) > 15
+    for path in deployed:
+        foreign = imports(path) - set(sys.stdlib_module_names) - {"numpy", "engine"}
+        assert not foreign, f"{path}: {foreign}"
+        offline = "engine.offline" in path.read_text(encoding="utf-8").replace("`engine.offline`", "")
+        assert not offline, f"{path} knows engine.offline, which is not deployed"
+
+
+@pytest.mark.parametrize(
+    ("package", "home"),
+    [
+        ("fabric", "harness/transport/ssh.py"),
+        ("paramiko", "harness/transport/ssh.py"),
+        ("pandas", "reports"),
+        ("jinja2", "reports"),
+        ("sqlalchemy", "reports"),
+        ("asyncssh", "harness/demo"),
+    ],
+)
+def test_a_library_is_used_in_one_place(package: str, home: str) -> None:
+    users = [path for path in sources(*PACKAGES) if package in imports(path)]
+    assert users
+    for path in users:
+        assert path.is_relative_to(ROOT / home), f"{path} imports {package}: only {home} may"
+
+
+def test_the_import_names_are_ours() -> None:
+    """PyPI has unrelated projects that install `harness` and `reports`."""
+    distributions = importlib.metadata.packages_distributions()
+    for package in PACKAGES:
+        assert set(distributions.get(package, [])) <= {"edgemoe-farm"}, package
+        assert Path(__import__(package).__file__ or "").is_relative_to(ROOT)
+
+
+def commands(group: click.Group = main, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    for name, command in sorted(group.commands.items()):
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
+
+
+@pytest.mark.parametrize(("name", "command"), list(commands()), ids=lambda v: v if isinstance(v, str) else "")
+def test_every_command_has_help_and_stands_in_the_readme(name: str, command: click.Command) -> None:
+    assert command.help, f"{name} says nothing of itself"
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{name} {parameter.opts[0]} says nothing of itself"
+    assert f"`{name}`" in README or f"`edgemoe-farm {name}`" in README, f"{name} is not in README.md"
+
+
+def test_the_exit_codes_of_the_readme_are_those_of_the_help() -> None:
+    help_text = subprocess.run(
+        [sys.executable, "-c", "from harness.cli import main; main(['--help'])"],
+        capture_output=True, text=True, check=True, timeout=60,
+    ).stdout  # fmt: skip
+    rows = [line.strip("| ").split(" | ") for line in README.splitlines() if line[:3].strip("| ").isdigit()]
+    assert len(rows) == 6
+    for code, meaning in rows:
+        assert any(line.split()[:1] == [code] and meaning.strip("`")[:30] in line for line in help_text.splitlines()), code
+
+
+def test_the_matrix_of_the_readme_is_one() -> None:
+    text = README.split("```toml\n")[1].split("```")[0]
+    matrix = parse_matrix(text, source="README.md", folder=ROOT)
+    assert matrix.baseline in matrix.strategies
+    assert tomllib.loads(text)["devices"] == ["pi5"]
+    assert "pi5" in (ROOT / "device_inventory/example.toml").read_text(encoding="utf-8")
+
+
+def test_the_quickstart_of_the_readme_runs(tmp_path: Path) -> None:
+    """Every command of it that needs no device, as it stands there."""
+    block = README.split("## On your own devices")[1].split("```sh\n")[1].split("```")[0]
+    lines = [line.split(" #")[0].strip() for line in block.splitlines()]
+    without_device = [line for line in lines if line.startswith("edgemoe-farm model") or line.endswith("--plan")]
+    assert len(without_device) == 3
+    (tmp_path / "harness").symlink_to(ROOT / "harness")
+    (tmp_path / "matrix.toml").write_text(README.split("```toml\n")[1].split("```")[0], encoding="utf-8")
+    (tmp_path / "devices.toml").write_bytes((ROOT / "device_inventory/example.toml").read_bytes())
+    for line in without_device:
+        arguments = [sys.executable, "-m", "harness.cli", *line.split()[1:]]
+        result = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+        assert result.returncode == 0, f"{line}: {result.stderr}"
+    assert (tmp_path / "mix16.profile.json").stat().st_size > 10_000
+
+
+def test_scripts_are_executable() -> None:
+    scripts = [*(p for p in (ROOT / "ci").iterdir() if p.is_file() and not p.suffix), ROOT / ".ci/run"]
+    assert len(scripts) >= 5
+    for script in scripts:
+        assert script.stat().st_mode & 0o111, script
+        assert script.read_text(encoding="utf-8").startswith("#!"), script
