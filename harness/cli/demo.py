@@ -100,9 +100,10 @@ def _measure(start: float, output: Path, work: Path, quick: bool) -> int:
     (output / "matrix.toml").write_text(text, encoding="utf-8")
     matrix = parse_matrix(text, source=str(output / "matrix.toml"), folder=output)
     known_hosts = work / "known_hosts"
-    with LoopbackFarm(work / "devices", list(_DEVICES)) as inventory, open_results(
-        str(output / "results.db"), create=True
-    ) as database:
+    with (
+        LoopbackFarm(work / "devices", list(_DEVICES)) as inventory,
+        open_results(str(output / "results.db"), create=True) as database,
+    ):
         for device in inventory.devices.values():
             # No person is asked: the server is ours, started a moment ago on this machine.
             for trusted in trust(device, known_hosts, lambda key: True):

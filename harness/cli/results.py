@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import sys
 from pathlib import Path
 
 import click
@@ -19,7 +21,8 @@ from reports.records import RunStatus, last_attempts, run_to_json
 
 @click.command()
 @click.argument("run", metavar="RUN", default=LATEST)
-@click.option("-o", "--output", type=click.Path(path_type=Path), default="report.html", show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), default="report.html", show_default=True,
+              help="The page to write.")  # fmt: skip
 @results_option
 def report(run: str, output: Path, results_place: str) -> None:
     """Write the page of RUN: the id of a sweep, the beginning of it, or `latest`.
@@ -103,7 +106,8 @@ def show(run: str, results_place: str, as_json: bool) -> None:
 
 @results.command("export")
 @click.argument("run", metavar="[RUN]", required=False)
-@click.option("--format", "format_name", type=click.Choice(FORMATS), default="jsonl", show_default=True)
+@click.option("--format", "format_name", type=click.Choice(FORMATS), default="jsonl", show_default=True,
+              help="JSON lines keep everything; CSV and Parquet have the metrics as columns.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="A file instead of standard output.")
 @results_option
 def export_runs(run: str | None, format_name: str, output: Path | None, results_place: str) -> None:
@@ -116,6 +120,6 @@ def export_runs(run: str | None, format_name: str, output: Path | None, results_
     """
     with open_results(results_place) as database:
         runs = database.stream(sweep_id=database.sweep(run).id if run else None)
-        count = export(runs, format_name, output or click.get_binary_stream("stdout"))
+        count = export(runs, format_name, output or sys.stdout.buffer)
     if output:
         click.echo(f"{count} runs: {output}", err=True)
