@@ -20,7 +20,6 @@ cannot be mistaken for another's after a reboot.
 from __future__ import annotations
 
 import fcntl
-import io
 import json
 import os
 import shutil
@@ -28,7 +27,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from typing import Any, Callable, Dict, List, Optional
 
 POLL_S = 0.05
@@ -190,6 +188,9 @@ def discard(run: str) -> int:
 
 
 def install(folder: str) -> int:
+    import io
+    import zipfile  # here only: `attend` should start quickly
+
     if os.path.isdir(folder):
         return 0
     unfinished = f"{folder}.{os.getpid()}.part"

@@ -151,7 +151,7 @@ class DeviceWorker:
                 self.unusable = str(error)
             except DeviceError as error:  # connected, but not fit: no Python, no space for the engine
                 self.unusable, self._unusable_status = str(error), RunStatus.SKIPPED
-        return self._session
+        return None if self.unusable else self._session
 
     def _lost(self, reason: str) -> None:
         """The session stays: it connects again by itself, and knows which engine it left behind."""

@@ -73,7 +73,7 @@ def read_matrix(path: Path) -> Matrix:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: the matrix cannot be read: {error}") from None
+        raise UsageError(f"{path}: the matrix cannot be read: {_cause(error)}") from None
     return parse_matrix(text, source=str(path), folder=path.resolve().parent)
 
 
@@ -162,7 +162,7 @@ def _slices(path: Path, count: int, characters: int, where: str) -> tuple[str, .
             raise UsageError(f"{where}: text_file {path} is over {_MAX_TEXT_BYTES >> 20} MiB: give a smaller one")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{where}: text_file {path} cannot be read: {error}") from None
+        raise UsageError(f"{where}: text_file {path} cannot be read: {_cause(error)}") from None
     if len(text) < count * characters:
         raise UsageError(
             f"{where}: text_file {path} has {len(text)} characters, {count} slices of {characters} need more: "
@@ -182,6 +182,10 @@ def _device_budgets(top: _Table) -> dict[str, tuple[str, ...]]:
     budgets = {device: table.budgets(device) for device in table}
     table.finish()
     return budgets
+
+
+def _cause(error: OSError | UnicodeDecodeError) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else f"not UTF-8 at byte {error.start}"
 
 
 def _distinct(names: list[str], source: str, key: str) -> None:

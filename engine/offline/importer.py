@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.container import Container, ContainerWriter
+from engine.container import MAGIC, Container, ContainerWriter
 from engine.errors import ContainerError
 from engine.offline.checkpoint import BFLOAT16, Checkpoint, CheckpointError
 from engine.offline.mixtral import ARCHITECTURE, MixtralLayout
@@ -22,7 +22,7 @@ Progress = Callable[[int, int], None]  # (done, of)
 
 
 def formats_of(precisions: Sequence[str], group: int | None, symmetric: bool | None) -> tuple[Format, ...]:
-    """Formats for experts, the first the primary one; group and symmetry (None: the default) apply to integers."""
+    """Formats for experts, the first the primary one; group and symmetry (None: the default) concern integers alone."""
     formats = tuple(
         Format(p)
         if p in FLOATS
@@ -33,11 +33,18 @@ def formats_of(precisions: Sequence[str], group: int | None, symmetric: bool | N
         )
         for p in precisions
     )
-    if (group, symmetric) != (None, None) and formats and all(f.precision in FLOATS for f in formats):
-        raise CheckpointError(f"group and symmetry are for integers; {', '.join(precisions)} has neither")
     if len(set(formats)) != len(formats):
         raise CheckpointError(f"{', '.join(precisions)}: a precision stands twice")
     return formats
+
+
+def is_container(path: Path) -> bool:
+    """By its magic: whether a file may be replaced by a container."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise ContainerError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def import_checkpoint(

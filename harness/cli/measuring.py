@@ -172,7 +172,7 @@ def _show_summary(sweep: Sweep, database: ResultsDatabase) -> None:
     for group in groups:
         for row in group.rows:
             tpot, memory, hits = (_median(row, name) for name in ("tpot_s", "peak_resident_bytes", "expert_hit_rate"))
-            speed = units.ratio(row.speed_up.ratio) if row.speed_up else ""
+            speed = f"{units.ratio(row.speed_up.ratio)}×" if row.speed_up else ""
             table.add_row(
                 group.device, group.container, group.workload, row.name, tpot, speed, memory, hits, row.verdict.value
             )

@@ -86,7 +86,7 @@ def model() -> None:
 )
 @click.option("--origin", metavar="TEXT", help="Where the model comes from: kept in the container.")
 @click.option("--licence", metavar="TEXT", help="Its licence: kept in the container.")
-@click.option("--force", is_flag=True, help="Overwrite FILE.")
+@click.option("--force", is_flag=True, help="Overwrite FILE even if it is not a container.")
 def import_command(
     checkpoint: Path,
     to: Path,
@@ -99,7 +99,8 @@ def import_command(
 ) -> None:
     """Turn the Hugging Face checkpoint in DIR into a container.
 
-    Everything but the experts keeps the checkpoint's precision. A tokenizer.json beside config.json goes along.
+    Everything but the experts keeps the checkpoint's precision. A tokenizer.json beside config.json goes along. An
+    existing container is replaced, once the new one is whole.
 
     \b
     Examples:
@@ -107,10 +108,10 @@ def import_command(
       edgemoe-farm model import mixtral/ --to mixtral-int4.emoe --precision int4
       edgemoe-farm model import mixtral/ --to both.emoe --precision int8 --precision int2 --group 64
     """
-    from engine.offline.importer import formats_of, import_checkpoint
+    from engine.offline.importer import formats_of, import_checkpoint, is_container
 
-    if to.exists() and not force:
-        raise UsageError(f"{to}: exists already; choose another name, or overwrite it with --force")
+    if not force and to.is_file() and not is_container(to):
+        raise UsageError(f"{to}: is not a container; choose another name, or overwrite it with --force")
     formats = formats_of(precisions, None if group is None else int(group), symmetric)
     known = {"origin": origin, "licence": licence}
     start = time.monotonic()
@@ -155,7 +156,12 @@ def info(container: Path, as_json: bool) -> None:
 @_container
 @json_option
 def verify(container: Path, as_json: bool) -> None:
-    """Read all of FILE and check every checksum."""
+    """Read all of FILE and check every checksum.
+
+    \b
+    Example:
+      edgemoe-farm model verify model.emoe
+    """
     from engine.offline.summary import verify as verify_container
 
     with _progress("parts") as progress:
@@ -200,12 +206,18 @@ def logits(container: Path, tokens: tuple[int, ...], to: Path, decoder_tokens: t
     metavar="FILE",
     help="For strategies that predict: see `model profile`.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the sampling.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Sample from the likeliest tokens only.")
 @click.option("--stop-at-eos", is_flag=True, help="Stop at the model's end-of-sequence token.")
 @click.option("--reader", type=click.Choice(READERS), default="pread", show_default=True, help="How experts are read.")
-@click.option("--page-cache", type=click.Choice(PAGE_CACHES), default="warm", show_default=True)
+@click.option(
+    "--page-cache",
+    type=click.Choice(PAGE_CACHES),
+    default="warm",
+    show_default=True,
+    help="cold: emptied before, and reading experts leaves nothing in it.",
+)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of the arithmetic.")
 @click.option(
     "--emulated-read-bytes-per-s", type=float, metavar="RATE", help="Slow expert reads down to this rate: emulation."
@@ -313,22 +325,23 @@ def evaluate_command(container: Path, text: Path, context: int, as_json: bool) -
 @model.command()
 @_container
 @click.option("--text", "texts", type=click.Path(path_type=Path), required=True, multiple=True, metavar="PATH",
-              help="UTF-8 text like what the model will see; may be repeated.")  # fmt: skip
+              help="UTF-8 text like what the model will see; several may follow.")  # fmt: skip
 @click.option("--to", type=click.Path(path_type=Path), required=True, metavar="PROFILE", help="The profile to write.")
 @click.option("--context", type=click.IntRange(2), default=256, show_default=True, help="Tokens of a window.")
-def profile(container: Path, texts: tuple[Path, ...], to: Path, context: int) -> None:
+@click.argument("more", metavar="[PATH]...", nargs=-1, type=click.Path(path_type=Path))
+def profile(container: Path, texts: tuple[Path, ...], to: Path, context: int, more: tuple[Path, ...]) -> None:
     """Count which experts a text activates, and which follow on which: what the path predictor knows.
 
     \b
     Example:
-      edgemoe-farm model profile model.emoe --text calibration.txt --to model.profile
+      edgemoe-farm model profile model.emoe --text news.txt stories.txt --to model.profile.json
     """
     from engine.offline.activations import profile_texts
     from engine.offline.model import OfflineModel
     from engine.offline.tokenizer import Tokenizer
 
     offline = OfflineModel.open(str(container))
-    contents = [_read_text(path) for path in texts]
+    contents = [_read_text(path) for path in texts + more]
     with _progress("windows") as progress:
         tokenizer = Tokenizer.from_container(str(container))
         counted = profile_texts(offline, [tokenizer.encode(content) for content in contents], context, progress)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -52,6 +53,7 @@ class Sshd:
             user=getpass.getuser(),
             identity_file=str(self.client_key),
             root=str(self.folder / "root"),
+            python=sys.executable,
         )
 
     @property
@@ -82,6 +84,7 @@ class Sshd:
             "KbdInteractiveAuthentication no",
             "UseDNS no",
             "MaxStartups 100:30:200",
+            f"SetEnv HOME={self.folder}",  # bash would read this user's own .bashrc for every command
             *self.options,
         )
         config.write_text("".join(f"{line}\n" for line in lines))

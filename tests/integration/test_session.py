@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def open_session(tmp_path, stub_engine):
     sessions = []
 
     def make(connect, root=None, **changes):
-        options = {"cache_dir": tmp_path / "cache", "engine_source": stub_engine, "reconnect_s": 5.0, **changes}
+        options = {"cache_dir": tmp_path / "cache", "engine_source": stub_engine, "reconnect_s": 5.0}
+        options.update({"python": sys.executable, **changes})
         session = RemoteSession(connect, root=root or str(tmp_path / "pi" / "root"), **options)
         sessions.append(session)
         return session
@@ -184,6 +186,22 @@ def test_a_link_that_drops_at_any_byte_costs_nothing(open_session, tmp_path):
         outcome = session.execute(request(run_id=f"run-{after_bytes}"))
         assert outcome.status is RunStatus.OK, outcome.reasons
         assert outcome.samples == whole.samples
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "reason"),
+    [
+        (Fault("stall"), RunStatus.TIMED_OUT, "gave no end in time"),
+        (Fault("truncate", 600), RunStatus.FAILED, "ended without its last event"),
+    ],
+)
+def test_a_wire_that_lies_costs_one_run(open_session, tmp_path, fault, status, reason):
+    session = open_session(lambda: FakeTransport(LocalTransport("pi", tmp_path / "pi")))
+    session._transport._script = iter([fault])
+    outcome = session.execute(request())
+    assert outcome.status is status
+    assert reason in outcome.reasons[0]
+    assert session.execute(request(run_id="run-2")).status is RunStatus.OK
 
 
 def test_the_run_of_a_controller_that_died_is_collected_and_not_run_again(open_session, connect, tmp_path, wait_until):

@@ -66,13 +66,14 @@ def test_import_options_become_formats(tmp_path: Path) -> None:
     assert [f.label for f in Container.open(str(tmp_path / "m.emoe")).formats] == ["int2-channel", "fp16"]
 
 
-def test_import_overwrites_only_when_told(tiny: Path, tmp_path: Path) -> None:
-    before = tiny.read_bytes()
-    folder = RECIPES[0].write(tmp_path / "hf")
-    assert "exists already" in refused("import", folder, "--to", tiny)
-    assert tiny.read_bytes() == before
-    farm("import", folder, "--to", tiny, "--force")
-    assert tiny.read_bytes() != b""
+def test_import_replaces_a_container_and_nothing_else_unless_told(tmp_path: Path) -> None:
+    folder, target = RECIPES[0].write(tmp_path / "hf"), tmp_path / "notes.txt"
+    target.write_text("three years of notes")
+    assert "is not a container" in refused("import", folder, "--to", target)
+    assert target.read_text() == "three years of notes"
+    farm("import", folder, "--to", target, "--force")
+    farm("import", folder, "--to", target, "--precision", "int8")
+    assert [f.label for f in Container.open(str(target)).formats] == ["int8-g32-zero"]
 
 
 def test_import_names_what_is_wrong_in_one_line(tmp_path: Path) -> None:

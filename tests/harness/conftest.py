@@ -1,0 +1,211 @@
+"""A scripted device: a Session whose engine answers at once, and fails where a test says so."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from device_inventory import Device, Inventory
+from engine.protocol import DeviceFacts, Load, RunRequest, Sample, Steps, Totals
+from harness.device_worker import Surroundings
+from harness.errors import UnreachableError
+from harness.matrix import parse_matrix
+from harness.plan import Measurement, Plan, StrategyTraits, make_plan
+from harness.run import SweepRunner
+from harness.session import Outcome
+from reports.database import ResultsDatabase
+from reports.records import Run, RunStatus, Sweep
+
+FACTS = DeviceFacts(
+    hostname="scripted", machine="x86_64", kernel="6", os=None, model=None, cpu=None, cores=2, memory_bytes=None,
+    page_bytes=4096, boot_id=None, python="3.11.2", numpy="2.0.0", blas=None, engine="0.1.0",
+)  # fmt: skip
+TRAITS = {
+    "full-load": StrategyTraits("full-load", has_buffer=False, needs_profile=False),
+    "naive-swap": StrategyTraits("naive-swap", has_buffer=False, needs_profile=False),
+    "edgemoe": StrategyTraits("edgemoe", has_buffer=True, needs_profile=True),
+}
+MATRIX = """
+name = "scripted"
+strategies = ["full-load", "naive-swap", "edgemoe"]
+expert_budgets = ["4-experts", "8-experts"]
+warmups = 0
+repetitions = 2
+blocks = 2
+[[containers]]
+name = "c"
+path = "c.emoe"
+profile = "c.profile"
+[[workloads]]
+name = "w"
+prompts = ["a text", "another"]
+max_new_tokens = 3
+"""
+
+
+def load_of(request: RunRequest, **changes: Any) -> Load:
+    usual: dict[str, Any] = {
+        "load_s": 0.1, "non_expert_bytes": 1, "expert_bytes": 0, "expert_budget_bytes": None, "container_bytes": 9,
+        "container_experts": 4, "page_cache_resident_fraction": 0.0 if request.page_cache == "cold" else 1.0,
+        "strategy": {"precision": "stored"}, "reader": request.reader, "backend": "numpy",
+    }  # fmt: skip
+    return Load(**{**usual, **changes})
+
+
+def samples_of(request: RunRequest, shift: int = 0) -> tuple[Sample, ...]:
+    n = request.max_new_tokens
+    steps = Steps(*((0.5,) * n, (0.0,) * n, *((0,) * n for _ in range(6))))
+    return tuple(
+        Sample(prompt, repetition, False, tuple(100 * prompt + shift + i for i in range(n)), steps, 0, 1)
+        for prompt, repetition in itertools.product(range(len(request.prompts)), range(request.repetitions))
+    )
+
+
+def ok(request: RunRequest, **changes: Any) -> Outcome:
+    parts = {"facts": FACTS, "load": load_of(request), "samples": samples_of(request), "totals": Totals(1, 1, 0, 0, 0)}
+    return Outcome(RunStatus.OK, (), **{**parts, **changes}, command="python3 -m engine run", log_tail="")
+
+
+@dataclass
+class ScriptedFarm:
+    """Devices whose behaviour a test sets; it keeps what happened on them, in order."""
+
+    answer: Callable[[RunRequest], Outcome] = ok
+    open_error: Callable[[Device], Exception | None] = lambda device: None
+    put_error: Callable[[Path], Exception | None] = lambda path: None
+    before: Callable[[str, RunRequest], None] = lambda device, request: None
+    opened: list[str] = field(default_factory=list)
+    requests: list[tuple[str, RunRequest]] = field(default_factory=list)
+    busy: dict[str, int] = field(default_factory=dict)
+    most_busy: int = 0
+    cancelled: list[str] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
+
+    def open_session(self, device: Device) -> ScriptedSession:
+        self.opened.append(device.name)
+        error = self.open_error(device)
+        if error:
+            raise error
+        return ScriptedSession(self, device.name)
+
+
+class ScriptedSession:
+    facts = FACTS
+    engine_sha256 = "e" * 64
+    bytes_sent = 0
+
+    def __init__(self, farm: ScriptedFarm, device: str) -> None:
+        self._farm = farm
+        self._device = device
+        self.was_cancelled = threading.Event()
+
+    def put(self, source: Path, *, progress: Callable[[int], None] | None = None) -> str:
+        error = self._farm.put_error(source)
+        if error:
+            raise error
+        if progress:
+            progress(1)
+        return f"store/{source.name}"
+
+    def execute(self, request: RunRequest, *, on_event: Callable[[str, dict[str, Any]], None] | None = None) -> Outcome:
+        farm = self._farm
+        farm.requests.append((self._device, request))
+        farm.busy[self._device] = farm.busy.get(self._device, 0) + 1
+        farm.most_busy = max(farm.most_busy, farm.busy[self._device])
+        try:
+            farm.before(self._device, request)
+            outcome = farm.answer(request)
+        finally:
+            farm.busy[self._device] -= 1
+        if on_event:
+            for sample in outcome.samples:
+                on_event("sample", {"sample": sample})
+        return outcome
+
+    def cancel(self) -> None:
+        self._farm.cancelled.append(self._device)
+        self.was_cancelled.set()
+
+    def close(self) -> None:
+        self._farm.closed.append(self._device)
+
+
+class Witness:
+    """A listener that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.states: list[tuple[str, str]] = []
+        self.ended: list[Run] = []
+
+    def device_is(self, device: str, state: str) -> None:
+        self.states.append((device, state))
+
+    def cell_started(self, measurement: Measurement) -> None: ...
+
+    def engine_said(self, measurement: Measurement, event: str, content: dict[str, Any]) -> None: ...
+
+    def cell_ended(self, run: Run) -> None:
+        self.ended.append(run)
+
+
+class Bench:
+    """A plan, a database and scripted devices; `measure` runs what is missing, as the command line would."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.farm = ScriptedFarm()
+        self.witness = Witness()
+        self.database = ResultsDatabase.open(folder / "farm.db")
+        self.sweep: Sweep | None = None
+        self._seconds = itertools.count()
+
+    def plan(self, matrix: str = MATRIX, devices: tuple[str, ...] = ("pi",), **changes: Any) -> Plan:
+        inventory = Inventory({name: Device(name, "h", tags=(name[:2],)) for name in devices})
+        parts: dict[str, Any] = {
+            "strategies": TRAITS,
+            "container_sha256": {"c": "c" * 64},
+            "tokenise": lambda path, text: tuple(text.encode()),
+        }
+        return make_plan(parse_matrix(matrix, source="m.toml", folder=self.folder), inventory, **{**parts, **changes})
+
+    def now(self) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=next(self._seconds))
+
+    def runner(self, plan: Plan) -> SweepRunner:
+        if self.sweep is None:
+            self.sweep = Sweep(
+                "20260101-000000-abcd", plan.matrix.name, plan.matrix.toml, plan.matrix.baseline,
+                tuple(m.key for m in plan.measurements), "2026-01-01T00:00:00+00:00", "0.1.0", str(self.folder),
+            )  # fmt: skip
+            self.database.add_sweep(self.sweep)
+        around = Surroundings(
+            self.sweep, self.farm.open_session, farm_version="0.1.0", earlier=self.runs(), now=self.now,
+            reconnect_pause_s=0.0,
+        )  # fmt: skip
+        return SweepRunner(plan, self.database, self.witness, around)
+
+    def measure(self, plan: Plan) -> list[Run]:
+        self.runner(plan).measure()
+        return self.runs()
+
+    def runs(self) -> list[Run]:
+        return self.database.runs()
+
+
+@pytest.fixture
+def bench(tmp_path: Path):
+    bench = Bench(tmp_path)
+    yield bench
+    bench.database.close()
+
+
+@pytest.fixture
+def unreachable() -> UnreachableError:
+    return UnreachableError("pi: no connection to h: is it switched on?")

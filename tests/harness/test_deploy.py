@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zipfile
+
+import pytest
+
+from harness.deploy import ENGINE_SOURCE, EngineBundle, HashCache, safe_name
+from harness.errors import UsageError
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_a_hash_is_remembered_until_the_file_changes(tmp_path):
+    file = tmp_path / "model.bin"
+    file.write_bytes(b"one")
+    os.utime(file, ns=(10**18, 10**18))
+    cache = HashCache(tmp_path / "cache")
+    assert cache.sha256(file) == sha256(b"one")
+    with file.open("r+b") as handle:  # same size, inode and, by force, time: only a cache can still say the old hash
+        handle.write(b"two")
+    os.utime(file, ns=(10**18, 10**18))
+    assert HashCache(tmp_path / "cache").sha256(file) == sha256(b"one")
+    os.utime(file, ns=(10**18, 10**18 + 1))
+    assert cache.sha256(file) == sha256(b"two")
+
+
+def test_a_file_that_was_written_just_now_is_not_remembered(tmp_path):
+    file = tmp_path / "model.bin"
+    file.write_bytes(b"one")
+    os.utime(file, ns=(10**18, 10**18))
+    cache = HashCache(tmp_path / "cache", now_ns=lambda: 10**18 + 10**9)
+    assert cache.sha256(file) == sha256(b"one")
+    file.write_bytes(b"two")
+    os.utime(file, ns=(10**18, 10**18))
+    assert cache.sha256(file) == sha256(b"two")
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    with pytest.raises(UsageError, match=r"none\.bin cannot be read: No such file"):
+        HashCache(tmp_path / "cache").sha256(tmp_path / "none.bin")
+
+
+def test_the_bundle_holds_what_a_device_needs_and_its_hash_is_of_the_content():
+    bundle = EngineBundle.of(ENGINE_SOURCE)
+    names = zipfile.ZipFile(io.BytesIO(bundle.content)).namelist()
+    assert "engine/__main__.py" in names
+    assert not [n for n in names if "offline" in n or "__pycache__" in n or "tests" in n]
+    assert EngineBundle.of(ENGINE_SOURCE).sha256 == bundle.sha256
+
+
+def test_any_change_changes_the_hash_of_the_bundle(tmp_path):
+    source = tmp_path / "engine"
+    source.mkdir()
+    (source / "__main__.py").write_text("a")
+    hashes = {EngineBundle.of(source).sha256}
+    (source / "__main__.py").write_text("b")
+    hashes.add(EngineBundle.of(source).sha256)
+    (source / "more.py").write_text("")
+    hashes.add(EngineBundle.of(source).sha256)
+    (source / "more.py").rename(source / "other.py")
+    hashes.add(EngineBundle.of(source).sha256)
+    assert len(hashes) == 4
+
+
+def test_a_folder_that_is_no_engine(tmp_path):
+    with pytest.raises(UsageError, match="is not an engine"):
+        EngineBundle.of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("model-1.moe", "model-1.moe"),
+        ("a b;c'd.moe", "a_b_c_d.moe"),
+        ("../../etc/passwd", "_.._etc_passwd"),
+        ("-rf", "rf"),
+        ("...", "unnamed"),
+        ("é" * 300, "_" * 100),
+    ],
+)
+def test_safe_names(name, safe):
+    assert safe_name(name) == safe

@@ -1,0 +1,64 @@
+"""What a person, a log and a program see of a sweep."""
+
+from __future__ import annotations
+
+import io
+import json
+
+from rich.console import Console
+
+from harness.progress import JsonLines, LiveTable, LogLines
+from harness.session import Outcome
+from reports.records import RunStatus
+from tests.harness.conftest import ok
+
+HOSTILE = "died \x1b[31mred\x1b[0m [bold]x[/bold]\nand on"
+
+
+def measure(bench, listener) -> None:
+    failure = Outcome(RunStatus.FAILED, (HOSTILE,))
+    bench.farm.answer = lambda request: failure if request.strategy == "naive-swap" else ok(request)
+    bench.witness = listener
+    bench.measure(bench.plan())
+
+
+def test_log_lines_are_one_a_run(bench) -> None:
+    stream = io.StringIO()
+    measure(bench, LogLines({"pi": 8}, stream))
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "pi: connecting"
+    assert lines[-1] == "pi: done"
+    runs = lines[1:-1]
+    assert [line.split()[1] for line in runs] == [f"[{i}/8]" for i in range(1, 9)]
+    assert sum("ok 500.0 ms a token" in line for line in runs) == 6
+    assert sum("failed (died " in line for line in runs) == 2
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_json_lines_are_json_and_complete(bench) -> None:
+    stream = io.StringIO()
+    measure(bench, JsonLines(stream))
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    ended = [e for e in events if e["event"] == "cell_ended"]
+    assert [e["status"] for e in ended].count("ok") == 6
+    assert {e["tpot_s"] for e in ended} == {0.5, None}
+    assert [e["reasons"] for e in ended if e["status"] == "failed"] == [[HOSTILE]] * 2
+    assert ended[0]["cell"]["device"] == "pi"
+    assert sum(e["event"] == "cell_started" for e in events) == 8
+
+
+def test_the_live_table_shows_each_device_and_nothing_of_a_devices_own_markup(bench) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=160)
+    seconds = iter(range(1000))
+    with LiveTable({"pi": 8, "orin": 2}, console, clock=lambda: float(next(seconds))) as table:
+        measure(bench, table)
+        screen = io.StringIO()
+        Console(file=screen, width=160, color_system=None).print(table.table())
+    shown = screen.getvalue()
+    assert "8/8 (2 failed)" in shown
+    assert "500.0 ms" in shown
+    assert "0:00" in shown
+    assert "0/2" in shown
+    assert "[bold]x[/bold]" in stream.getvalue()
+    assert "\x1b[31mred" not in stream.getvalue()

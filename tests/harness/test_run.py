@@ -1,0 +1,275 @@
+"""The scheduler, on scripted devices and a real database: nothing lost, nothing doubled, nobody stopped by another."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from engine.protocol import Sampling
+from harness.device_worker import MAX_CONNECTION_FAILURES
+from harness.errors import DiskFullError, HostKeyError, PythonMissingError, UnreachableError
+from harness.run import tally
+from harness.session import Outcome
+from reports.errors import DatabaseError
+from reports.records import RunStatus, Verdict
+from tests.harness.conftest import load_of, ok, samples_of
+
+
+def statuses(runs) -> set[RunStatus]:
+    return {run.status for run in runs}
+
+
+def test_everything_planned_is_measured_once(bench) -> None:
+    plan = bench.plan(devices=("pi4", "pi5", "orin"))
+    runs = bench.measure(plan)
+    assert sorted((r.cell.key, r.block) for r in runs) == sorted(m.key for m in plan.measurements)
+    assert statuses(runs) == {RunStatus.OK}
+    assert {r.verdict for r in runs} == {Verdict.VALID}
+    assert tally(bench.sweep, runs).exit_code == 0
+    assert bench.farm.most_busy == 1, "a device measures one run at a time"
+    assert sorted(bench.farm.opened) == sorted(bench.farm.closed) == ["orin", "pi4", "pi5"]
+    for device in ("pi4", "pi5", "orin"):
+        order = [request.run_id for name, request in bench.farm.requests if name == device]
+        assert [r.id for r in bench.witness.ended if r.cell.device == device] == order
+
+
+def test_a_record_has_all_that_was_asked_and_seen(bench) -> None:
+    run = bench.measure(bench.plan())[0]
+    assert run.request is not None
+    assert run.request.container == "store/c.emoe"
+    assert run.request.profile == "store/c.profile"
+    assert run.engine_sha256 == "e" * 64
+    assert run.started_at < run.ended_at
+    assert run.command
+    assert run.id.startswith(bench.sweep.id)
+
+
+def test_devices_measure_side_by_side(bench) -> None:
+    together = threading.Barrier(3)
+    bench.farm.before = lambda device, request: together.wait(timeout=30)
+    plan = bench.plan(devices=("pi4", "pi5", "orin"))
+    assert statuses(bench.measure(plan)) == {RunStatus.OK}
+
+
+def test_a_record_is_stored_before_the_next_cell_starts(bench) -> None:
+    stored = []
+    bench.farm.before = lambda device, request: stored.append(len(bench.runs()))
+    bench.measure(bench.plan())
+    assert stored == list(range(8))
+
+
+def test_a_failing_cell_stops_no_other(bench) -> None:
+    failure = Outcome(RunStatus.OUT_OF_MEMORY, ("killed by the kernel: give it a smaller expert budget",))
+    bench.farm.answer = lambda request: failure if request.strategy == "full-load" else ok(request)
+    runs = bench.measure(bench.plan())
+    assert {r.status for r in runs if r.cell.strategy == "full-load"} == {RunStatus.OUT_OF_MEMORY}
+    assert {r.status for r in runs if r.cell.strategy != "full-load"} == {RunStatus.OK}
+    assert tally(bench.sweep, runs).exit_code == 3
+
+
+def test_an_unreachable_device_costs_few_attempts_and_no_other_device(bench, unreachable) -> None:
+    bench.farm.open_error = lambda device: unreachable if device.name == "pi" else None
+    plan = bench.plan(devices=("pi", "orin"))
+    runs = bench.measure(plan)
+    assert bench.farm.opened.count("pi") == MAX_CONNECTION_FAILURES
+    assert {r.status for r in runs if r.cell.device == "pi"} == {RunStatus.UNREACHABLE}
+    assert {r.status for r in runs if r.cell.device == "orin"} == {RunStatus.OK}
+    assert len(runs) == len(plan.measurements)
+    assert all("is it switched on" in r.reasons[0] for r in runs if r.cell.device == "pi")
+    assert tally(bench.sweep, runs).exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (HostKeyError("pi: the host key has changed"), RunStatus.UNREACHABLE),
+        (PythonMissingError("pi: no python3 with numpy"), RunStatus.SKIPPED),
+        (DiskFullError("pi: no space for the engine"), RunStatus.SKIPPED),
+    ],
+)
+def test_a_device_that_is_not_fit_is_asked_once(bench, error, status) -> None:
+    bench.farm.open_error = lambda device: error
+    runs = bench.measure(bench.plan())
+    assert bench.farm.opened == ["pi"]
+    assert statuses(runs) == {status}
+    assert {r.reasons for r in runs} == {(str(error),)}
+    assert tally(bench.sweep, runs).exit_code == 4
+
+
+def test_a_device_that_dies_in_the_middle_is_given_up(bench) -> None:
+    lost = Outcome(RunStatus.UNREACHABLE, ("pi: the connection was lost; not back within 120 s",))
+    bench.farm.answer = lambda request: lost if len(bench.farm.requests) > 3 else ok(request)
+    runs = bench.measure(bench.plan())
+    assert len(bench.farm.requests) == 3 + MAX_CONNECTION_FAILURES
+    assert [r.status for r in runs] == [RunStatus.OK] * 3 + [RunStatus.UNREACHABLE] * 5
+
+
+def test_a_device_that_comes_back_is_used_again(bench) -> None:
+    lost = Outcome(RunStatus.UNREACHABLE, ("pi: the connection was lost",))
+    bench.farm.answer = lambda request: lost if len(bench.farm.requests) % 2 else ok(request)
+    runs = bench.measure(bench.plan())
+    assert [r.status for r in runs] == [RunStatus.UNREACHABLE, RunStatus.OK] * 4
+
+
+def test_a_container_that_does_not_fit_is_tried_once(bench) -> None:
+    puts: list[Path] = []
+
+    def refuse(path: Path) -> Exception:
+        puts.append(path)
+        return DiskFullError("pi: 9 GB are needed for c.emoe, 1 GB is free: delete something")
+
+    bench.farm.put_error = refuse
+    runs = bench.measure(bench.plan())
+    assert len(puts) == 1
+    assert statuses(runs) == {RunStatus.SKIPPED}
+    assert all("9 GB are needed" in r.reasons[0] for r in runs)
+
+
+def test_a_link_lost_while_deploying_is_unreachable(bench) -> None:
+    bench.farm.put_error = lambda path: UnreachableError("pi: the connection was lost")
+    assert statuses(bench.measure(bench.plan())) == {RunStatus.UNREACHABLE}
+
+
+def test_a_wrong_answer_is_a_failure_that_names_the_other_run(bench) -> None:
+    bench.farm.answer = lambda request: (
+        ok(request, samples=samples_of(request, shift=1)) if request.strategy == "naive-swap" else ok(request)
+    )
+    runs = bench.measure(bench.plan())
+    first = runs[0]
+    odd = first.cell.strategy == "naive-swap"  # the first answer is the measure, whosever it is
+    wrong = [r for r in runs if (r.cell.strategy == "naive-swap") != odd]
+    assert statuses(wrong) == {RunStatus.FAILED}
+    assert all(first.id in r.reasons[0] for r in wrong)
+    assert statuses(r for r in runs if r not in wrong) == {RunStatus.OK}
+
+
+def test_sampled_repetitions_may_differ(bench) -> None:
+    def answer(request):
+        assert request.sampling == Sampling(temperature=1.0)
+        return ok(request, samples=tuple(replace(s, tokens=(s.repetition,) * 3) for s in samples_of(request)))
+
+    bench.farm.answer = answer
+    runs = bench.measure(bench.plan(bench.plan().matrix.toml + "temperature = 1.0\n"))
+    assert statuses(runs) == {RunStatus.OK}
+
+
+def test_conditions_that_did_not_hold_make_a_run_suspect(bench) -> None:
+    bench.farm.answer = lambda request: ok(request, load=load_of(request, page_cache_resident_fraction=0.5))
+    runs = bench.measure(bench.plan())
+    assert statuses(runs) == {RunStatus.OK}
+    assert {r.verdict for r in runs} == {Verdict.SUSPECT}
+    assert tally(bench.sweep, runs).suspect == 8
+
+
+def test_damaged_samples_are_a_failure_and_not_an_exception(bench) -> None:
+    bench.farm.answer = lambda request: ok(request, samples=samples_of(request)[:1] * 2)
+    runs = bench.measure(bench.plan())
+    assert statuses(runs) == {RunStatus.FAILED}
+    assert all(not r.samples and "twice" in r.reasons[0] for r in runs)
+
+
+def test_an_incomplete_run_is_a_failure(bench) -> None:
+    bench.farm.answer = lambda request: ok(request, totals=None)
+    assert statuses(bench.measure(bench.plan())) == {RunStatus.FAILED}
+
+
+def test_a_failing_database_ends_the_sweep(bench, monkeypatch) -> None:
+    def refuse(run) -> None:
+        raise DatabaseError("the disk is full")
+
+    monkeypatch.setattr(bench.database, "add_run", refuse)
+    with pytest.raises(DatabaseError, match="disk is full"):
+        bench.measure(bench.plan(devices=("pi4", "pi5")))
+    assert len(bench.farm.requests) <= 2
+    assert sorted(bench.farm.closed) == sorted(bench.farm.opened)
+
+
+def test_stop_kills_what_is_in_flight_and_keeps_the_rest(bench) -> None:
+    plan = bench.plan()
+    runner = bench.runner(plan)
+    killed = threading.Event()
+
+    def answer(request):
+        if len(bench.farm.requests) < 4:
+            return ok(request)
+        runner.stop()
+        assert killed.wait(timeout=30), "the engine in flight was not cancelled"
+        return Outcome(RunStatus.FAILED, ("cancelled",))
+
+    bench.farm.answer = answer
+    bench.farm.before = lambda device, request: None
+    watcher = threading.Thread(target=lambda: wait_for(bench.farm.cancelled, killed))
+    watcher.start()
+    runner.measure()
+    watcher.join()
+    assert runner.stopped
+    runs = bench.runs()
+    assert len(runs) == 3
+    assert tally(bench.sweep, runs).missing == 5
+    assert bench.farm.closed == ["pi"]
+
+
+def wait_for(cancelled: list[str], killed: threading.Event) -> None:
+    pause = threading.Event()
+    for _ in range(3000):
+        if cancelled:
+            break
+        pause.wait(0.01)
+    killed.set()
+
+
+def test_a_run_that_ended_well_before_the_stop_is_kept(bench) -> None:
+    plan = bench.plan()
+    runner = bench.runner(plan)
+
+    def answer(request):
+        runner.stop()
+        return ok(request)
+
+    bench.farm.answer = answer
+    runner.measure()
+    assert [r.status for r in bench.runs()] == [RunStatus.OK]
+
+
+def test_a_resumed_sweep_measures_what_is_missing_under_the_same_ids(bench) -> None:
+    plan = bench.plan()
+    runner = bench.runner(plan)
+
+    def die(request):
+        if len(bench.farm.requests) == 4:
+            runner.stop()
+            return Outcome(RunStatus.FAILED, ("cancelled",))
+        return ok(request)
+
+    bench.farm.answer = die
+    runner.measure()
+    in_flight = bench.farm.requests[-1][1]
+    bench.farm.answer = ok
+    runs = bench.measure(plan.without(bench.database.done(bench.sweep.id)))
+    assert len(runs) == len({(r.cell.key, r.block) for r in runs}) == 8
+    assert tally(bench.sweep, runs).exit_code == 0
+    # The engine that survived its controller is asked for by the id that it runs under.
+    assert bench.farm.requests[4][1] == in_flight
+
+
+def test_a_resumed_sweep_tries_an_unreachable_device_again(bench, unreachable) -> None:
+    plan = bench.plan()
+    bench.farm.open_error = lambda device: unreachable
+    bench.measure(plan)
+    bench.farm.open_error = lambda device: None
+    runs = bench.measure(plan.without(bench.database.done(bench.sweep.id)))
+    assert len(runs) == 16
+    assert len({r.id for r in runs}) == 16
+    assert tally(bench.sweep, runs).exit_code == 0
+
+
+def test_a_resumed_sweep_compares_its_answers_with_the_earlier_ones(bench) -> None:
+    plan = bench.plan()
+    bench.measure(plan.without(m.key for m in plan.measurements[1:]))
+    bench.farm.answer = lambda request: ok(request, samples=samples_of(request, shift=5))
+    runs = bench.measure(plan.without([plan.measurements[0].key]))
+    assert [r.status for r in runs] == [RunStatus.OK] + [RunStatus.FAILED] * 7
+    assert all(runs[0].id in r.reasons[0] for r in runs[1:])

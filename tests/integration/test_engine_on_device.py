@@ -1,0 +1,59 @@
+"""The real engine, deployed over real SSH and run there."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.protocol import RunRequest
+from engine.quantize import Format
+from engine.selftest import write_random_model
+from harness.remote import open_session
+from reports.records import RunStatus
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def session(sshd, tmp_path):
+    opened = open_session(sshd.device, known_hosts=sshd.known_hosts, cache_dir=tmp_path / "cache")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def container(tmp_path):
+    path = tmp_path / "tiny.emoe"
+    write_random_model(str(path), [Format("int8")])
+    return path
+
+
+def request(container, strategy):
+    return RunRequest(
+        run_id=strategy,
+        container=container,
+        strategy=strategy,
+        prompts=((1, 2, 3), (4, 5)),
+        max_new_tokens=4,
+        warmups=1,
+        repetitions=2,
+        deadline_s=120,
+    )
+
+
+def test_strategies_on_a_device_give_the_same_tokens(session, container):
+    path = session.put(container)
+    outcomes = [session.execute(request(path, strategy)) for strategy in ("full-load", "naive-swap")]
+    assert [(o.status, o.reasons) for o in outcomes] == [(RunStatus.OK, ())] * 2, outcomes[0].log_tail
+    tokens = [[sample.tokens for sample in outcome.samples] for outcome in outcomes]
+    assert len(tokens[0]) == 2 * 3
+    assert tokens[0] == tokens[1]
+    assert outcomes[0].facts == session.facts
+    assert session.facts.python.startswith("3.")
+
+
+def test_a_damaged_container_is_the_engines_own_word(session, container, tmp_path):
+    damaged = tmp_path / "damaged.emoe"
+    damaged.write_bytes(container.read_bytes()[:-100])
+    outcome = session.execute(request(session.put(damaged), "full-load"))
+    assert outcome.status is RunStatus.FAILED
+    assert "damaged.emoe" in outcome.reasons[0]
