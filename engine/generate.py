@@ -46,7 +46,7 @@ class Engine:
     ) -> None:
         self.container, self.strategy = container, strategy
         self.clock = clock
-        self.warnings: List[str] = []
+        self.notes: List[str] = []
         records = container.primary
         layers = container.moe_layers
         if profile is not None and (profile.layers, profile.experts) != (layers, container.experts_per_layer):
@@ -62,7 +62,7 @@ class Engine:
         buffer = ExpertBuffer(self.budget_bytes, _largest(records), _eviction(strategy, layers, profile))
         self._kernels = Kernels()
         self.model = load_model(container, self._kernels)
-        self._warn_of_small_budget(layers * self.model.config.top_k)
+        self._note_small_budget(layers * self.model.config.top_k)
         store = ExpertStore(
             container, reader=reader, keep_cached=keep_cached, bytes_per_s=emulated_read_bytes_per_s,
             clock=clock, sleep=sleep,
@@ -140,15 +140,16 @@ class Engine:
             strategy=self.strategy.parts(),
             reader=self.reader,
             backend=self._kernels.backend,
-            warnings=tuple(self.warnings + self._store.warnings),
+            warnings=tuple(self._store.warnings),
+            notes=tuple(self.notes),
         )
 
-    def _warn_of_small_budget(self, experts_per_token: int) -> None:
+    def _note_small_budget(self, experts_per_token: int) -> None:
         if self.strategy.residency != "buffer" or self.budget_bytes is None:
             return
         needed = experts_per_token * _largest(self.container.primary)
         if self.budget_bytes < needed:
-            self.warnings.append(
+            self.notes.append(
                 f"the expert budget of {self.budget_bytes} bytes is under the {needed} that one token activates: "
                 "an expert is evicted before its next use unless the policy foresees it"
             )

@@ -166,7 +166,8 @@ class Load:
     strategy: Dict[str, str]  # the parts that engaged
     reader: str  # the method that engaged
     backend: str
-    warnings: Tuple[str, ...] = ()
+    warnings: Tuple[str, ...] = ()  # something is not as asked for: the numbers are suspect
+    notes: Tuple[str, ...] = ()  # what one should know of the configuration; makes no number suspect
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Every error that the controller raises on purpose; caught once, in harness/cli.py, and printed as one line.
+"""Every error that the controller raises on purpose; caught once, in harness/cli, and printed as one line.
 
 FarmError                 names the device, file or key and the remedy            exit code
 ├── UsageError            a matrix, inventory, checkpoint or argument is wrong    2

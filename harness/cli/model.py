@@ -284,7 +284,7 @@ def generate(
         return
     shown = ",".join(map(str, sample.tokens)) if text is None else (prompt or "") + text
     click.echo("".join(c if c.isprintable() or c == "\n" else " " for c in shown))
-    for warning in result.load.warnings:
+    for warning in result.load.warnings + result.load.notes:
         click.echo(f"note: {printable(warning)}", err=True)
     click.echo(_cost(sample, result.totals.peak_resident_bytes), err=True)
 

@@ -75,11 +75,8 @@ class LoopbackFarm:
         kill_marked(self._mark)
 
     def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_until_complete(self._serve_until_stopped())
-        finally:
-            self._loop.close()
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:  # at its end it cancels what still runs
+            runner.run(self._serve_until_stopped())
 
     async def _serve_until_stopped(self) -> None:
         async with contextlib.AsyncExitStack() as stack:
@@ -101,9 +98,11 @@ class LoopbackFarm:
         for emulated in self._devices:
             home = self._folder / emulated.name
             home.mkdir(exist_ok=True)
+            connections = _Connections()
             server = await asyncssh.listen(
                 "127.0.0.1",
                 0,
+                server_factory=connections.server,
                 server_host_keys=[asyncssh.generate_private_key("ssh-ed25519")],
                 authorized_client_keys=authorized,
                 process_factory=_Shell(home, self._mark).run,
@@ -112,6 +111,7 @@ class LoopbackFarm:
                 line_editor=False,
                 agent_forwarding=False,
             )
+            stack.push_async_callback(connections.close)
             stack.push_async_callback(server.wait_closed)
             stack.callback(server.close)
             devices[emulated.name] = Device(
@@ -125,6 +125,28 @@ class LoopbackFarm:
                 tags=("emulated",),
             )
         return Inventory(devices)
+
+
+class _Connections:
+    """Of one device: a server that is closed leaves them open."""
+
+    def __init__(self) -> None:
+        self._open: set[asyncssh.SSHServerConnection] = set()
+
+    def server(self) -> asyncssh.SSHServer:
+        opened = self._open
+
+        class Server(asyncssh.SSHServer):
+            def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+                opened.add(conn)
+
+        return Server()
+
+    async def close(self) -> None:
+        for connection in self._open:
+            connection.abort()
+        for connection in self._open:
+            await connection.wait_closed()
 
 
 class _Shell:

@@ -149,7 +149,7 @@ def test_a_budget_without_room_for_an_expert_is_refused(container: Container, pr
 def test_a_budget_under_one_tokens_working_set_is_warned_of(container: Container, profile: PathProfile) -> None:
     for budget, warned in ((5, True), (6, False)):
         engine = Engine(container, STRATEGIES["edgemoe"], profile=profile, expert_budget=ExpertBudget(experts=budget))
-        assert bool(engine.warnings) is warned
+        assert bool(engine.notes) is warned
         engine.close()
 
 

@@ -1,0 +1,39 @@
+"""The demonstration, as `ci/demo` runs it but with one block: the shipped model, two SSH devices, a report."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from reports.database import ResultsDatabase
+from reports.records import RunStatus, Verdict
+
+
+def test_the_demonstration_ends_with_a_report_and_leaves_nothing_running(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "harness.cli", "demo", "--quick", "--output", "out"]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    page = tmp_path / "out" / "report.html"
+    assert done.stdout.splitlines()[-1] == f"report: {page}"
+    html = page.read_text(encoding="utf-8")
+    for words in ("pi4b-emulated", "jetson-tx2-emulated", "edgemoe", "storage limited to 43 MB/s by the engine"):
+        assert words in html
+
+    with ResultsDatabase.open(tmp_path / "out" / "results.db", create=False) as database:
+        runs = database.runs()
+    assert len(runs) == 6
+    assert {run.status for run in runs} == {RunStatus.OK}
+    assert {run.verdict for run in runs} <= {Verdict.VALID, Verdict.SUSPECT}
+    assert all(run.emulated for run in runs)
+    for device in ("pi4b-emulated", "jetson-tx2-emulated"):
+        tokens = {run.samples[0].tokens for run in runs if run.cell.device == device}
+        assert len(tokens) == 1, "every strategy gives the same answer"
+
+    assert not (tmp_path / "out" / "work").exists()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            folder = (process / "cwd").readlink()
+        except OSError:
+            continue
+        assert not folder.is_relative_to(tmp_path), f"process {process.name} still runs in {folder}"
