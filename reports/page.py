@@ -334,7 +334,12 @@ def _engaged(run: Run) -> str:
     cached = units.text(load.page_cache_resident_fraction, "share").replace(units.ABSENT, "an unknown share")
     parts = [f"{part} {name}" for part, name in load.strategy.items()]
     parts += [f"expert budget {budget}", f"reader {load.reader}", f"backend {load.backend}"]
-    parts += [f"loaded in {units.text(load.load_s, 's')}", f"{cached} of the container cached before", *load.warnings, *load.notes]
+    parts += [
+        f"loaded in {units.text(load.load_s, 's')}",
+        f"{cached} of the container cached before",
+        *load.warnings,
+        *load.notes,
+    ]
     return "; ".join(parts)
 
 
