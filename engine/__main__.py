@@ -144,12 +144,7 @@ def _probe(options: argparse.Namespace) -> int:
 def _strategies(options: argparse.Namespace) -> int:
     from engine.strategies import STRATEGIES
 
-    _print(
-        [
-            {"name": s.name, "summary": s.summary, "parts": s.parts(), "lossless": s.lossless, "source": s.source}
-            for s in STRATEGIES.values()
-        ]
-    )
+    _print([strategy.describe() for strategy in STRATEGIES.values()])
     return 0
 
 

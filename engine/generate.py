@@ -12,12 +12,13 @@ from engine.container import Container, ExpertKey, Record
 from engine.errors import DeadlineError, RequestError
 from engine.experts.buffer import ExpertBuffer
 from engine.experts.eviction import EvictionPolicy, ForwardDistance, LeastRecentlyUsed
-from engine.experts.predictors import PathPredictor
+from engine.experts.predictors import LookAheadPredictor, PathPredictor, Predictor
 from engine.experts.profile import PathProfile
 from engine.experts.store import ExpertStore
 from engine.experts.supply import Counters, ExpertSupply
 from engine.kernels import Kernels
 from engine.models import load_model
+from engine.models.mixtral import Mixtral
 from engine.protocol import ExpertBudget, Load, RunRequest, Sample, Sampling, Steps, Totals
 from engine.sampling import Sampler
 from engine.strategies import Strategy, strategy_named
@@ -54,10 +55,8 @@ class Engine:
                 f"the profile is of a model with {profile.layers} MoE layers of {profile.experts} experts, the "
                 f"container has {layers} of {container.experts_per_layer}; make one with `edgemoe-farm model profile`"
             )
-        if profile is None and strategy.predictor is not None:
-            raise RequestError(
-                f"strategy {strategy.name} predicts from a profile: make one with `edgemoe-farm model profile`"
-            )
+        if profile is None and strategy.needs_profile:
+            raise RequestError(f"strategy {strategy.name} needs a profile: make one with `edgemoe-farm model profile`")
         self.budget_bytes = _budget_bytes(strategy, expert_budget, records)
         buffer = ExpertBuffer(self.budget_bytes, _largest(records), _eviction(strategy, layers, profile))
         self._kernels = Kernels()
@@ -76,7 +75,7 @@ class Engine:
             layers=layers,
             keep=strategy.residency != "none",
             threaded=strategy.predictor is not None,
-            predictor=None if strategy.predictor is None or profile is None else PathPredictor(profile),
+            predictor=_predictor(strategy, profile, self.model),
             depth=self.model.config.top_k if strategy.prefetch_depth is None else strategy.prefetch_depth,
             clock=clock,
         )
@@ -223,6 +222,14 @@ def _budget_bytes(strategy: Strategy, asked: Optional[ExpertBudget], records: Di
     if budget is None:
         raise RequestError(f"strategy {strategy.name} needs an expert budget, such as 10-experts or 64MiB")
     return budget.bytes if budget.bytes is not None else (budget.experts or 0) * _largest(records)
+
+
+def _predictor(strategy: Strategy, profile: Optional[PathProfile], model: Mixtral) -> Optional[Predictor]:
+    if strategy.predictor == "path" and profile is not None:
+        return PathPredictor(profile)
+    if strategy.predictor == "look-ahead":
+        return LookAheadPredictor(model.preview_router)
+    return None
 
 
 def _eviction(strategy: Strategy, layers: int, profile: Optional[PathProfile]) -> EvictionPolicy:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Optional
+from typing import Any, Dict, Optional
 
 from engine.errors import RequestError
 from engine.protocol import ExpertBudget
@@ -18,10 +18,15 @@ class Strategy:
     source: str
     residency: str  # all: every expert before the first token · none: kept for one use · buffer: within a budget
     eviction: Optional[str] = None  # lru, forward-distance
-    predictor: Optional[str] = None  # path; with one, an I/O thread preloads what it predicts
+    predictor: Optional[str] = None  # path, look-ahead; with one, an I/O thread preloads what it predicts
     prefetch_depth: Optional[int] = None  # experts preloaded for a layer at most; None: the model's top-k
     default_budget: Optional[ExpertBudget] = None
     lossless: bool = True
+
+    @property
+    def needs_profile(self) -> bool:
+        """Paths, and the frequencies that weigh experts against one another, come from a profile."""
+        return self.predictor == "path" or self.eviction == "forward-distance"
 
     def parts(self) -> Dict[str, str]:
         return {
@@ -29,6 +34,17 @@ class Strategy:
             "eviction": self.eviction or "none",
             "predictor": self.predictor or "none",
             "precision": "stored",
+        }
+
+    def describe(self) -> Dict[str, Any]:
+        """The row, for people and machines."""
+        return {
+            "name": self.name,
+            "summary": self.summary,
+            "source": self.source,
+            "lossless": self.lossless,
+            "needs_profile": self.needs_profile,
+            "parts": self.parts(),
         }
 
 
@@ -54,6 +70,15 @@ STRATEGIES: Dict[str, Strategy] = {
             residency="buffer",
             eviction="forward-distance",
             predictor="path",
+            default_budget=ExpertBudget(experts=10),
+        ),
+        Strategy(
+            "edgemoe-lookahead",
+            "edgemoe, but asks the next layer's router ahead of time instead of a dictionary of paths",
+            "gate look-ahead as in HOBBIT (2024) and Fate (2025), in EdgeMoE's pipeline",
+            residency="buffer",
+            eviction="forward-distance",
+            predictor="look-ahead",
             default_budget=ExpertBudget(experts=10),
         ),
     )

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Deque, Dict, List, Tuple
+from typing import Callable, Deque, Dict, List, Optional, Protocol, Tuple
+
+import numpy as np
 
 from engine.experts.profile import ExpertSet, PathProfile
+
+
+class Predictor(Protocol):
+    """Is told what each MoE layer did for one token, layers in their order, and asked about the next one."""
+
+    def observe(self, layer: int, chosen: ExpertSet, hidden: np.ndarray) -> None:
+        """The router of `layer` chose `chosen`; `hidden` (hidden,) is the residual stream before its experts."""
+        ...
+
+    def predict(self, layer: int) -> List[int]:
+        """Experts of `layer`, which follows the last one observed, the likeliest first; empty if nothing is known."""
+        ...
 
 
 class PathPredictor:
@@ -16,13 +30,33 @@ class PathPredictor:
         self._previous: Deque[ExpertSet] = deque(maxlen=2)
         self._known: Dict[Tuple[int, Tuple[ExpertSet, ...]], List[int]] = {}
 
-    def observe(self, chosen: ExpertSet) -> None:
-        """The router of one MoE layer has answered for one token; layers come in their order."""
+    def observe(self, layer: int, chosen: ExpertSet, hidden: np.ndarray) -> None:
         self._previous.append(chosen)
 
     def predict(self, layer: int) -> List[int]:
-        """Experts of `layer`, which follows the last one observed, the likeliest first."""
         key = (layer, tuple(self._previous))
         if key not in self._known:
             self._known[key] = self._profile.ranking(layer, key[1])
         return self._known[key]
+
+
+class LookAheadPredictor:
+    """Asks the next layer's router already, with this layer's hidden state (HOBBIT, Fate and others).
+
+    The residual stream changes little from layer to layer, so most of the answer is right; needs no profile. It is
+    blind for the first layer of a token, whose input is not known before the token is.
+    """
+
+    def __init__(self, preview_router: Callable[[int, np.ndarray], np.ndarray]) -> None:
+        """`preview_router(layer, hidden)`: logits (experts,) of that layer's router for a hidden state (hidden,)."""
+        self._preview_router = preview_router
+        self._last: Optional[Tuple[int, np.ndarray]] = None  # layer, hidden
+
+    def observe(self, layer: int, chosen: ExpertSet, hidden: np.ndarray) -> None:
+        self._last = (layer, hidden)
+
+    def predict(self, layer: int) -> List[int]:
+        if self._last is None or layer <= self._last[0]:
+            return []
+        ranked: List[int] = np.argsort(-self._preview_router(layer, self._last[1]), kind="stable").tolist()
+        return ranked

@@ -9,7 +9,7 @@ import numpy as np
 from engine.container import ExpertKey, Record
 from engine.experts.buffer import Entry, ExpertBuffer
 from engine.experts.loader import Loader
-from engine.experts.predictors import PathPredictor
+from engine.experts.predictors import Predictor
 from engine.experts.store import ExpertStore
 from engine.quantize import Packed, RecordLayout
 
@@ -44,7 +44,7 @@ class ExpertSupply:
         layers: int,
         keep: bool,
         threaded: bool,
-        predictor: Optional[PathPredictor],
+        predictor: Optional[Predictor],
         depth: int,
         clock: Callable[[], float],
     ) -> None:
@@ -66,8 +66,10 @@ class ExpertSupply:
                 self._loader.demand([key])
                 self._loader.wait_for({key}, self._clock).pins -= 1
 
-    def fetch(self, layer: int, chosen: np.ndarray) -> Iterator[Tuple[int, Dict[str, Packed]]]:
+    def fetch(self, layer: int, chosen: np.ndarray, hidden: np.ndarray) -> Iterator[Tuple[int, Dict[str, Packed]]]:
         """The router of MoE layer `layer` chose experts (tokens, k) int: yields each of them once, with its weights.
+
+        `hidden` (tokens, hidden) is the residual stream before these experts, for predictors.
 
         The weights are valid until the next one is asked for. While the caller computes, the loader reads on.
         Raises StorageError.
@@ -95,7 +97,7 @@ class ExpertSupply:
             self._misses += len(missing)
             self._late += len(coming) - len(missing)
             loader.demand(missing)
-            loader.predict(self._likely_next(layer, chosen))
+            loader.predict(self._likely_next(layer, chosen, hidden))
         for entry in ready:
             yield entry.key[1], self._weights(entry)
             self._release(entry)
@@ -140,11 +142,11 @@ class ExpertSupply:
                 self.buffer.drop(entry)
             self._loader.lock.notify_all()  # the loader may be waiting for a place
 
-    def _likely_next(self, layer: int, chosen: np.ndarray) -> List[ExpertKey]:
+    def _likely_next(self, layer: int, chosen: np.ndarray, hidden: np.ndarray) -> List[ExpertKey]:
         """What to preload for the MoE layer after `layer`; nothing within a prefill, which uses most experts anyway."""
         if self._predictor is None:
             return []
-        self._predictor.observe(tuple(sorted(set(chosen[-1].tolist()))))
+        self._predictor.observe(layer, tuple(sorted(set(chosen[-1].tolist()))), hidden[-1])
         if len(chosen) > 1 and layer < self._layers - 1:
             return []
         following = (layer + 1) % self._layers

@@ -19,7 +19,7 @@ PREFILL_CHUNK = 512  # tokens that go through a layer together: bounds the worki
 class Experts(Protocol):
     """What a MoE layer needs: see engine.experts.supply.ExpertSupply."""
 
-    def fetch(self, layer: int, chosen: np.ndarray) -> Iterator[Tuple[int, Dict[str, Packed]]]: ...
+    def fetch(self, layer: int, chosen: np.ndarray, hidden: np.ndarray) -> Iterator[Tuple[int, Dict[str, Packed]]]: ...
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,11 @@ class Mixtral:
         own = [self._embed, self._norm, *(getattr(w, f) for w in self._layers for f in LayerWeights.__annotations__)]
         return sum(int(a.nbytes) for a in own) + (0 if self._head is self._embed else self._head.nbytes)
 
+    def preview_router(self, layer: int, hidden: np.ndarray) -> np.ndarray:
+        """What the router of `layer` would say of the residual stream `hidden` (hidden,): logits (experts,)."""
+        weights = self._layers[layer]
+        return rms_norm(hidden[None], weights.moe_norm, self.config.norm_eps)[0] @ weights.router.T
+
     def start(self, positions: int) -> MixtralState:
         """A state for one sequence of up to `positions` tokens. Raises RequestError if the model knows fewer."""
         if positions > self.config.max_positions:
@@ -216,7 +221,7 @@ class Mixtral:
             observe(layer, chosen)
         # Each share has a place of its own, summed at the end: the order in which experts arrive changes no bit.
         outputs = np.empty((n, config.top_k, config.hidden_size), np.float32)
-        for expert, matrices in experts.fetch(layer, chosen):
+        for expert, matrices in experts.fetch(layer, chosen, x):
             row, place = np.nonzero(chosen == expert)
             outputs[row, place] = self._kernels.swiglu(matrices, normed[row]) * shares[row, place, None]
         return x + outputs.sum(axis=1)

@@ -9,7 +9,4 @@ from engine.strategies import STRATEGIES
 
 def strategies() -> list[dict[str, Any]]:
     """Name, summary, source, lossless and parts of each strategy, in the order of the table."""
-    return [
-        {"name": s.name, "summary": s.summary, "source": s.source, "lossless": s.lossless, "parts": s.parts()}
-        for s in STRATEGIES.values()
-    ]
+    return [strategy.describe() for strategy in STRATEGIES.values()]

@@ -31,7 +31,7 @@ class MappedExperts:
         self._bytes: np.ndarray = np.memmap(container.path, np.uint8, "r")
         self._checked: set[int] = set()  # offsets
 
-    def fetch(self, layer: int, chosen: np.ndarray) -> Iterator[tuple[int, dict[str, Packed]]]:
+    def fetch(self, layer: int, chosen: np.ndarray, hidden: np.ndarray) -> Iterator[tuple[int, dict[str, Packed]]]:
         """See engine.experts.supply.ExpertSupply.fetch. Raises ContainerError for a damaged record."""
         for expert in np.unique(chosen).tolist():
             record = self._container.primary[layer, expert]

@@ -36,7 +36,7 @@ def traits() -> dict[str, StrategyTraits]:
         row["name"]: StrategyTraits(
             row["name"],
             has_buffer=row["parts"]["residency"] == "buffer",
-            needs_profile=row["parts"]["predictor"] == "path",
+            needs_profile=row["needs_profile"],
         )
         for row in catalogue()
     }

@@ -16,7 +16,7 @@ from engine.container import Container, ExpertKey, Record
 from engine.errors import ContainerError, MemoryBudgetError, RequestError, StorageError
 from engine.experts.buffer import ExpertBuffer
 from engine.experts.eviction import ForwardDistance, LeastRecentlyUsed
-from engine.experts.predictors import PathPredictor
+from engine.experts.predictors import LookAheadPredictor, PathPredictor
 from engine.experts.profile import PathCounter, PathProfile
 from engine.experts.store import ExpertStore
 from engine.generate import Engine
@@ -53,7 +53,8 @@ def test_all_strategies_give_the_same_tokens_at_every_precision_and_budget(tmp_p
     assert len(set(expected)) > 3  # not a model that says one thing whatever its experts do
     assert generate(container, "naive-swap", profile)[0] == expected
     for budget in range(1, len(container.primary) + 1):
-        assert generate(container, "edgemoe", profile, budget)[0] == expected
+        for strategy in ("edgemoe", "edgemoe-lookahead"):
+            assert generate(container, strategy, profile, budget)[0] == expected
 
 
 def test_what_each_strategy_reads_is_what_its_name_says(container: Container, profile: PathProfile) -> None:
@@ -290,7 +291,7 @@ def test_paths_are_counted_over_the_boundary_of_tokens_and_backed_off() -> None:
     assert profile.ranking(0, []) == [4, 5, 0, 1]
     assert counter.finish(least=2).two[0] == {}
     predictor = PathPredictor(profile)
-    predictor.observe((0, 1))
+    predictor.observe(0, (0, 1), np.zeros(4))
     assert predictor.predict(1) == [2, 3, 6]
 
 
@@ -316,3 +317,39 @@ def test_a_damaged_profile_is_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(ContainerError, match=r"p\.json"):
         PathProfile.load(str(path))
+
+
+def test_look_ahead_asks_the_router_of_the_next_layer_and_is_blind_at_the_first() -> None:
+    asked = []
+
+    def preview(layer: int, hidden: np.ndarray) -> np.ndarray:
+        asked.append((layer, hidden.tolist()))
+        return np.array([0.1, 0.9, -3.0, 0.9])
+
+    predictor = LookAheadPredictor(preview)
+    assert predictor.predict(0) == []
+    predictor.observe(0, (2,), np.array([5.0]))
+    assert predictor.predict(1) == [1, 3, 0, 2]
+    predictor.observe(1, (1,), np.array([6.0]))
+    assert predictor.predict(0) == []
+    assert asked == [(1, [5.0])]
+
+
+def test_look_ahead_with_the_layers_own_input_is_the_router_itself(container: Container, profile: PathProfile) -> None:
+    """What is previewed is the real router: given the state that it will see, it gives the answer that it will give."""
+    engine = Engine(container, STRATEGIES["full-load"])
+    answers: list[tuple[int, list[int], list[int]]] = []
+    fetch = engine.supply.fetch
+
+    def compare(layer: int, chosen: np.ndarray, hidden: np.ndarray) -> object:
+        ahead = np.argsort(-engine.model.preview_router(layer, hidden[-1]), kind="stable")[: chosen.shape[1]]
+        answers.append((layer, ahead.tolist(), chosen[-1].tolist()))
+        return fetch(layer, chosen, hidden)
+
+    engine.supply.fetch = compare  # type: ignore[method-assign, assignment]
+    try:
+        engine.generate(PROMPT, 6, Sampling())
+    finally:
+        engine.close()
+    assert len(answers) == 6 * 3
+    assert all(ahead == chosen for _, ahead, chosen in answers)

@@ -116,7 +116,7 @@ def test_a_damaged_expert_is_no_answer(tiny: OfflineModel, tmp_path: Path) -> No
     path = tmp_path / "damaged.emoe"
     path.write_bytes(content)
     with pytest.raises(ContainerError, match="layer 0 expert 1 is damaged"):
-        list(MappedExperts(Container.open(str(path))).fetch(0, np.array([[1, 2]])))
+        list(MappedExperts(Container.open(str(path))).fetch(0, np.array([[1, 2]]), np.zeros((1, 8), np.float32)))
 
 
 def test_logits_appear_whole_or_not_at_all(tmp_path: Path) -> None:
