@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -178,16 +179,23 @@ def _section(index: int, group: Group, series: dict[str, int], anchors: dict[str
         for name in _TABLE
     }
     place = group.device + (" (emulated)" if group.emulated else "")
-    bars = [charts.bar_chart(METRICS[name], group.rows, series, place) for name in _CHARTS]
+    rows = sorted(group.rows, key=_time_per_token)
+    bars = [charts.bar_chart(METRICS[name], rows, series, place) for name in _CHARTS]
     return Section(
         group=group,
         anchor=f"comparison-{index}",
         sentence=sentence(group),
         headings=tuple((METRICS[name].label, scales[name].symbol) for name in _TABLE),
-        lines=tuple(_line(row, group, series, anchors, scales) for row in group.rows),
+        lines=tuple(_line(row, group, series, anchors, scales) for row in rows),
         bars=tuple(chart for chart in bars if chart is not None),
-        latencies=tuple(charts.latency_charts(group.rows, series, place)),
+        latencies=tuple(charts.latency_charts(rows, series, place)),
     )
+
+
+def _time_per_token(row: Row) -> float:
+    """The fastest row stands first, so that one section reads like the other."""
+    summary = row.summaries["tpot_s"]
+    return math.inf if summary is None else summary.median
 
 
 def _line(
