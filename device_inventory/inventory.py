@@ -75,6 +75,10 @@ class Inventory:
         """Reads and checks a TOML file; raises InventoryError."""
         try:
             document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InventoryError(
+                f"inventory {path} is not there: copy device_inventory/example.toml, or name another with --inventory"
+            ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise InventoryError(f"inventory {path} cannot be read: {error}") from None
         except tomllib.TOMLDecodeError as error:
