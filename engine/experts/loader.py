@@ -115,10 +115,12 @@ class Loader:
             self._buffer.drop(entry)
             if entry.speculative:
                 self.wasted_bytes += done
-            if entry.wanted and failure is not None:
-                self._failures[entry.key] = failure
-            elif entry.wanted:  # it was demanded just as it gave way
+            if (
+                entry.wanted and entry.speculative
+            ):  # demanded just as its preload gave way or failed: once more, in earnest
                 self._demanded.appendleft(entry.key)
+            elif entry.wanted and failure is not None:
+                self._failures[entry.key] = failure
         self.lock.notify_all()
         return True
 

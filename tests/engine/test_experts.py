@@ -213,28 +213,26 @@ def test_a_speculative_read_gives_way_to_a_demand(tmp_path: Path, monkeypatch: p
 def test_a_failing_preload_does_not_change_the_answer(
     container: Container, profile: PathProfile, patched_read: Callable[..., None]
 ) -> None:
+    """Preloads fail at any moment, also after the router has come to want what they read."""
     expected, _ = generate(container, "full-load", profile)
     failures = itertools.count()
 
-    def fail_on_the_io_thread_sometimes(record: Record) -> None:
+    def fail_in_preloads(record: Record) -> None:
         entry = supply.buffer.entries.get((record.layer, record.expert))
-        if entry is not None and not entry.wanted and next(failures) % 3 == 0:
-            raise StorageError("injected")
+        if entry is not None and entry.speculative:
+            time.sleep(0.0005)  # long enough for some to become demands meanwhile
+            if next(failures) % 3:
+                raise StorageError("injected")
 
     engine = Engine(container, STRATEGIES["edgemoe"], profile=profile, expert_budget=ExpertBudget(experts=6))
     supply = engine.supply
-    patched_read(fail_on_the_io_thread_sometimes)
+    patched_read(fail_in_preloads)
     try:
         for _ in range(20):
-            try:
-                tokens, _ = engine.generate(PROMPT, 16, Sampling())
-            except StorageError as error:  # the preload became a demand while it failed: a clear error is allowed
-                assert "injected" in str(error)
-                break
-            assert tokens == expected
+            assert engine.generate(PROMPT, 16, Sampling())[0] == expected
     finally:
         engine.close()
-    assert next(failures) > 0
+    assert next(failures) > 20
 
 
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
