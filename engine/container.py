@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-import tempfile
+import sys
 import zlib
 from dataclasses import dataclass
 from types import TracebackType
@@ -28,6 +28,7 @@ from typing import Any, BinaryIO, Dict, List, NamedTuple, Optional, Sequence, Se
 import numpy as np
 
 from engine.errors import ContainerError
+from engine.files import replacing
 from engine.quantize import FLOATS, PART_ALIGNMENT, Format, MatrixShape, RecordLayout, align, float32_from_bf16
 
 MAGIC = b"EDGEMOE\x00"
@@ -85,7 +86,6 @@ class Container:
     origin: Dict[str, str]
     tokenizer: Optional[Tuple[int, int, int]]  # offset, bytes, CRC-32
     file_bytes: int
-    header_crc32: int
 
     @classmethod
     def open(cls, path: str) -> Container:
@@ -189,12 +189,11 @@ class ContainerWriter:
         self._offset = 0
 
     def __enter__(self) -> ContainerWriter:
-        folder, name = os.path.split(self.path)
+        self._aside = replacing(self.path)
         try:
-            descriptor, self._aside = tempfile.mkstemp(prefix=f".{name[:100]}.", dir=folder)
+            self._file = self._aside.__enter__()
         except OSError as error:
             raise ContainerError(f"{self.path}: cannot be written: {error.strerror}") from None
-        self._file = os.fdopen(descriptor, "wb")
         self._put(b"\0" * _PREAMBLE_BYTES)
         self._pad(RECORD_ALIGNMENT)
         return self
@@ -235,24 +234,15 @@ class ContainerWriter:
     def __exit__(
         self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
-        assert self._file is not None
-        with self._file:
-            if error is None:
-                try:
-                    self._finish()
-                    os.chmod(self._aside, 0o644)
-                    os.replace(self._aside, self.path)
-                except BaseException:
-                    os.unlink(self._aside)
-                    raise
         if error is not None:
-            os.unlink(self._aside)
+            self._aside.__exit__(kind, error, trace)
             return
-        folder = os.open(os.path.dirname(self.path), os.O_RDONLY)
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            self._finish()
+        except BaseException:
+            self._aside.__exit__(*sys.exc_info())
+            raise
+        self._aside.__exit__(None, None, None)
 
     def _finish(self) -> None:
         assert self._file is not None
@@ -270,8 +260,7 @@ class ContainerWriter:
         self._file.seek(0)
         self._file.write(preamble + struct.pack("<I", zlib.crc32(preamble)))
         self._file.flush()
-        os.fsync(self._file.fileno())
-        with open(self._aside, "rb") as written:
+        with open(self._file.name, "rb") as written:
             _read_header(self.path, written)  # what could not be opened again is not left behind
 
     def _put(self, data: bytes) -> None:
@@ -312,12 +301,12 @@ def _read_header(path: str, file: BinaryIO) -> Container:
     except (ValueError, RecursionError) as error:
         raise ContainerError(f"its header is not JSON: {error}") from None
     try:
-        return _parse_header(path, header, start, length, crc32)
+        return _parse_header(path, header, start, length)
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise ContainerError(f"its header is malformed: {type(error).__name__}: {str(error)[:200]}") from None
 
 
-def _parse_header(path: str, header: Any, end: int, file_bytes: int, crc32: int) -> Container:
+def _parse_header(path: str, header: Any, end: int, file_bytes: int) -> Container:
     unknown = set(header) - {
         "architecture",
         "config",
@@ -391,7 +380,7 @@ def _parse_header(path: str, header: Any, end: int, file_bytes: int, crc32: int)
             raise ContainerError(f"{first} and {second} overlap")
     return Container(
         path, header["architecture"], header["config"], formats, layouts, tensors, tuple(records), primary,
-        header["origin"], tokenizer, file_bytes, crc32,
+        header["origin"], tokenizer, file_bytes,
     )  # fmt: skip
 
 

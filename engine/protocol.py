@@ -27,7 +27,6 @@ from typing import Any, Dict, Optional, Tuple, Type, TypeVar, Union, get_type_hi
 from engine.errors import ProtocolError
 
 VERSION = 1
-EVENTS = ("started", "loaded", "sample", "finished", "failed")
 READERS = ("pread", "direct", "mmap")
 PAGE_CACHES = ("cold", "warm")
 BACKENDS = ("auto", "numpy")

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 import sqlite3
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +25,6 @@ from harness.transport import Transport
 ENGINE_SOURCE = Path(engine.protocol.__file__).parent
 NOT_DEPLOYED = ("offline", "__pycache__", "tests")
 FRESH_NS = 2_000_000_000
-
-
-def default_cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
-    """$XDG_CACHE_HOME/edgemoe-farm, or the same under ~/.cache."""
-    base = environment.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "edgemoe-farm"
 
 
 class HashCache:

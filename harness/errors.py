@@ -2,7 +2,6 @@
 
 FarmError                 names the device, file or key and the remedy            exit code
 ├── UsageError            a matrix, inventory, checkpoint or argument is wrong    2
-├── IncompleteError       some cells failed or are missing                        3
 └── DeviceError           infrastructure: a device cannot be used                 4
     ├── UnreachableError  no connection, or lost and not regained in time
     ├── HostKeyError      the host key is unknown or has changed
@@ -21,10 +20,6 @@ class FarmError(Exception):
 
 class UsageError(FarmError):
     exit_code = 2
-
-
-class IncompleteError(FarmError):
-    exit_code = 3
 
 
 class DeviceError(FarmError):

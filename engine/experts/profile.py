@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Dict, List, Sequence, Tuple
 
 from engine.errors import ContainerError
+from engine.files import replacing
 
 SCHEMA = "edgemoe-profile"
 VERSION = 1
@@ -68,14 +69,9 @@ class PathProfile:
             "one": [_paths_to_json(t) for t in self.one],
             "two": [_paths_to_json(t) for t in self.two],
         }
-        aside = f"{path}.{os.getpid()}.part"
         try:
-            with open(aside, "w", encoding="ascii") as file:
-                json.dump(content, file, separators=(",", ":"))
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
+            with replacing(path) as file:
+                file.write(json.dumps(content, separators=(",", ":")).encode() + b"\n")
         except OSError as error:
             raise ContainerError(f"{path}: the profile cannot be written: {error.strerror}") from None
 

@@ -5,8 +5,6 @@ The arithmetic is the engine's own; only the supply of experts is simpler, becau
 
 from __future__ import annotations
 
-import os
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy as np
 
 from engine.container import Container
 from engine.errors import ContainerError, RequestError
+from engine.files import replacing
 from engine.kernels import Kernels
 from engine.models import load_model
 from engine.models.mixtral import MixtralConfig
@@ -89,16 +88,7 @@ class OfflineModel:
 def save_logits(path: Path, logits: np.ndarray) -> None:
     """As .npy, under its name only once it is whole. Raises RequestError where it cannot be written."""
     try:
-        descriptor, aside = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.absolute().parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                np.save(file, logits, allow_pickle=False)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(aside, 0o644)
-            os.replace(aside, path)
-        except BaseException:
-            os.unlink(aside)
-            raise
+        with replacing(str(path)) as file:
+            np.save(file, logits, allow_pickle=False)
     except OSError as error:
         raise RequestError(f"{path}: cannot be written: {error.strerror or error}") from None

@@ -1,0 +1,33 @@
+"""Whole files or none."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import contextmanager
+from typing import Any, Iterator
+
+
+@contextmanager
+def replacing(path: str) -> Iterator[Any]:
+    """A binary file beside `path`, its `name` its own, that is synced and takes that place on success.
+
+    On an error nothing of it remains and what was there before stays. Raises OSError.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    aside = tempfile.NamedTemporaryFile(prefix=f".{name[:100]}.", dir=folder, delete=False)  # noqa: SIM115 - closed below
+    try:
+        with aside:
+            yield aside
+            aside.flush()
+            os.fsync(aside.fileno())
+        os.chmod(aside.name, 0o644)
+        os.replace(aside.name, path)
+    except BaseException:
+        os.unlink(aside.name)
+        raise
+    parent = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(parent)  # the name, too
+    finally:
+        os.close(parent)
