@@ -12,8 +12,10 @@ from engine.container import Container, ExpertKey, Record
 from engine.errors import DeadlineError, RequestError
 from engine.experts.buffer import ExpertBuffer
 from engine.experts.eviction import EvictionPolicy, ForwardDistance, LeastRecentlyUsed
+from engine.experts.governor import PreloadGovernor
 from engine.experts.predictors import LookAheadPredictor, PathPredictor, Predictor
 from engine.experts.profile import PathProfile
+from engine.experts.relief import CacheAwareRouting, LowBitMisses, Relief
 from engine.experts.store import ExpertStore
 from engine.experts.supply import Counters, ExpertSupply
 from engine.kernels import Kernels
@@ -48,7 +50,7 @@ class Engine:
         self.container, self.strategy = container, strategy
         self.clock = clock
         self.notes: List[str] = []
-        records = container.primary
+        records = _records(container, strategy)
         layers = container.moe_layers
         if profile is not None and (profile.layers, profile.experts) != (layers, container.experts_per_layer):
             raise RequestError(
@@ -61,7 +63,7 @@ class Engine:
         buffer = ExpertBuffer(self.budget_bytes, _largest(records), _eviction(strategy, layers, profile))
         self._kernels = Kernels()
         self.model = load_model(container, self._kernels)
-        self._note_small_budget(layers * self.model.config.top_k)
+        self._note_small_budget(layers * self.model.config.top_k * _largest(records))
         store = ExpertStore(
             container, reader=reader, keep_cached=keep_cached, bytes_per_s=emulated_read_bytes_per_s,
             clock=clock, sleep=sleep,
@@ -73,11 +75,14 @@ class Engine:
             records,
             container.layouts,
             layers=layers,
-            keep=strategy.residency != "none",
-            threaded=strategy.predictor is not None,
+            keep=strategy.residency in ("all", "buffer"),
+            threaded=strategy.threaded,
             predictor=_predictor(strategy, profile, self.model),
             depth=self.model.config.top_k if strategy.prefetch_depth is None else strategy.prefetch_depth,
             clock=clock,
+            governor=PreloadGovernor() if strategy.adaptive else None,
+            relief=_relief(strategy, container),
+            whole_layers=strategy.residency == "stream",
         )
         if strategy.residency == "all":
             try:
@@ -105,10 +110,14 @@ class Engine:
         self.supply.take_counters()
         while len(tokens) < max_new_tokens:
             start = self.clock()
+            if tokens:
+                self.supply.begin(tokens[-1])
             logits = self.model.forward(fed, state, self.supply)  # (1, vocab)
             token = sampler.choose(logits[0])
             end = self.clock()
             times.append(end - start)
+            if tokens:
+                self.supply.decoded(end - start)
             counters.append(self.supply.take_counters())
             tokens.append(token)
             if stop_at_eos and token in self.model.config.eos_ids:
@@ -143,14 +152,15 @@ class Engine:
             notes=tuple(self.notes),
         )
 
-    def _note_small_budget(self, experts_per_token: int) -> None:
-        if self.strategy.residency != "buffer" or self.budget_bytes is None:
-            return
-        needed = experts_per_token * _largest(self.container.primary)
-        if self.budget_bytes < needed:
+    def _note_small_budget(self, bytes_per_token: int) -> None:
+        if (
+            self.strategy.residency == "buffer"
+            and self.budget_bytes is not None
+            and self.budget_bytes < bytes_per_token
+        ):
             self.notes.append(
-                f"the expert budget of {self.budget_bytes} bytes is under the {needed} that one token activates: "
-                "an expert is evicted before its next use unless the policy foresees it"
+                f"the expert budget of {self.budget_bytes} bytes is under the {bytes_per_token} that one token "
+                "activates: an expert is evicted before its next use unless the policy foresees it"
             )
 
 
@@ -192,6 +202,7 @@ def run(request: RunRequest, emit: Emit, *, clock: Callable[[], float] = time.pe
                     steps=steps,
                     major_faults=None if faults is None or faults_after is None else faults_after - faults,
                     peak_resident_bytes=meters.peak_resident_bytes(),
+                    recall=engine.supply.take_recall(),
                 )
                 emit("sample", sample=sample)
     finally:
@@ -208,13 +219,47 @@ def run(request: RunRequest, emit: Emit, *, clock: Callable[[], float] = time.pe
     )
 
 
+def _records(container: Container, strategy: Strategy) -> Dict[ExpertKey, Record]:
+    """The record of each expert that the strategy works with."""
+    if strategy.precision == "stored":
+        return container.primary
+    records: Dict[ExpertKey, Record] = {}
+    for record in container.records:
+        if container.formats[record.format].precision == strategy.precision:
+            records.setdefault((record.layer, record.expert), record)
+    if len(records) < len(container.primary):
+        raise RequestError(
+            f"{container.path}: strategy {strategy.name} needs every expert in {strategy.precision}, and has "
+            f"{len(records)} of {len(container.primary)}; import it with `--precision {strategy.precision}`, after the "
+            "precision that the others shall use"
+        )
+    return records
+
+
+def _relief(strategy: Strategy, container: Container) -> Optional[Relief]:
+    if strategy.relief == "cache-aware":
+        return CacheAwareRouting()
+    if strategy.relief is None:
+        return None
+    smallest = dict(container.primary)
+    for record in container.records:
+        if record.bytes < smallest[record.layer, record.expert].bytes:
+            smallest[record.layer, record.expert] = record
+    if smallest == container.primary:
+        raise RequestError(
+            f"{container.path}: strategy {strategy.name} needs experts in a second, lower precision; import it with "
+            "another `--precision`, such as int2, after the first"
+        )
+    return LowBitMisses(smallest)
+
+
 def _largest(records: Dict[ExpertKey, Record]) -> int:
     return max(record.slot_bytes for record in records.values())
 
 
 def _budget_bytes(strategy: Strategy, asked: Optional[ExpertBudget], records: Dict[ExpertKey, Record]) -> Optional[int]:
     """None: unlimited. A budget for a strategy without a buffer is a mistake, and so an error."""
-    if strategy.residency != "buffer":
+    if not strategy.has_budget:
         if asked is not None:
             raise RequestError(f"strategy {strategy.name} has no expert buffer: leave its expert budget out")
         return None

@@ -11,7 +11,7 @@ The controller writes one RunRequest as JSON. The engine answers with JSON lines
 Every message is checked on arrival: an unknown key, a missing key, a wrong type or an unknown version is a
 ProtocolError that names the place. Units stand in the names.
 
-History of VERSION: 1 first.
+History of VERSION: 1 first; since then Sample.recall was added, which may be missing.
 """
 
 from __future__ import annotations
@@ -194,6 +194,16 @@ class Steps:
 
 
 @dataclass(frozen=True)
+class Recall:
+    """How good a predictor was while decoding: counts over (token, MoE layer) pairs that it had an opinion on."""
+
+    first: int  # activated experts that it had ranked first
+    first_two: int
+    first_k: int  # k: experts that a token activates in a layer
+    activated: int  # of how many
+
+
+@dataclass(frozen=True)
 class Sample:
     """One timed repetition of one prompt, raw, as the device saw it."""
 
@@ -204,6 +214,7 @@ class Sample:
     steps: Steps
     major_faults: Optional[int]
     peak_resident_bytes: Optional[int]  # of the process so far
+    recall: Optional[Recall] = None  # None: nothing was predicted
 
     def __post_init__(self) -> None:
         _require(len(self.tokens) == len(self.steps.time_s), "sample: one step a generated token is expected")

@@ -16,25 +16,42 @@ class Strategy:
     name: str
     summary: str
     source: str
-    residency: str  # all: every expert before the first token · none: kept for one use · buffer: within a budget
-    eviction: Optional[str] = None  # lru, forward-distance
-    predictor: Optional[str] = None  # path, look-ahead; with one, an I/O thread preloads what it predicts
+    # all: every expert before the first token · none: kept for one use · stream: as none, but whole layers at a time ·
+    # buffer: within a budget
+    residency: str
+    precision: str = "stored"  # stored: each expert's primary record; or the one in this precision
+    eviction: Optional[str] = None  # one of engine.experts.eviction
+    predictor: Optional[str] = None  # one of engine.experts.predictors: an I/O thread preloads what it predicts
     prefetch_depth: Optional[int] = None  # experts preloaded for a layer at most; None: the model's top-k
+    relief: Optional[str] = None  # one of engine.experts.relief: what it does instead of reading what was asked for
+    adaptive: bool = False  # the preloader switches itself off where it does not pay
     default_budget: Optional[ExpertBudget] = None
-    lossless: bool = True
+    lossless: bool = True  # gives the tokens of the container's stored precision
 
     @property
     def needs_profile(self) -> bool:
         """Paths, and the frequencies that weigh experts against one another, come from a profile."""
-        return self.predictor == "path" or self.eviction == "forward-distance"
+        return self.predictor in PROFILED_PREDICTORS or self.eviction in PROFILED_POLICIES
 
     def parts(self) -> Dict[str, str]:
         return {
             "residency": self.residency,
             "eviction": self.eviction or "none",
             "predictor": self.predictor or "none",
-            "precision": "stored",
+            "preloading": "none" if not self.threaded else "adaptive" if self.adaptive else "always",
+            "precision": self.precision,
+            "relief": self.relief or "none",
         }
+
+    @property
+    def has_budget(self) -> bool:
+        """An expert budget means something to it."""
+        return self.residency in ("buffer", "stream")
+
+    @property
+    def threaded(self) -> bool:
+        """Experts are read on a thread of their own."""
+        return self.predictor is not None or self.residency == "stream"
 
     def describe(self) -> Dict[str, Any]:
         """The row, for people and machines."""
@@ -43,10 +60,17 @@ class Strategy:
             "summary": self.summary,
             "source": self.source,
             "lossless": self.lossless,
+            "has_budget": self.has_budget,
             "needs_profile": self.needs_profile,
             "parts": self.parts(),
         }
 
+
+PROFILED_PREDICTORS = ("path", "token-id", "static", "combined")
+PROFILED_POLICIES = ("forward-distance", "paper-printed", "lfu")
+
+_PAPER = "EdgeMoE, IEEE TMC 2025"
+_TEN_EXPERTS = ExpertBudget(experts=10)  # the default of all the paper's experiments
 
 STRATEGIES: Dict[str, Strategy] = {
     strategy.name: strategy
@@ -54,23 +78,75 @@ STRATEGIES: Dict[str, Strategy] = {
         Strategy(
             "full-load",
             "every expert in memory before the first token",
-            "IO-FREE in the EdgeMoE paper",
+            f"IO-FREE in {_PAPER}",
             residency="all",
+        ),
+        Strategy(
+            "full-load-int8",
+            "full-load with every expert in INT8",
+            f"IO-QFREE in {_PAPER}",
+            residency="all",
+            precision="int8",
+            lossless=False,
         ),
         Strategy(
             "naive-swap",
             "reads each expert when it is activated and keeps none",
-            "IO-EXP in the EdgeMoE paper",
+            f"IO-EXP in {_PAPER}",
             residency="none",
+        ),
+        Strategy(
+            "naive-swap-int4",
+            "naive-swap with every expert in INT4",
+            f"IO-QEXP in {_PAPER}",
+            residency="none",
+            precision="int4",
+            lossless=False,
+        ),
+        Strategy(
+            "naive-swap-int2",
+            "naive-swap with every expert in INT2",
+            f"IO-QEXP in {_PAPER}",
+            residency="none",
+            precision="int2",
+            lossless=False,
+        ),
+        Strategy(
+            "sti",
+            "streams all experts of each layer through a preload buffer, whatever the router says",
+            "STI, ASPLOS 2023, with experts as its shards: a baseline of the EdgeMoE paper",
+            residency="stream",
+            default_budget=_TEN_EXPERTS,
+        ),
+        Strategy(
+            "edgemoe-bitwidths",
+            "ablation: naive-swap, to be run on a container of adapted bitwidths",
+            f"{_PAPER}, figure 18",
+            residency="none",
+        ),
+        Strategy(
+            "edgemoe-preload",
+            "ablation: edgemoe-bitwidths that preloads what the activation path predicts, and keeps nothing",
+            f"{_PAPER}, figure 18",
+            residency="none",
+            predictor="path",
+        ),
+        Strategy(
+            "edgemoe-buffer",
+            "ablation: edgemoe without preloading",
+            f"{_PAPER}, figure 14",
+            residency="buffer",
+            eviction="forward-distance",
+            default_budget=_TEN_EXPERTS,
         ),
         Strategy(
             "edgemoe",
             "expert buffer with a byte budget; preloads what the activation path predicts while the layer computes",
-            "EdgeMoE, IEEE TMC 2025, sections 3.2 to 3.4",
+            f"{_PAPER}, sections 3.2 to 3.4",
             residency="buffer",
             eviction="forward-distance",
             predictor="path",
-            default_budget=ExpertBudget(experts=10),
+            default_budget=_TEN_EXPERTS,
         ),
         Strategy(
             "edgemoe-lookahead",
@@ -79,7 +155,41 @@ STRATEGIES: Dict[str, Strategy] = {
             residency="buffer",
             eviction="forward-distance",
             predictor="look-ahead",
-            default_budget=ExpertBudget(experts=10),
+            default_budget=_TEN_EXPERTS,
+        ),
+        Strategy(
+            "edgemoe-adaptive",
+            "edgemoe-lookahead with a preloader that switches itself off where measurement shows that it does not pay",
+            "ours: preloading hides latency and saves no byte, so on saturated storage it can only lose",
+            residency="buffer",
+            eviction="forward-distance",
+            predictor="look-ahead",
+            adaptive=True,
+            default_budget=_TEN_EXPERTS,
+        ),
+        Strategy(
+            "edgemoe-lowbit",
+            "edgemoe-adaptive that reads a missing expert in its fewest bits where the router gives it little weight",
+            "low-bit substitutes as in HOBBIT (2024)",
+            residency="buffer",
+            eviction="forward-distance",
+            predictor="look-ahead",
+            relief="low-bit",
+            adaptive=True,
+            default_budget=_TEN_EXPERTS,
+            lossless=False,
+        ),
+        Strategy(
+            "edgemoe-cacheaware",
+            "edgemoe-adaptive whose routers prefer experts in memory where they are nearly indifferent",
+            "cache-prior: Skliar et al., Mixture of Cache-Conditional Experts (2024)",
+            residency="buffer",
+            eviction="forward-distance",
+            predictor="look-ahead",
+            relief="cache-aware",
+            adaptive=True,
+            default_budget=_TEN_EXPERTS,
+            lossless=False,
         ),
     )
 }

@@ -73,7 +73,7 @@ class Answers:
     """Same trace, same answer: the tokens of the ok runs so far, by what must make them equal.
 
     Devices are not compared with one another (their arithmetic may round differently), nor strategies that change the
-    precision of an expert: those have an accuracy, not an answer.
+    precision of an expert or the routing: those have an accuracy, not an answer.
     """
 
     def __init__(self, runs: Iterable[Run] = ()) -> None:
@@ -88,6 +88,8 @@ class Answers:
     ) -> str | None:
         """Compares a run with those before; remembers it and returns None where nothing differs, else says what."""
         found: dict[tuple[object, ...], tuple[str, tuple[int, ...]]] = {}
+        if load.strategy.get("relief", "none") != "none":
+            return None
         for sample in samples:
             # Greedy repetitions of one prompt are equal; sampled ones are equal to their like in other runs.
             repetition = (sample.repetition, sample.warmup) if request.sampling.temperature else None

@@ -95,6 +95,10 @@ def _stall_per_token_s(_: Run, sample: Sample) -> float | None:
     return sum(decode) / len(decode) if decode else None
 
 
+def _recall(_: Run, sample: Sample) -> float | None:
+    return sample.recall.first_k / sample.recall.activated if sample.recall else None
+
+
 def _major_faults_per_token(_: Run, sample: Sample) -> float | None:
     return None if sample.major_faults is None or not sample.tokens else sample.major_faults / len(sample.tokens)
 
@@ -151,6 +155,11 @@ METRICS: dict[str, Metric] = {
         Metric(
             "wasted_share", "Wasted preloads", "share", "lower",
             "Bytes preloaded and dropped unused, over all bytes preloaded; all steps.", _wasted_share,
+        ),
+        Metric(
+            "predictor_recall", "Predictor's recall", "share", "higher",
+            "Activated experts that were among the k that the predictor ranked first, where it had an opinion; decode "
+            "steps.", _recall,
         ),
         Metric(
             "major_faults_per_token", "Major faults per token", "faults", "lower",

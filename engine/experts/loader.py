@@ -35,7 +35,7 @@ class Loader:
         self.prefetched_bytes = 0  # read on a prediction
         self.wasted_bytes = 0  # of speculative reads that were broken off
         self._store, self._buffer, self._records = store, buffer, records
-        self._demanded: Deque[ExpertKey] = deque()
+        self._demanded: Deque[Record] = deque()
         self._predicted: Deque[ExpertKey] = deque()
         self._keep: FrozenSet[ExpertKey] = frozenset()  # predicted: not to be evicted for another prediction
         self._failures: Dict[ExpertKey, EngineError] = {}
@@ -45,14 +45,17 @@ class Loader:
             self._thread = threading.Thread(target=self.run, name="experts", daemon=True)
             self._thread.start()
 
-    def demand(self, keys: Iterable[ExpertKey]) -> None:
-        """The router wants these and they are not in the buffer."""
-        self._demanded.extend(keys)
+    def demand(self, records: Iterable[Record]) -> None:
+        """The router wants these experts, in these records, and they are not in the buffer."""
+        self._demanded.extend(records)
         self.lock.notify_all()
 
-    def predict(self, keys: Sequence[ExpertKey]) -> None:
-        """These are likely to be wanted next, the likeliest first; takes the place of former predictions."""
-        self._predicted = deque(keys)
+    def predict(self, keys: Sequence[ExpertKey], *, read: bool = True) -> None:
+        """These are likely to be wanted next, the likeliest first; takes the place of former predictions.
+
+        With `read` false they are only protected from eviction.
+        """
+        self._predicted = deque(keys if read else ())
         self._keep = frozenset(keys)
         self.lock.notify_all()
 
@@ -118,7 +121,7 @@ class Loader:
             if (
                 entry.wanted and entry.speculative
             ):  # demanded just as its preload gave way or failed: once more, in earnest
-                self._demanded.appendleft(entry.key)
+                self._demanded.appendleft(entry.record)
             elif entry.wanted and failure is not None:
                 self._failures[entry.key] = failure
         self.lock.notify_all()
@@ -129,20 +132,19 @@ class Loader:
 
     def _next(self) -> Optional[Entry]:
         if self._demanded:
-            key = self._demanded[0]
-            entry = self._reserve(key, speculative=False)
+            entry = self._reserve(self._demanded[0], speculative=False)
             if entry is not None:
                 self._demanded.popleft()
             return entry
         while self._predicted:
             key = self._predicted.popleft()
             if key not in self._buffer.entries:
-                return self._reserve(key, speculative=True)
+                return self._reserve(self._records[key], speculative=True)
         return None
 
-    def _reserve(self, key: ExpertKey, speculative: bool) -> Optional[Entry]:
+    def _reserve(self, record: Record, speculative: bool) -> Optional[Entry]:
         """Predicted experts are kept for as long as a demand can be met without evicting them."""
-        record = self._records[key]
+        key = (record.layer, record.expert)
         entry = self._buffer.reserve(key, record, layer=self.layer, speculative=speculative, keep=self._keep)
         if entry is None and not speculative:
             entry = self._buffer.reserve(key, record, layer=self.layer, speculative=False, keep=frozenset())

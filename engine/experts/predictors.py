@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Callable, Deque, Dict, List, Optional, Protocol, Tuple
+from typing import Callable, Deque, Dict, List, Optional, Tuple
 
 import numpy as np
 
 from engine.experts.profile import ExpertSet, PathProfile
 
 
-class Predictor(Protocol):
+class Predictor:
     """Is told what each MoE layer did for one token, layers in their order, and asked about the next one."""
+
+    def begin(self, token: int) -> None:
+        """The next token to be decoded is known; its first layer has not run yet."""
 
     def observe(self, layer: int, chosen: ExpertSet, hidden: np.ndarray) -> None:
         """The router of `layer` chose `chosen`; `hidden` (hidden,) is the residual stream before its experts."""
-        ...
 
     def predict(self, layer: int) -> List[int]:
         """Experts of `layer`, which follows the last one observed, the likeliest first; empty if nothing is known."""
-        ...
+        raise NotImplementedError
 
 
-class PathPredictor:
+class PathPredictor(Predictor):
     """EdgeMoE's predictor: the experts that followed most often on those of the two previous MoE layers."""
 
     def __init__(self, profile: PathProfile) -> None:
@@ -40,7 +42,7 @@ class PathPredictor:
         return self._known[key]
 
 
-class LookAheadPredictor:
+class LookAheadPredictor(Predictor):
     """Asks the next layer's router already, with this layer's hidden state (HOBBIT, Fate and others).
 
     The residual stream changes little from layer to layer, so most of the answer is right; needs no profile. It is

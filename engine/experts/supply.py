@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
 from engine.container import ExpertKey, Record
 from engine.experts.buffer import Entry, ExpertBuffer
+from engine.experts.governor import PreloadGovernor
 from engine.experts.loader import Loader
 from engine.experts.predictors import Predictor
+from engine.experts.relief import ExactRelief, Relief
 from engine.experts.store import ExpertStore
+from engine.protocol import Recall
 from engine.quantize import Packed, RecordLayout
+
+NO_RECALL = Recall(0, 0, 0, 0)
 
 
 class Counters(NamedTuple):
@@ -32,6 +37,10 @@ class ExpertSupply:
     keep:       experts stay in the buffer after use, until the policy evicts them; else they leave at once
     threaded:   a thread of its own reads, while this one computes
     predictor:  what to preload for the next MoE layer, at most `depth` experts
+    governor:   whether it is worth it; without one, always
+    relief:     how a strategy that may lose accuracy avoids reading; without one, exact
+    whole_layers: every expert of a layer is read, whatever the router chose
+    first_layer: the first MoE layer of the decoder, with which each token begins
     """
 
     def __init__(
@@ -47,44 +56,75 @@ class ExpertSupply:
         predictor: Optional[Predictor],
         depth: int,
         clock: Callable[[], float],
+        governor: Optional[PreloadGovernor] = None,
+        relief: Optional[Relief] = None,
+        whole_layers: bool = False,
+        first_layer: int = 0,
     ) -> None:
         self.buffer = buffer
         self._loader = Loader(store, buffer, records, threaded=threaded)
-        self._layouts = layouts
-        self._layers = layers
+        self._records, self._layouts = records, layouts
+        self._relief = relief or ExactRelief()
+        self._layers, self._first_layer = layers, first_layer
+        self._experts_per_layer = len(records) // layers
+        self._whole_layers = whole_layers
         self._keep = keep
         self._predictor = predictor
         self._depth = depth
+        self._governor = governor
         self._clock = clock
         self._stall_s = 0.0
         self._hits = self._late = self._misses = 0
+        self._ranking: List[int] = []  # what the predictor said of the layer that comes next
+        self._recall = NO_RECALL
 
     def load(self, keys: Sequence[ExpertKey]) -> None:
         """Makes experts resident before the first token. The budget must hold them."""
         for key in keys:
             with self._loader.lock:
-                self._loader.demand([key])
+                self._loader.demand([self._records[key]])
                 self._loader.wait_for({key}, self._clock).pins -= 1
 
-    def fetch(self, layer: int, chosen: np.ndarray, hidden: np.ndarray) -> Iterator[Tuple[int, Dict[str, Packed]]]:
+    def prefer(self, layer: int, logits: np.ndarray) -> np.ndarray:
+        """The router's logits (tokens, experts) -> by what to choose among them, of the same shape."""
+        if len(logits) > 1 or not self._relief.reroutes:
+            return logits
+        with self._loader.lock:
+            entries = self.buffer.entries
+            resident = [e for e in range(logits.shape[1]) if (layer, e) in entries and entries[layer, e].ready]
+        return self._relief.prefer(logits, resident)
+
+    def fetch(
+        self, layer: int, chosen: np.ndarray, shares: np.ndarray, hidden: np.ndarray
+    ) -> Iterator[Tuple[int, Dict[str, Packed]]]:
         """The router of MoE layer `layer` chose experts (tokens, k) int: yields each of them once, with its weights.
 
-        `hidden` (tokens, hidden) is the residual stream before these experts, for predictors.
+        `shares` (tokens, k) weigh them; `hidden` (tokens, hidden) is the residual stream before them, for predictors.
 
         The weights are valid until the next one is asked for. While the caller computes, the loader reads on.
         Raises StorageError.
         """
-        needed = [(layer, int(expert)) for expert in np.unique(chosen)]
+        wanted = [(layer, int(expert)) for expert in np.unique(chosen)]
+        needed = [(layer, expert) for expert in range(self._experts_per_layer)] if self._whole_layers else wanted
+        substitutes = self._relief.substitutes(layer, chosen[0], shares[0]) if len(chosen) == 1 else {}
+        if len(chosen) == 1:
+            self._score(chosen[0])
+        ranking = self._rank_next(layer, chosen, hidden)
         loader, entries = self._loader, self.buffer.entries
         with loader.lock:
             loader.layer = layer
+            if not self._keep:
+                self._drop_mispredicted(needed)
             ready: List[Entry] = []
             coming: Set[ExpertKey] = set()
             missing = []
             for key in needed:
                 entry = entries.get(key)
+                if entry is not None and self._too_coarse(entry, substitutes):
+                    self.buffer.drop(entry)
+                    entry = None
                 if entry is None:
-                    missing.append(key)
+                    missing.append(substitutes.get(key, self._records[key]))
                     coming.add(key)
                     continue
                 entry.wanted = True
@@ -97,9 +137,10 @@ class ExpertSupply:
             self._misses += len(missing)
             self._late += len(coming) - len(missing)
             loader.demand(missing)
-            loader.predict(self._likely_next(layer, chosen, hidden))
+            self._preload(ranking)
         for entry in ready:
-            yield entry.key[1], self._weights(entry)
+            if entry.key in wanted:
+                yield entry.key[1], self._weights(entry)
             self._release(entry)
         while coming:
             with loader.lock:
@@ -107,7 +148,8 @@ class ExpertSupply:
                 entry = loader.wait_for(coming, self._clock)
                 self._stall_s += self._clock() - start
             coming.remove(entry.key)
-            yield entry.key[1], self._weights(entry)
+            if entry.key in wanted:
+                yield entry.key[1], self._weights(entry)
             self._release(entry)
 
     def take_counters(self) -> Counters:
@@ -121,6 +163,25 @@ class ExpertSupply:
             self._hits = self._late = self._misses = 0
             loader.read_bytes = loader.prefetched_bytes = loader.wasted_bytes = self.buffer.wasted_bytes = 0
         return counters
+
+    def begin(self, token: int) -> None:
+        """The next token to be processed is known: what its first layers need may follow from that alone."""
+        if self._predictor is None:
+            return
+        self._predictor.begin(token)
+        ranking = self._predict(self._first_layer)
+        with self._loader.lock:
+            self._preload(ranking)
+
+    def decoded(self, time_s: float) -> None:
+        """A token took that long."""
+        if self._governor is not None:
+            self._governor.decoded(time_s)
+
+    def take_recall(self) -> Optional[Recall]:
+        """How good the predictions were since the last time; None if there were none."""
+        recall, self._recall = self._recall, NO_RECALL
+        return recall if recall.activated else None
 
     def resident_bytes(self) -> int:
         with self._loader.lock:
@@ -142,12 +203,45 @@ class ExpertSupply:
                 self.buffer.drop(entry)
             self._loader.lock.notify_all()  # the loader may be waiting for a place
 
-    def _likely_next(self, layer: int, chosen: np.ndarray, hidden: np.ndarray) -> List[ExpertKey]:
-        """What to preload for the MoE layer after `layer`; nothing within a prefill, which uses most experts anyway."""
+    def _too_coarse(self, entry: Entry, substitutes: Mapping[ExpertKey, Record]) -> bool:
+        """A substitute that was good enough once, of an expert that matters now."""
+        return entry.record is not self._records[entry.key] and entry.key not in substitutes and not entry.pins
+
+    def _rank_next(self, layer: int, chosen: np.ndarray, hidden: np.ndarray) -> List[ExpertKey]:
+        """What the MoE layer after `layer` is likely to activate; nothing within a prefill, which uses most experts."""
+        within_prefill = len(chosen) > 1 and layer < self._layers - 1
+        following = layer + 1 if layer + 1 < self._layers else self._first_layer
+        if self._whole_layers and not within_prefill:
+            return [(following, expert) for expert in range(self._experts_per_layer)]
         if self._predictor is None:
             return []
         self._predictor.observe(layer, tuple(sorted(set(chosen[-1].tolist()))), hidden[-1])
-        if len(chosen) > 1 and layer < self._layers - 1:
-            return []
-        following = (layer + 1) % self._layers
-        return [(following, expert) for expert in self._predictor.predict(following)[: self._depth]]
+        return [] if within_prefill else self._predict(following)
+
+    def _predict(self, layer: int) -> List[ExpertKey]:
+        assert self._predictor is not None
+        self._ranking = self._predictor.predict(layer)
+        return [(layer, expert) for expert in self._ranking[: self._depth]]
+
+    def _preload(self, ranking: Sequence[ExpertKey]) -> None:
+        self._loader.predict(ranking, read=self._governor is None or self._governor.preloading)
+
+    def _score(self, chosen: np.ndarray) -> None:
+        """`chosen` (k,) is the router's answer to what was predicted of this layer."""
+        if self._ranking:
+            right = [expert in chosen for expert in self._ranking[: max(2, len(chosen))]]
+            self._recall = Recall(
+                self._recall.first + sum(right[:1]),
+                self._recall.first_two + sum(right[:2]),
+                self._recall.first_k + sum(right[: len(chosen)]),
+                self._recall.activated + len(chosen),
+            )
+        self._ranking = []
+
+    def _drop_mispredicted(self, needed: Iterable[ExpertKey]) -> None:
+        """Where nothing is kept, what was preloaded for this layer and is not needed has no other use."""
+        stale = [e for e in self.buffer.entries.values() if e.ready and e.speculative and not e.pins]
+        for entry in stale:
+            if entry.key not in needed:
+                self.buffer.wasted_bytes += entry.record.slot_bytes
+                self.buffer.drop(entry)

@@ -81,13 +81,14 @@ def causal_attention(
     return mixed.reshape(kv_heads, shared, n, head_dim).transpose(2, 0, 1, 3).reshape(n, heads * head_dim)
 
 
-def route_top_k(logits: np.ndarray, k: int) -> Tuple[np.ndarray, np.ndarray]:
+def route_top_k(logits: np.ndarray, preference: np.ndarray, k: int) -> Tuple[np.ndarray, np.ndarray]:
     """Softmax router with renormalised weights (Mixtral). logits (n, experts) -> experts (n, k), weights (n, k).
 
-    Experts come by descending probability, ties by their number.
+    The experts are those of highest `preference` (n, experts), ties by their number; their weights follow from the
+    logits. Exact routing prefers by the logits themselves.
     """
     probabilities = softmax(logits)
-    chosen = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]  # (n, k)
+    chosen = np.argsort(-preference, axis=1, kind="stable")[:, :k]  # (n, k)
     weights = np.take_along_axis(probabilities, chosen, axis=1)
     weights /= weights.sum(axis=1, keepdims=True)
     return chosen, weights

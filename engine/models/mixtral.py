@@ -19,7 +19,11 @@ PREFILL_CHUNK = 512  # tokens that go through a layer together: bounds the worki
 class Experts(Protocol):
     """What a MoE layer needs: see engine.experts.supply.ExpertSupply."""
 
-    def fetch(self, layer: int, chosen: np.ndarray, hidden: np.ndarray) -> Iterator[Tuple[int, Dict[str, Packed]]]: ...
+    def prefer(self, layer: int, logits: np.ndarray) -> np.ndarray: ...
+
+    def fetch(
+        self, layer: int, chosen: np.ndarray, shares: np.ndarray, hidden: np.ndarray
+    ) -> Iterator[Tuple[int, Dict[str, Packed]]]: ...
 
 
 @dataclass(frozen=True)
@@ -216,12 +220,13 @@ class Mixtral:
         x = x + causal_attention(q, keys, values, state.position, config.sliding_window) @ weights.o.T
 
         normed = rms_norm(x, weights.moe_norm, config.norm_eps)
-        chosen, shares = route_top_k(normed @ weights.router.T, config.top_k)  # (n, k) each
+        logits = normed @ weights.router.T  # (n, experts)
+        chosen, shares = route_top_k(logits, experts.prefer(layer, logits), config.top_k)  # (n, k) each
         if observe is not None:
             observe(layer, chosen)
         # Each share has a place of its own, summed at the end: the order in which experts arrive changes no bit.
         outputs = np.empty((n, config.top_k, config.hidden_size), np.float32)
-        for expert, matrices in experts.fetch(layer, chosen, x):
+        for expert, matrices in experts.fetch(layer, chosen, shares, x):
             row, place = np.nonzero(chosen == expert)
             outputs[row, place] = self._kernels.swiglu(matrices, normed[row]) * shares[row, place, None]
         return x + outputs.sum(axis=1)

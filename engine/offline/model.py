@@ -30,7 +30,12 @@ class MappedExperts:
         self._bytes: np.ndarray = np.memmap(container.path, np.uint8, "r")
         self._checked: set[int] = set()  # offsets
 
-    def fetch(self, layer: int, chosen: np.ndarray, hidden: np.ndarray) -> Iterator[tuple[int, dict[str, Packed]]]:
+    def prefer(self, layer: int, logits: np.ndarray) -> np.ndarray:
+        return logits
+
+    def fetch(
+        self, layer: int, chosen: np.ndarray, shares: np.ndarray, hidden: np.ndarray
+    ) -> Iterator[tuple[int, dict[str, Packed]]]:
         """See engine.experts.supply.ExpertSupply.fetch. Raises ContainerError for a damaged record."""
         for expert in np.unique(chosen).tolist():
             record = self._container.primary[layer, expert]

@@ -35,7 +35,7 @@ def traits() -> dict[str, StrategyTraits]:
     return {
         row["name"]: StrategyTraits(
             row["name"],
-            has_buffer=row["parts"]["residency"] == "buffer",
+            has_buffer=row["has_budget"],
             needs_profile=row["needs_profile"],
         )
         for row in catalogue()

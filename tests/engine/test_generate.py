@@ -120,7 +120,8 @@ def test_a_run_emits_its_events(container: Container, profile: PathProfile, tmp_
         assert [(s.warmup, s.repetition, s.prompt) for s in samples] == [
             (True, 0, 0), (True, 0, 1), (False, 0, 0), (False, 0, 1), (False, 1, 0), (False, 1, 1),
         ]  # fmt: skip
-        tokens.add(tuple(s.tokens for s in samples))
+        if strategy.lossless:
+            tokens.add(tuple(s.tokens for s in samples))
         load = events[1][1]["load"]
         assert load.strategy == strategy.parts()
         assert load.page_cache_resident_fraction is not None

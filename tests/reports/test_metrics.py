@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine.protocol import Sample, Steps
+from engine.protocol import Recall, Sample, Steps
 from reports.metrics import METRICS
 
 
@@ -19,7 +19,8 @@ def run(make):
         prefetched_bytes=(0, 200, 300, 500),
         wasted_bytes=(0, 0, 50, 200),
     )
-    timed = Sample(0, 0, False, (5, 6, 7, 8), steps, major_faults=6, peak_resident_bytes=700)
+    recall = Recall(first=5, first_two=7, first_k=8, activated=10)
+    timed = Sample(0, 0, False, (5, 6, 7, 8), steps, major_faults=6, peak_resident_bytes=700, recall=recall)
     other = replace(steps, time_s=(9.0, 9.0, 9.0, 9.0))
     warmup = replace(timed, warmup=True, steps=other, peak_resident_bytes=800)
     whole = make.run(prompts=1, repetitions=1)
@@ -40,6 +41,7 @@ def run(make):
         ("read_bytes_per_token", 300),
         ("stall_per_token_s", 0.2),
         ("wasted_share", 0.25),
+        ("predictor_recall", 0.8),
         ("major_faults_per_token", 1.5),
     ],
 )

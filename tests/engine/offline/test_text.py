@@ -116,7 +116,11 @@ def test_a_damaged_expert_is_no_answer(tiny: OfflineModel, tmp_path: Path) -> No
     path = tmp_path / "damaged.emoe"
     path.write_bytes(content)
     with pytest.raises(ContainerError, match="layer 0 expert 1 is damaged"):
-        list(MappedExperts(Container.open(str(path))).fetch(0, np.array([[1, 2]]), np.zeros((1, 8), np.float32)))
+        list(
+            MappedExperts(Container.open(str(path))).fetch(
+                0, np.array([[1, 2]]), np.array([[0.5, 0.5]]), np.zeros((1, 8), np.float32)
+            )
+        )
 
 
 def test_logits_appear_whole_or_not_at_all(tmp_path: Path) -> None:

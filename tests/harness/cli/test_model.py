@@ -148,7 +148,7 @@ def test_sampling_is_seeded(shipped: Path) -> None:
     (["--prompt", ""], "the prompt is empty"),
     (["--tokens", "5,4096"], "4095"),
     (["--tokens", "5", "--max-new", 5000], "5001 positions"),
-    (["--tokens", "5", "--strategy", "magic"], "full-load, naive-swap, edgemoe"),
+    (["--tokens", "5", "--strategy", "magic"], "full-load, full-load-int8, naive-swap"),
     (["--tokens", "5", "--strategy", "edgemoe"], "model profile"),
     (["--tokens", "5", "--expert-budget", "lots"], "expert budget 'lots' is not a size"),
     (["--tokens", "5", "--expert-budget", "1MB"], "has no expert buffer"),

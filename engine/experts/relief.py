@@ -1,0 +1,79 @@
+"""How a strategy may trade accuracy for bytes: it reads less, or something else, than the router asks for."""
+
+from __future__ import annotations
+
+from typing import Dict, Mapping, Protocol, Sequence
+
+import numpy as np
+
+from engine.container import ExpertKey, Record
+
+
+class Relief(Protocol):
+    """Asked while decoding, token by token; a prefill is always exact."""
+
+    name: str
+    reroutes: bool  # `prefer` may answer something else than the logits
+
+    def prefer(self, logits: np.ndarray, resident: Sequence[int]) -> np.ndarray:
+        """The router's logits (1, experts), and which experts are in memory -> by what to choose."""
+        ...
+
+    def substitutes(self, layer: int, chosen: np.ndarray, shares: np.ndarray) -> Dict[ExpertKey, Record]:
+        """The experts (k,) that weigh so little by their shares (k,) that another record of them will do."""
+        ...
+
+
+class ExactRelief:
+    """None: what the router chose, as stored."""
+
+    name = "none"
+    reroutes = False
+
+    def prefer(self, logits: np.ndarray, resident: Sequence[int]) -> np.ndarray:
+        return logits
+
+    def substitutes(self, layer: int, chosen: np.ndarray, shares: np.ndarray) -> Dict[ExpertKey, Record]:
+        return {}
+
+
+class LowBitMisses(ExactRelief):
+    """An unimportant expert that is missing is read in fewer bits (HOBBIT, 2024).
+
+    Unimportant is a share under UNIMPORTANT of the uniform one, 1 / k.
+    """
+
+    name = "low-bit"
+    UNIMPORTANT = 0.7
+
+    def __init__(self, records: Mapping[ExpertKey, Record]) -> None:
+        """`records`: the record in few bits of each expert."""
+        self._records = records
+
+    def substitutes(self, layer: int, chosen: np.ndarray, shares: np.ndarray) -> Dict[ExpertKey, Record]:
+        least = self.UNIMPORTANT / len(chosen)
+        keys = [(layer, int(expert)) for expert, share in zip(chosen, shares) if share < least]
+        return {key: self._records[key] for key in keys}
+
+
+class CacheAwareRouting(ExactRelief):
+    """Prefers experts that are in memory where the router is nearly indifferent (cache-prior; Skliar et al., 2024).
+
+    The logits of resident experts rise by STRENGTH times the mean range of logits so far. The expert that the router
+    likes best is always taken.
+    """
+
+    name = "cache-aware"
+    reroutes = True
+    STRENGTH = 0.2
+
+    def __init__(self) -> None:
+        self._range, self._seen = 0.0, 0
+
+    def prefer(self, logits: np.ndarray, resident: Sequence[int]) -> np.ndarray:
+        self._seen += 1
+        self._range += (float(np.ptp(logits)) - self._range) / self._seen
+        preference = logits.copy()
+        preference[0, list(resident)] += self.STRENGTH * self._range
+        preference[0, int(logits.argmax())] = np.inf
+        return preference
