@@ -5,13 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from engine.errors import RequestError
-from engine.offline.model import OfflineModel
 
 DEFAULT_CONTEXT = 256
+
+
+class LanguageModel(Protocol):
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """One sequence from its start -> (positions, vocab) float32."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ def windows(tokens: Sequence[int], context: int) -> list[Sequence[int]]:
 
 
 def evaluate(
-    model: OfflineModel,
+    model: LanguageModel,
     tokens: Sequence[int],
     text_bytes: int,
     context: int = DEFAULT_CONTEXT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -293,8 +293,21 @@ def generate(
 @_container
 @click.option("--text", type=click.Path(path_type=Path), required=True, metavar="PATH", help="UTF-8 text.")
 @click.option("--context", type=click.IntRange(2), default=256, show_default=True, help="Tokens of a window.")
+@click.option("--strategy", help="Decode token by token under this strategy: what a lossy one loses.")
+@click.option("--expert-budget", type=Budget(), help="With --strategy: of its expert buffer.")
+@click.option(
+    "--profile", type=click.Path(path_type=Path), metavar="PROFILE", help="With --strategy: see `model profile`."
+)
 @json_option
-def evaluate_command(container: Path, text: Path, context: int, as_json: bool) -> None:
+def evaluate_command(
+    container: Path,
+    text: Path,
+    context: int,
+    strategy: str | None,
+    expert_budget: ExpertBudget | None,
+    profile: Path | None,
+    as_json: bool,
+) -> None:
     """Measure how well FILE predicts a text: perplexity over windows without overlap.
 
     The first token of each window is not scored, having nothing to be predicted from. Bits per byte can be compared
@@ -303,16 +316,32 @@ def evaluate_command(container: Path, text: Path, context: int, as_json: bool) -
     \b
     Example:
       edgemoe-farm model eval model.emoe --text held-out.txt --json
+      edgemoe-farm model eval model.emoe --text held-out.txt --strategy edgemoe-cacheaware --profile model.profile.json
     """
+    from engine.offline.decoding import DecodingModel
     from engine.offline.model import OfflineModel
-    from engine.offline.perplexity import evaluate
+    from engine.offline.perplexity import LanguageModel, evaluate
     from engine.offline.tokenizer import Tokenizer
 
-    offline = OfflineModel.open(str(container))
+    if strategy is None and (expert_budget is not None or profile is not None):
+        raise UsageError("--expert-budget and --profile say how a strategy decodes: give --strategy too")
     content = _read_text(text)
-    with _progress("windows") as progress:
+    with ExitStack() as stack:
+        language_model: LanguageModel = (
+            OfflineModel.open(str(container))
+            if strategy is None
+            else stack.enter_context(
+                DecodingModel(
+                    str(container),
+                    strategy,
+                    expert_budget=expert_budget,
+                    profile=None if profile is None else str(profile),
+                )
+            )
+        )
+        progress = stack.enter_context(_progress("windows"))
         tokens = Tokenizer.from_container(str(container)).encode(content)
-        result = evaluate(offline, tokens, len(content.encode()), context, progress)
+        result = evaluate(language_model, tokens, len(content.encode()), context, progress)
     if as_json:
         print_json({**to_json(result), "perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte})
     else:

@@ -181,3 +181,19 @@ def test_what_is_no_container(command: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", sorted(model.commands))
 def test_every_command_has_help_with_an_example(command: str) -> None:
     assert f"edgemoe-farm model {command}" in farm(command, "--help").stdout
+
+
+def test_eval_under_a_strategy_says_what_it_loses(shipped: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text(held_out_text(HELD_OUT[0])[:500])
+    exact = json.loads(farm("eval", shipped, "--text", text, "--json").stdout)
+    swapped = json.loads(farm("eval", shipped, "--text", text, "--strategy", "naive-swap", "--json").stdout)
+    assert swapped["nats_per_token"] == pytest.approx(exact["nats_per_token"], abs=1e-5)
+    profile = tmp_path / "profile.json"
+    farm("profile", shipped, "--text", text, "--to", profile)
+    arguments = ["--strategy", "edgemoe-cacheaware", "--expert-budget", "20-experts", "--profile", profile, "--json"]
+    rerouted = json.loads(farm("eval", shipped, "--text", text, *arguments).stdout)
+    assert abs(rerouted["nats_per_token"] - exact["nats_per_token"]) > 1e-4  # other experts, other answers
+    assert rerouted["nats_per_token"] == pytest.approx(exact["nats_per_token"], abs=0.5)
+    assert "give --strategy too" in refused("eval", shipped, "--text", text, "--expert-budget", "9-experts")
+    assert "needs every expert in int2" in refused("eval", shipped, "--text", text, "--strategy", "naive-swap-int2")

@@ -1,0 +1,49 @@
+"""A container under a strategy on the controller, fed token by token as in decoding: what a lossy one loses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+import numpy as np
+
+from engine.container import Container
+from engine.experts.profile import PathProfile
+from engine.generate import Engine
+from engine.protocol import ExpertBudget
+from engine.strategies import strategy_named
+
+
+class DecodingModel:
+    """Logits of given tokens while the strategy decides which experts are read, replaced or preferred.
+
+    Holds a thread and a file: close it, or use it in a `with` block. Raises EngineError where the strategy cannot run.
+    """
+
+    def __init__(
+        self, container: str, strategy: str, *, expert_budget: ExpertBudget | None = None, profile: str | None = None
+    ) -> None:
+        self._engine = Engine(
+            Container.open(container),
+            strategy_named(strategy),
+            expert_budget=expert_budget,
+            profile=None if profile is None else PathProfile.load(profile),
+        )
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """One sequence from its start -> (positions, vocab) float32. Raises RequestError, StorageError."""
+        model, supply = self._engine.model, self._engine.supply
+        state = model.start(len(tokens))
+        rows = []
+        for token in tokens:
+            supply.begin(token)
+            rows.append(model.forward(np.array([token]), state, supply))
+        return np.concatenate(rows)
+
+    def __enter__(self) -> DecodingModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._engine.close()
