@@ -192,23 +192,37 @@ class Mixtral:
             raise RequestError(f"token ids must be between 0 and {self.config.vocab_size - 1}, and at least one")
         outputs = []
         for first in range(0, len(tokens), PREFILL_CHUNK):
-            x = self._embed[tokens[first : first + PREFILL_CHUNK]]  # (n, hidden)
+            x = self.embed(tokens[first : first + PREFILL_CHUNK])
             for layer in range(self.config.layers):
-                x = self._layer(layer, x, state, experts, observe)
+                x = self.layer(layer, x, state, experts, observe)
             state.position += len(x)
             if every_position:
                 outputs.append(x)
-        x = rms_norm(np.concatenate(outputs) if every_position else x[-1:], self._norm, self.config.norm_eps)
-        return x @ self._head.T
+        return self.head(np.concatenate(outputs) if every_position else x[-1:])
 
-    def _layer(
+    def embed(self, tokens: np.ndarray) -> np.ndarray:
+        """Token ids (n,) -> the residual stream (n, hidden)."""
+        embedded: np.ndarray = self._embed[tokens]
+        return embedded
+
+    def head(self, x: np.ndarray) -> np.ndarray:
+        """The residual stream after the last layer (n, hidden) -> logits (n, vocab)."""
+        logits: np.ndarray = rms_norm(x, self._norm, self.config.norm_eps) @ self._head.T
+        return logits
+
+    def expert_input(self, layer: int, x: np.ndarray) -> np.ndarray:
+        """The residual stream before the experts of `layer` (n, hidden) -> what they are given."""
+        return rms_norm(x, self._layers[layer].moe_norm, self.config.norm_eps)
+
+    def layer(
         self,
         layer: int,
         x: np.ndarray,
         state: MixtralState,
         experts: Experts,
-        observe: Optional[Callable[[int, np.ndarray], None]],
+        observe: Optional[Callable[[int, np.ndarray], None]] = None,
     ) -> np.ndarray:
+        """One layer on the residual stream (n, hidden) at the state's position, which does not move."""
         weights, config = self._layers[layer], self.config
         n = len(x)
         normed = rms_norm(x, weights.attention_norm, config.norm_eps)

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from engine.errors import RequestError
 from engine.protocol import PAGE_CACHES, READERS, ExpertBudget, RunRequest, Sample, Sampling, to_json
+from harness.cli.adapting import adapt
 from harness.cli.options import json_option, print_json, printable, to_terminal
 from harness.errors import UsageError
 
@@ -115,7 +116,7 @@ def import_command(
     formats = formats_of(precisions, None if group is None else int(group), symmetric)
     known = {"origin": origin, "licence": licence}
     start = time.monotonic()
-    with _progress("experts") as progress:
+    with progress_bar("experts") as progress:
         container = import_checkpoint(
             checkpoint, to, formats, origin={k: v for k, v in known.items() if v is not None}, progress=progress
         )
@@ -164,7 +165,7 @@ def verify(container: Path, as_json: bool) -> None:
     """
     from engine.offline.summary import verify as verify_container
 
-    with _progress("parts") as progress:
+    with progress_bar("parts") as progress:
         parts, size = verify_container(str(container), progress)
     if as_json:
         print_json({"sound": True, "parts": parts, "bytes": size})
@@ -325,7 +326,7 @@ def evaluate_command(
 
     if strategy is None and (expert_budget is not None or profile is not None):
         raise UsageError("--expert-budget and --profile say how a strategy decodes: give --strategy too")
-    content = _read_text(text)
+    content = read_text(text)
     with ExitStack() as stack:
         language_model: LanguageModel = (
             OfflineModel.open(str(container))
@@ -339,7 +340,7 @@ def evaluate_command(
                 )
             )
         )
-        progress = stack.enter_context(_progress("windows"))
+        progress = stack.enter_context(progress_bar("windows"))
         tokens = Tokenizer.from_container(str(container)).encode(content)
         result = evaluate(language_model, tokens, len(content.encode()), context, progress)
     if as_json:
@@ -370,15 +371,15 @@ def profile(container: Path, texts: tuple[Path, ...], to: Path, context: int, mo
     from engine.offline.tokenizer import Tokenizer
 
     offline = OfflineModel.open(str(container))
-    contents = [_read_text(path) for path in texts + more]
-    with _progress("windows") as progress:
+    contents = [read_text(path) for path in texts + more]
+    with progress_bar("windows") as progress:
         tokenizer = Tokenizer.from_container(str(container))
         counted = profile_texts(offline, [tokenizer.encode(content) for content in contents], context, progress)
     counted.save(str(to))
     click.echo(f"{to}: {counted.tokens} tokens, {counted.layers} layers of {counted.experts} experts")
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -405,7 +406,7 @@ def _cost(sample: Sample, peak_bytes: int | None) -> str:
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A callback (done, of); after some seconds on a terminal there is a bar."""
     bar = Progress(
         TextColumn("{task.completed}/{task.total} {task.description}"),
@@ -426,3 +427,6 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
         yield advance
     finally:
         bar.stop()
+
+
+model.add_command(adapt)

@@ -197,3 +197,17 @@ def test_eval_under_a_strategy_says_what_it_loses(shipped: Path, tmp_path: Path)
     assert rerouted["nats_per_token"] == pytest.approx(exact["nats_per_token"], abs=0.5)
     assert "give --strategy too" in refused("eval", shipped, "--text", text, "--expert-budget", "9-experts")
     assert "needs every expert in int2" in refused("eval", shipped, "--text", text, "--strategy", "naive-swap-int2")
+
+
+def test_adapt(tmp_path: Path) -> None:
+    source, text, profile = tmp_path / "full.emoe", tmp_path / "text", tmp_path / "profile.json"
+    farm("import", SHIPPED, "--to", source)
+    text.write_text(held_out_text(HELD_OUT[0])[:1500])
+    farm("profile", source, "--text", text, "--to", profile)
+    arguments = ["--profile", profile, "--text", text, "--tolerance", 0.03]
+    plan = json.loads(farm("adapt", source, *arguments, "--to", tmp_path / "a.emoe", "--json").stdout)
+    assert plan["loss"] <= 0.03
+    assert sum(plan["precisions"].values()) == 128
+    assert json.loads(farm("info", tmp_path / "a.emoe", "--json").stdout)["bytes_experts"] == plan["bytes_experts"]
+    assert json.loads((tmp_path / "a.emoe.plan.json").read_text())["loss"] == plan["loss"]
+    assert "is not a container" in refused("adapt", source, *arguments, "--to", text)
