@@ -11,9 +11,9 @@ from engine import meters
 from engine.container import Container, ExpertKey, Record
 from engine.errors import DeadlineError, RequestError
 from engine.experts.buffer import ExpertBuffer
-from engine.experts.eviction import EvictionPolicy, ForwardDistance, LeastRecentlyUsed
+from engine.experts.eviction import EvictionPolicy, policy_named
 from engine.experts.governor import PreloadGovernor
-from engine.experts.predictors import LookAheadPredictor, PathPredictor, Predictor
+from engine.experts.predictors import Predictor, predictor_named
 from engine.experts.profile import PathProfile
 from engine.experts.relief import CacheAwareRouting, LowBitMisses, Relief
 from engine.experts.store import ExpertStore
@@ -270,14 +270,9 @@ def _budget_bytes(strategy: Strategy, asked: Optional[ExpertBudget], records: Di
 
 
 def _predictor(strategy: Strategy, profile: Optional[PathProfile], model: Mixtral) -> Optional[Predictor]:
-    if strategy.predictor == "path" and profile is not None:
-        return PathPredictor(profile)
-    if strategy.predictor == "look-ahead":
-        return LookAheadPredictor(model.preview_router)
-    return None
+    return None if strategy.predictor is None else predictor_named(strategy.predictor, profile, model.preview_router)
 
 
 def _eviction(strategy: Strategy, layers: int, profile: Optional[PathProfile]) -> EvictionPolicy:
-    if strategy.eviction == "forward-distance":
-        return ForwardDistance(layers, {} if profile is None else profile.frequency())
-    return LeastRecentlyUsed()
+    frequency = {} if profile is None else profile.frequency()
+    return policy_named(strategy.eviction or "lru", layers, frequency=frequency)

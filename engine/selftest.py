@@ -92,7 +92,7 @@ def profile_of(container: Container) -> PathProfile:
     finally:
         engine.close()
     counter = PathCounter(container.moe_layers, container.experts_per_layer)
-    counter.observe(routing)
+    counter.observe(routing, _PROMPT + tokens)
     return counter.finish()
 
 

@@ -66,8 +66,8 @@ class Strategy:
         }
 
 
-PROFILED_PREDICTORS = ("path", "token-id", "static", "combined")
-PROFILED_POLICIES = ("forward-distance", "paper-printed", "lfu")
+PROFILED_PREDICTORS = ("path", "token-id", "previous-token", "static", "combined")
+PROFILED_POLICIES = ("forward-distance", "paper-printed")
 
 _PAPER = "EdgeMoE, IEEE TMC 2025"
 _TEN_EXPERTS = ExpertBudget(experts=10)  # the default of all the paper's experiments

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import AbstractSet, Dict, List, Optional
 
 import numpy as np
@@ -42,7 +41,7 @@ class ExpertBuffer:
                 f"raise the budget to at least 1-experts"
             )
         self.budget_bytes = budget_bytes
-        self.entries: OrderedDict[ExpertKey, Entry] = OrderedDict()  # least recently used first
+        self.entries: Dict[ExpertKey, Entry] = {}
         self.held_bytes = 0
         self.wasted_bytes = 0  # of experts that were preloaded and evicted unused
         self._policy = policy
@@ -59,16 +58,18 @@ class ExpertBuffer:
         if slab is None:
             return None
         entry = self.entries[key] = Entry(key, record, slab, speculative)
+        self._policy.inserted(key)
         return entry
 
     def touch(self, entry: Entry) -> None:
         """The expert is used now."""
         entry.speculative = False
-        self.entries.move_to_end(entry.key)
+        self._policy.used(entry.key)
 
     def drop(self, entry: Entry) -> None:
         """The expert leaves; its slab stays for the next one."""
         del self.entries[entry.key]
+        self._policy.removed(entry.key)
         self._free.setdefault(entry.slab.nbytes, []).append(entry.slab)
 
     def _slab(self, size: int, layer: int, keep: AbstractSet[ExpertKey]) -> Optional[np.ndarray]:
@@ -79,9 +80,7 @@ class ExpertBuffer:
                 return new_slab(size)
             if self._release_one():
                 continue
-            victim = self._policy.victim(
-                (k for k, e in self.entries.items() if e.ready and not e.pins and k not in keep), layer
-            )
+            victim = self._policy.victim(lambda key: key not in keep and self._may_go(key), layer)
             if victim is None:
                 return None
             entry = self.entries[victim]
@@ -89,6 +88,10 @@ class ExpertBuffer:
                 self.wasted_bytes += entry.record.slot_bytes
             self.drop(entry)
         return self._free[size].pop()
+
+    def _may_go(self, key: ExpertKey) -> bool:
+        entry = self.entries[key]
+        return entry.ready and not entry.pins
 
     def _release_one(self) -> bool:
         """Gives one unused slab (of another size than is needed) back to the system."""

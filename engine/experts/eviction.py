@@ -1,27 +1,168 @@
-"""Which expert leaves the buffer when another needs its place."""
+"""Which expert leaves the buffer when another needs its place.
+
+A policy is told what comes in, is used and goes, and keeps its own order of that: no choice looks at every expert.
+`policy_named` makes one; `edgemoe-farm model replay` drives the same classes over a recorded trace.
+"""
 
 from __future__ import annotations
 
-from typing import Iterable, Mapping, Optional
+import heapq
+import math
+import random
+from bisect import bisect_left, insort
+from collections import OrderedDict
+from typing import Callable, Dict, List, Mapping, Optional, Tuple
 
 from engine.container import ExpertKey
+from engine.errors import RequestError
+
+MayGo = Callable[[ExpertKey], bool]
 
 
 class EvictionPolicy:
-    """Chooses among the experts that may go, offered from the least to the most recently used."""
+    """Chooses among the experts that it was told are in the buffer."""
 
     name = ""
 
-    def victim(self, candidates: Iterable[ExpertKey], layer: int) -> Optional[ExpertKey]:
-        """`layer` is the MoE layer that computes now. None if there is no candidate."""
+    def inserted(self, key: ExpertKey) -> None:
+        """The expert has got a place in the buffer, where it was not before."""
+        raise NotImplementedError
+
+    def used(self, key: ExpertKey) -> None:
+        """The arithmetic has used the expert, which is in the buffer."""
+
+    def removed(self, key: ExpertKey) -> None:
+        """The expert has lost its place."""
+        raise NotImplementedError
+
+    def victim(self, may_go: MayGo, layer: int) -> Optional[ExpertKey]:
+        """The expert that leaves, of those that may, while MoE layer `layer` computes; None if none may."""
         raise NotImplementedError
 
 
-class LeastRecentlyUsed(EvictionPolicy):
+class FirstInFirstOut(EvictionPolicy):
+    name = "fifo"
+
+    def __init__(self) -> None:
+        self._order: OrderedDict[ExpertKey, None] = OrderedDict()
+
+    def inserted(self, key: ExpertKey) -> None:
+        self._order[key] = None
+
+    def removed(self, key: ExpertKey) -> None:
+        del self._order[key]
+
+    def victim(self, may_go: MayGo, layer: int) -> Optional[ExpertKey]:
+        return next(filter(may_go, self._order), None)
+
+
+class LeastRecentlyUsed(FirstInFirstOut):
     name = "lru"
 
-    def victim(self, candidates: Iterable[ExpertKey], layer: int) -> Optional[ExpertKey]:
-        return next(iter(candidates), None)
+    def used(self, key: ExpertKey) -> None:
+        self._order.move_to_end(key)
+
+
+class RandomEviction(EvictionPolicy):
+    """Any of them, by a seed: what a policy must beat."""
+
+    name = "random"
+
+    def __init__(self, seed: int = 0) -> None:
+        self._random = random.Random(seed)  # noqa: S311 - no secret depends on it
+        self._keys: List[ExpertKey] = []
+        self._places: Dict[ExpertKey, int] = {}
+
+    def inserted(self, key: ExpertKey) -> None:
+        self._places[key] = len(self._keys)
+        self._keys.append(key)
+
+    def removed(self, key: ExpertKey) -> None:
+        place, last = self._places.pop(key), self._keys.pop()
+        if last != key:  # the last one takes its place
+            self._keys[place] = last
+            self._places[last] = place
+
+    def victim(self, may_go: MayGo, layer: int) -> Optional[ExpertKey]:
+        for _ in range(4):  # few are pinned: a guess or two is enough
+            if not self._keys:
+                return None
+            key = self._keys[self._random.randrange(len(self._keys))]
+            if may_go(key):
+                return key
+        candidates = [key for key in self._keys if may_go(key)]
+        return self._random.choice(candidates) if candidates else None
+
+
+class LeastFrequentlyUsed(EvictionPolicy):
+    """The fewest uses since the engine started, also of former stays in the buffer; ties by recency."""
+
+    name = "lfu"
+
+    def __init__(self) -> None:
+        self._worth: Dict[ExpertKey, float] = {}  # of every expert ever used
+        self._stamps: Dict[ExpertKey, int] = {}  # of those in the buffer: their valid entry in the heap
+        self._heap: List[Tuple[float, int, ExpertKey]] = []  # with outdated entries in between
+        self._clock = 0
+
+    def inserted(self, key: ExpertKey) -> None:
+        self._push(key)
+
+    def used(self, key: ExpertKey) -> None:
+        self._worth[key] = self._worth_after_use(key, self._worth.get(key))
+        self._push(key)
+
+    def removed(self, key: ExpertKey) -> None:
+        del self._stamps[key]
+
+    def victim(self, may_go: MayGo, layer: int) -> Optional[ExpertKey]:
+        passed = []
+        found = None
+        while self._heap and found is None:
+            item = self._heap[0]
+            if self._stamps.get(item[2]) != item[1]:
+                heapq.heappop(self._heap)
+            elif may_go(item[2]):
+                found = item[2]
+            else:
+                passed.append(heapq.heappop(self._heap))
+        for item in passed:
+            heapq.heappush(self._heap, item)
+        return found
+
+    def _worth_after_use(self, key: ExpertKey, before: Optional[float]) -> float:
+        return (before or 0.0) + 1.0
+
+    def _push(self, key: ExpertKey) -> None:
+        self._clock += 1
+        self._stamps[key] = self._clock
+        heapq.heappush(self._heap, (self._worth.get(key, -math.inf), self._clock, key))
+        if len(self._heap) > 64 + 4 * len(self._stamps):  # mostly outdated
+            self._heap = [item for item in self._heap if self._stamps.get(item[2]) == item[1]]
+            heapq.heapify(self._heap)
+
+
+class LeastFrequentRecentlyUsed(LeastFrequentlyUsed):
+    """Uses count the less the longer ago they were: half after HALF_LIFE_TOKENS tokens. The lowest sum leaves.
+
+    Between LFU (never forgets) and LRU (only the last use counts), as the weighted mixtures of recency and frequency
+    in MoE offloading (HOBBIT, 2024, and others); in this closed form by Lee et al., LRFU, IEEE ToC 2001. Kept as the
+    logarithm of a sum that grows instead of weights that shrink: an order that stands still between uses.
+    """
+
+    name = "lfru"
+    HALF_LIFE_TOKENS = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._token = 0
+        self._layer = -1
+
+    def _worth_after_use(self, key: ExpertKey, before: Optional[float]) -> float:
+        self._token += key[0] < self._layer  # the layers start over with each token
+        self._layer = key[0]
+        now = self._token / self.HALF_LIFE_TOKENS
+        return now if before is None else max(before, now) + math.log2(1 + 2 ** -abs(before - now))
 
 
 class ForwardDistance(EvictionPolicy):
@@ -29,19 +170,86 @@ class ForwardDistance(EvictionPolicy):
 
     The paper prints L = -f / ((S - i + I) mod S) with f the activation frequency, i the expert's layer, I the current
     layer and S the number of layers. As printed it evicts the experts that are needed next and divides by zero at
-    i = I. The prose asks for the distance forward to the next use, (i - I) mod S, with a whole round for the current
-    layer, whose turn comes only with the next token. The highest L leaves; ties by recency.
+    i = I (PaperAsPrinted). The prose asks for the distance forward to the next use, (i - I) mod S, with a whole round
+    for the current layer, whose turn comes only with the next token. The highest L leaves; ties by recency.
+
+    MoE layers before `first_layer` are an encoder's: used once for a request, they go first, and S counts the others.
     """
 
     name = "forward-distance"
 
-    def __init__(self, layers: int, frequency: Mapping[ExpertKey, float]) -> None:
-        self._layers = layers
+    def __init__(self, layers: int, frequency: Mapping[ExpertKey, float], first_layer: int = 0) -> None:
+        """`frequency`: the share of tokens that activate an expert; 0 where it has none."""
+        self._first, self._round = first_layer, max(1, layers - first_layer)
         self._frequency = frequency
+        # Within a layer the distance is the same, so frequency alone orders its experts: (frequency, stamp, key).
+        self._by_layer: Dict[int, List[Tuple[float, int, ExpertKey]]] = {}
+        self._items: Dict[ExpertKey, Tuple[float, int, ExpertKey]] = {}
+        self._clock = 0
 
-    def victim(self, candidates: Iterable[ExpertKey], layer: int) -> Optional[ExpertKey]:
-        return min(candidates, key=lambda key: self._worth(key, layer), default=None)
+    def inserted(self, key: ExpertKey) -> None:
+        self._clock += 1
+        item = self._items[key] = (self._frequency.get(key, 0.0), self._clock, key)
+        insort(self._by_layer.setdefault(key[0], []), item)
 
-    def _worth(self, key: ExpertKey, layer: int) -> float:
-        distance = (key[0] - layer - 1) % self._layers + 1
-        return self._frequency.get(key, 0.0) / distance
+    def used(self, key: ExpertKey) -> None:
+        self.removed(key)
+        self.inserted(key)
+
+    def removed(self, key: ExpertKey) -> None:
+        items = self._by_layer[key[0]]
+        del items[bisect_left(items, self._items.pop(key))]
+
+    def victim(self, may_go: MayGo, layer: int) -> Optional[ExpertKey]:
+        best: Optional[Tuple[float, int, ExpertKey]] = None
+        for of, items in self._by_layer.items():
+            for frequency, stamp, key in items:
+                if may_go(key):
+                    item = (self._worth(frequency, of, layer), stamp, key)
+                    best = item if best is None else min(best, item)
+                    break
+        return None if best is None else best[2]
+
+    def _worth(self, frequency: float, of: int, layer: int) -> float:
+        """-L of an expert of layer `of` while `layer` computes."""
+        if of < self._first:
+            return -1.0
+        distance = self._distance(of - self._first, max(layer - self._first, -1))
+        return math.inf if distance == 0 else frequency / distance
+
+    def _distance(self, of: int, layer: int) -> int:
+        return (of - layer - 1) % self._round + 1
+
+
+class PaperAsPrinted(ForwardDistance):
+    """EdgeMoE's policy as its equation is printed: L = -f / ((S - i + I) mod S), and the highest L leaves.
+
+    At i = I it divides by zero: taken as the limit, minus infinity, so experts of the current layer leave last.
+    """
+
+    name = "paper-printed"
+
+    def _distance(self, of: int, layer: int) -> int:
+        return (self._round - of + layer) % self._round
+
+
+POLICIES = ("forward-distance", "paper-printed", "lru", "lfu", "lfru", "fifo", "random")
+
+
+def policy_named(
+    name: str, layers: int, first_layer: int = 0, frequency: Optional[Mapping[ExpertKey, float]] = None, seed: int = 0
+) -> EvictionPolicy:
+    """A new policy for a model of `layers` MoE layers. Raises RequestError for a name that is none of POLICIES.
+
+    `first_layer`: the decoder's first MoE layer. `frequency`: from a profile (PathProfile.frequency), for the policies
+    that weigh by it. `seed`: of the random one.
+    """
+    if name in ("forward-distance", "paper-printed"):
+        kind = ForwardDistance if name == "forward-distance" else PaperAsPrinted
+        return kind(layers, frequency or {}, first_layer)
+    if name == "random":
+        return RandomEviction(seed)
+    for plain in (LeastRecentlyUsed, LeastFrequentlyUsed, LeastFrequentRecentlyUsed, FirstInFirstOut):
+        if plain.name == name:
+            return plain()
+    raise RequestError(f"eviction policy {name!r} is not one of {', '.join(POLICIES)}")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Callable, Deque, Dict, List, Optional, Tuple
+from typing import Callable, Deque, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from engine.errors import RequestError
 from engine.experts.profile import ExpertSet, PathProfile
+
+PreviewRouter = Callable[[int, np.ndarray], np.ndarray]  # (layer, hidden (hidden,)) -> logits (experts,)
 
 
 class Predictor:
@@ -49,7 +52,7 @@ class LookAheadPredictor(Predictor):
     blind for the first layer of a token, whose input is not known before the token is.
     """
 
-    def __init__(self, preview_router: Callable[[int, np.ndarray], np.ndarray]) -> None:
+    def __init__(self, preview_router: PreviewRouter) -> None:
         """`preview_router(layer, hidden)`: logits (experts,) of that layer's router for a hidden state (hidden,)."""
         self._preview_router = preview_router
         self._last: Optional[Tuple[int, np.ndarray]] = None  # layer, hidden
@@ -62,3 +65,152 @@ class LookAheadPredictor(Predictor):
             return []
         ranked: List[int] = np.argsort(-self._preview_router(layer, self._last[1]), kind="stable").tolist()
         return ranked
+
+
+class FrequencyPredictor(Predictor):
+    """The experts that the profile's tokens activated most often, whatever the token: what a predictor must beat."""
+
+    def __init__(self, profile: PathProfile) -> None:
+        self._rankings = [profile.ranking(layer, ()) for layer in range(profile.layers)]
+
+    def predict(self, layer: int) -> List[int]:
+        return self._rankings[layer]
+
+
+class TokenPredictor(Predictor):
+    """The experts that the profile saw most often for this token id: known before the token's first layer runs."""
+
+    def __init__(self, profile: PathProfile) -> None:
+        self._profile = profile
+        self._token: Optional[int] = None
+        self._layer = -1  # observed last
+        self._known: Dict[Tuple[int, Optional[int]], List[int]] = {}
+
+    def begin(self, token: int) -> None:
+        self._token, self._layer = token, -1
+
+    def observe(self, layer: int, chosen: ExpertSet, hidden: np.ndarray) -> None:
+        self._layer = layer
+
+    def predict(self, layer: int) -> List[int]:
+        key = (layer, self._token if layer > self._layer else None)  # the next token is not known yet
+        if key not in self._known:
+            self._known[key] = self._profile.ranking_of_token(*key)
+        return self._known[key]
+
+
+class PreviousTokenPredictor(Predictor):
+    """The experts that the layer activated for the token before, then the ones that it activates most often."""
+
+    def __init__(self, profile: PathProfile) -> None:
+        self._rankings = [profile.ranking(layer, ()) for layer in range(profile.layers)]
+        self._last: Dict[int, ExpertSet] = {}
+
+    def observe(self, layer: int, chosen: ExpertSet, hidden: np.ndarray) -> None:
+        self._last[layer] = chosen
+
+    def predict(self, layer: int) -> List[int]:
+        last, ranking = self._last.get(layer, ()), self._rankings[layer]
+        # The likelier of them first; one that the profile never saw comes behind the others.
+        return [e for e in ranking if e in last] + [e for e in last if e not in ranking] + [
+            e for e in ranking if e not in last
+        ]  # fmt: skip
+
+
+class CombinedPredictor(Predictor):
+    """For each layer the predictor whose answers were best there of late, among those that have one.
+
+    Where nothing was measured yet, the order in which they are given decides. A token's first layer is asked about
+    twice: when its number is not known, and when it is; these count as two.
+    """
+
+    MEMORY = 0.98  # weight of the past in a running recall, by answer
+
+    def __init__(self, members: Sequence[Predictor]) -> None:
+        self._members = tuple(members)
+        self._layer = -1  # observed last
+        self._token_known = False
+        self._recall: Dict[Tuple[int, int, bool], float] = {}  # by member, layer, whether the token was known
+        self._asked: Dict[int, Tuple[bool, List[List[int]]]] = {}  # layer -> what the members said last
+
+    def begin(self, token: int) -> None:
+        self._token_known, self._layer = True, -1
+        for member in self._members:
+            member.begin(token)
+
+    def observe(self, layer: int, chosen: ExpertSet, hidden: np.ndarray) -> None:
+        if layer in self._asked:
+            known, answers = self._asked.pop(layer)
+            for member, answer in enumerate(answers):
+                if answer:
+                    recall = len(set(chosen).intersection(answer[: len(chosen)])) / len(chosen)
+                    key = (member, layer, known)
+                    self._recall[key] = recall + self.MEMORY * (self._recall.get(key, recall) - recall)
+        self._layer = layer
+        for predictor in self._members:
+            predictor.observe(layer, chosen, hidden)
+
+    def predict(self, layer: int) -> List[int]:
+        known = self._token_known and layer > self._layer
+        answers = [member.predict(layer) for member in self._members]
+        self._asked[layer] = (known, answers)
+        able = [member for member, answer in enumerate(answers) if answer]
+        if not able:
+            return []
+        measured = all((member, layer, known) in self._recall for member in able)
+        best = max(able, key=lambda m: (self._recall[m, layer, known], -m)) if measured else able[0]
+        ranked = dict.fromkeys(answers[best])
+        for member in able:
+            ranked.update(dict.fromkeys(answers[member]))
+        return list(ranked)
+
+
+class OraclePredictor(Predictor):
+    """Knows the answers: what perfect prediction would bring. For one sequence of forward passes, given in advance."""
+
+    def __init__(self, routing: Sequence[Sequence[ExpertSet]]) -> None:
+        """routing[pass][layer]: the experts that the last token of that forward pass will activate."""
+        self._routing = routing
+        self._pass = 0
+        self._layer = -1  # observed last
+
+    def observe(self, layer: int, chosen: ExpertSet, hidden: np.ndarray) -> None:
+        if layer <= self._layer:
+            self._pass += 1
+        self._layer = layer
+
+    def predict(self, layer: int) -> List[int]:
+        at = self._pass if layer > self._layer else self._pass + 1
+        return list(self._routing[at][layer]) if at < len(self._routing) else []
+
+
+PREDICTORS = ("path", "look-ahead", "token-id", "previous-token", "static", "combined", "oracle")
+
+
+def predictor_named(
+    name: str,
+    profile: Optional[PathProfile] = None,
+    preview_router: Optional[PreviewRouter] = None,
+    routing: Optional[Sequence[Sequence[ExpertSet]]] = None,
+) -> Predictor:
+    """A new predictor. Raises RequestError for a name that is none of PREDICTORS, or lacks what it predicts from."""
+    if name not in PREDICTORS:
+        raise RequestError(f"predictor {name!r} is not one of {', '.join(PREDICTORS)}")
+    if name == "oracle":
+        if routing is None:
+            raise RequestError("predictor oracle needs to be told the routing in advance: use it in a replay")
+        return OraclePredictor(routing)
+    if name == "look-ahead" and preview_router is not None:
+        return LookAheadPredictor(preview_router)
+    if name == "look-ahead" or (name == "combined" and preview_router is None):
+        raise RequestError(f"predictor {name} needs the model's routers")
+    if profile is None:
+        raise RequestError(f"predictor {name} needs a profile: make one with `edgemoe-farm model profile`")
+    if name == "combined":
+        assert preview_router is not None
+        return CombinedPredictor([LookAheadPredictor(preview_router), TokenPredictor(profile), PathPredictor(profile)])
+    if name == "path":
+        return PathPredictor(profile)
+    if name == "token-id":
+        return TokenPredictor(profile)
+    return PreviousTokenPredictor(profile) if name == "previous-token" else FrequencyPredictor(profile)

@@ -3,9 +3,11 @@
 For each MoE layer, three tables of counts: of every expert (`marginal`), of every expert after the set of experts
 that the previous MoE layer activated (`one`), and after the sets of the two previous MoE layers (`two`). The previous
 layers of the first two MoE layers are the last ones of the token before, as in the authors' code. With top-k routing
-a set is the sorted tuple of its k experts.
+a set is the sorted tuple of its k experts. A fourth table counts every expert by the token itself (`by_token`), which
+is known before its first layer runs.
 
-The file is JSON: {"schema": "edgemoe-profile", "version": 1, ...}. History of VERSION: 1 first.
+The file is JSON: {"schema": "edgemoe-profile", "version": 2, ...}. History of VERSION: 1 first; 2 adds by_token, and a
+file without it is refused: making it again is one command.
 """
 
 from __future__ import annotations
@@ -13,13 +15,13 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from engine.errors import ContainerError
 from engine.files import replacing
 
 SCHEMA = "edgemoe-profile"
-VERSION = 1
+VERSION = 2
 MAX_FILE_BYTES = 256 << 20
 
 ExpertSet = Tuple[int, ...]  # sorted
@@ -35,6 +37,7 @@ class PathProfile:
     marginal: Tuple[Counts, ...]  # by layer
     one: Tuple[Dict[Path, Counts], ...]
     two: Tuple[Dict[Path, Counts], ...]
+    by_token: Tuple[Dict[int, Counts], ...] = ()  # by layer, then token id; empty where tokens were not counted
 
     def frequency(self) -> Dict[Tuple[int, int], float]:
         """(layer, expert) -> share of tokens that activate it."""
@@ -51,11 +54,12 @@ class PathProfile:
             tables.insert(0, self.one[layer].get((previous[-1],), {}))
         if len(previous) > 1:
             tables.insert(0, self.two[layer].get((previous[-2], previous[-1]), {}))
-        ranked: Dict[int, None] = {}
-        for counts in tables:
-            for expert in sorted(counts, key=lambda e: (-counts[e], e)):
-                ranked.setdefault(expert)
-        return list(ranked)
+        return _ranked(tables)
+
+    def ranking_of_token(self, layer: int, token: Optional[int]) -> List[int]:
+        """Experts of `layer` by descending probability for a token id; backs off to all tokens where it is unseen."""
+        counts = self.by_token[layer].get(token, {}) if self.by_token and token is not None else {}
+        return _ranked([counts, self.marginal[layer]])
 
     def save(self, path: str) -> None:
         """Atomically."""
@@ -68,6 +72,7 @@ class PathProfile:
             "marginal": [_counts_to_json(c) for c in self.marginal],
             "one": [_paths_to_json(t) for t in self.one],
             "two": [_paths_to_json(t) for t in self.two],
+            "by_token": [{str(k): _counts_to_json(t[k]) for k in sorted(t)} for t in self.by_token],
         }
         try:
             with replacing(path) as file:
@@ -95,7 +100,7 @@ class PathProfile:
     @classmethod
     def _parse(cls, content: Any) -> PathProfile:
         if content["schema"] != SCHEMA or content["version"] != VERSION:
-            raise ValueError(f"schema {content['schema']!r} version {content['version']!r}")
+            raise ValueError(f"schema {content['schema']!r} version {content['version']!r}, not {SCHEMA} {VERSION}")
         layers, experts = int(content["layers"]), int(content["experts"])
         profile = cls(
             layers,
@@ -104,9 +109,12 @@ class PathProfile:
             tuple(_counts_from_json(c, experts) for c in content["marginal"]),
             tuple(_paths_from_json(t, experts) for t in content["one"]),
             tuple(_paths_from_json(t, experts) for t in content["two"]),
+            tuple({int(k): _counts_from_json(c, experts) for k, c in t.items()} for t in content["by_token"]),
         )
         if not len(profile.marginal) == len(profile.one) == len(profile.two) == layers:
             raise ValueError("a table for each layer is expected")
+        if len(profile.by_token) not in (0, layers):
+            raise ValueError("by_token: a table for each layer, or none, is expected")
         return profile
 
 
@@ -119,9 +127,14 @@ class PathCounter:
         self._marginal: List[Counts] = [{} for _ in range(layers)]
         self._one: List[Dict[Path, Counts]] = [{} for _ in range(layers)]
         self._two: List[Dict[Path, Counts]] = [{} for _ in range(layers)]
+        self._by_token: List[Dict[int, Counts]] = [{} for _ in range(layers)]
+        self._occurrences: Dict[int, int] = {}  # of token ids
 
-    def observe(self, routing: Sequence[Sequence[ExpertSet]]) -> None:
-        """One sequence: routing[token][layer] is the set of experts that the token activated there."""
+    def observe(self, routing: Sequence[Sequence[ExpertSet]], tokens: Sequence[int] = ()) -> None:
+        """One sequence: routing[token][layer] is the set of experts that the token activated there.
+
+        `tokens`: their ids, if they are to be counted by id too.
+        """
         flat = [tuple(sorted(chosen)) for token in routing for chosen in token]
         self.tokens += len(routing)
         for i, chosen in enumerate(flat):
@@ -134,11 +147,30 @@ class PathCounter:
             for counts in tables:
                 for expert in chosen:
                     counts[expert] = counts.get(expert, 0) + 1
+        for token, by_layer in zip(tokens, routing):
+            self._occurrences[token] = self._occurrences.get(token, 0) + 1
+            for layer, chosen in enumerate(by_layer):
+                counts = self._by_token[layer].setdefault(token, {})
+                for expert in chosen:
+                    counts[expert] = counts.get(expert, 0) + 1
 
     def finish(self, least: int = 2) -> PathProfile:
-        """Paths of two layers seen fewer than `least` times are left to the back-off: they say nothing yet."""
+        """Paths of two layers, and token ids, seen fewer than `least` times are left to the back-off: too little."""
         two = tuple({p: c for p, c in table.items() if max(c.values()) >= least} for table in self._two)
-        return PathProfile(self.layers, self.experts, self.tokens, tuple(self._marginal), tuple(self._one), two)
+        seen = tuple({t: c for t, c in table.items() if self._occurrences[t] >= least} for table in self._by_token)
+        by_token = seen if self._occurrences else ()
+        return PathProfile(
+            self.layers, self.experts, self.tokens, tuple(self._marginal), tuple(self._one), two, by_token
+        )
+
+
+def _ranked(tables: Sequence[Counts]) -> List[int]:
+    """By the first table, what is not in it by the next; ties by number."""
+    ranked: Dict[int, None] = {}
+    for counts in tables:
+        for expert in sorted(counts, key=lambda e: (-counts[e], e)):
+            ranked.setdefault(expert)
+    return list(ranked)
 
 
 def _counts_to_json(counts: Counts) -> List[List[int]]:

@@ -24,6 +24,6 @@ def profile_texts(
     for done, window in enumerate(cut):
         progress(done, len(cut))
         by_token = model.routing(window).transpose(1, 0, 2)  # (positions, layers, k)
-        counter.observe([[tuple(chosen) for chosen in token] for token in by_token.tolist()])
+        counter.observe([[tuple(chosen) for chosen in token] for token in by_token.tolist()], window)
     progress(len(cut), len(cut))
     return counter.finish()

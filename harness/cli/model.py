@@ -17,6 +17,7 @@ from engine.errors import RequestError
 from engine.protocol import PAGE_CACHES, READERS, ExpertBudget, RunRequest, Sample, Sampling, to_json
 from harness.cli.adapting import adapt
 from harness.cli.options import json_option, print_json, printable, to_terminal
+from harness.cli.tracing import replay, trace
 from harness.errors import UsageError
 
 # engine.offline brings numpy and its friends: each command imports what it needs, so that help stays quick.
@@ -429,4 +430,5 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         bar.stop()
 
 
-model.add_command(adapt)
+for command in (adapt, trace, replay):
+    model.add_command(command)

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.container import Container, ExpertKey, Record
+from engine.container import Container, Record
 from engine.errors import ContainerError, MemoryBudgetError, RequestError, StorageError
 from engine.experts.buffer import ExpertBuffer
-from engine.experts.eviction import ForwardDistance, LeastRecentlyUsed
+from engine.experts.eviction import LeastRecentlyUsed
 from engine.experts.predictors import LookAheadPredictor, PathPredictor
 from engine.experts.profile import PathCounter, PathProfile
 from engine.experts.store import ExpertStore
@@ -253,28 +253,7 @@ def test_a_demanded_expert_that_cannot_be_read_is_an_error_and_no_hang(
     assert not [t for t in threading.enumerate() if t.name == "experts"]
 
 
-# --- policies and predictors ----------------------------------------------------------------------------------------
-
-
-def test_forward_distance_evicts_what_is_rare_and_far() -> None:
-    frequency = {(layer, expert): 0.5 for layer in range(4) for expert in range(2)}
-    policy = ForwardDistance(4, frequency)
-    keys: list[ExpertKey] = [(0, 0), (1, 0), (2, 0), (3, 0)]
-    # Layer 1 computes: the next turns are 2, 3, 0 and, a whole round away, 1 itself.
-    order = []
-    while keys:
-        victim = policy.victim(keys, layer=1)
-        assert victim is not None
-        order.append(victim[0])
-        keys.remove(victim)
-    assert order == [1, 0, 3, 2]
-    rare = ForwardDistance(4, {**frequency, (2, 1): 0.01})
-    assert rare.victim([(1, 0), (2, 1)], layer=1) == (2, 1)
-    assert rare.victim([], layer=1) is None
-
-
-def test_least_recently_used() -> None:
-    assert LeastRecentlyUsed().victim([(3, 1), (0, 0)], layer=0) == (3, 1)
+# --- predictors ----------------------------------------------------------------------------------------
 
 
 def test_paths_are_counted_over_the_boundary_of_tokens_and_backed_off() -> None:
@@ -305,10 +284,10 @@ def test_a_profile_survives_its_file(tmp_path: Path, profile: PathProfile) -> No
     "text",
     [
         "", "[]", "{}", "nonsense", "[" * 100000,
-        '{"schema":"edgemoe-profile","version":2,"layers":1,"experts":1,"tokens":0,"marginal":[[]],"one":[{}],"two":[{}]}',
-        '{"schema":"edgemoe-profile","version":1,"layers":2,"experts":1,"tokens":0,"marginal":[[]],"one":[{}],"two":[{}]}',
-        '{"schema":"edgemoe-profile","version":1,"layers":1,"experts":1,"tokens":0,"marginal":[[[5,1]]],"one":[{}],"two":[{}]}',
-        '{"schema":"edgemoe-profile","version":1,"layers":1,"experts":1,"tokens":0,"marginal":[[]],"one":[{"x":[]}],"two":[{}]}',
+        '{"schema":"edgemoe-profile","version":3,"layers":1,"experts":1,"tokens":0,"marginal":[[]],"one":[{}],"two":[{}],"by_token":[]}',
+        '{"schema":"edgemoe-profile","version":2,"layers":2,"experts":1,"tokens":0,"marginal":[[]],"one":[{}],"two":[{}],"by_token":[]}',
+        '{"schema":"edgemoe-profile","version":2,"layers":1,"experts":1,"tokens":0,"marginal":[[[5,1]]],"one":[{}],"two":[{}],"by_token":[]}',
+        '{"schema":"edgemoe-profile","version":2,"layers":1,"experts":1,"tokens":0,"marginal":[[]],"one":[{"x":[]}],"two":[{}],"by_token":[]}',
     ],
 )  # fmt: skip
 def test_a_damaged_profile_is_refused(tmp_path: Path, text: str) -> None:

@@ -211,3 +211,18 @@ def test_adapt(tmp_path: Path) -> None:
     assert json.loads(farm("info", tmp_path / "a.emoe", "--json").stdout)["bytes_experts"] == plan["bytes_experts"]
     assert json.loads((tmp_path / "a.emoe.plan.json").read_text())["loss"] == plan["loss"]
     assert "is not a container" in refused("adapt", source, *arguments, "--to", text)
+
+
+def test_trace_and_replay(shipped: Path, tmp_path: Path) -> None:
+    text, profile, trace = tmp_path / "text", tmp_path / "profile.json", tmp_path / "trace"
+    text.write_text(held_out_text(HELD_OUT[0])[:800])
+    farm("profile", shipped, "--text", text, "--to", profile)
+    assert "8 layers of 16 experts" in farm("trace", shipped, "--text", text, "--to", trace).stdout
+    result = json.loads(farm("replay", trace, "--profile", profile, "--json").stdout)
+    assert len(result["predictors"]["path"]["recall_at_2"]["by_layer"]) == 8
+    assert [row["buffer_experts"] for row in result["policies"]["lru"]] == [16, 32, 48, 64, 96]
+    table = farm("replay", trace, "--profile", profile, "--buffer-experts", "20").stdout
+    assert "belady" in table
+    assert "20 experts" in table
+    assert "write numbers of experts" in refused("replay", trace, "--profile", profile, "--buffer-experts", "many")
+    assert "holds nothing" in refused("replay", trace, "--profile", profile, "--buffer-experts", "0")

@@ -1,0 +1,101 @@
+"""`model trace` and `model replay`: what routers did, and what each policy and predictor would make of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from harness.cli.options import json_option, print_json
+from harness.errors import UsageError
+
+
+@click.command()
+@click.argument("container", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--text", type=click.Path(path_type=Path), required=True, metavar="PATH", help="UTF-8 text.")
+@click.option("--tokens", type=click.IntRange(2), help="Use no more of the text than so many tokens.  [default: all]")
+@click.option("--context", type=click.IntRange(2), default=256, show_default=True, help="Tokens of a window.")
+@click.option("--to", type=click.Path(path_type=Path), required=True, metavar="TRACE", help="The trace to write.")
+def trace(container: Path, text: Path, tokens: int | None, context: int, to: Path) -> None:
+    """Record which experts a text activates, token by token.
+
+    \b
+    Example:
+      edgemoe-farm model trace model.emoe --text held-out.txt --to held-out.trace
+    """
+    from engine.container import Container
+    from engine.offline.tokenizer import Tokenizer
+    from engine.offline.trace import record_trace
+    from harness.cli.model import progress_bar, read_text
+
+    opened = Container.open(str(container))
+    given = Tokenizer.from_container(str(container)).encode(read_text(text))[:tokens]
+    with progress_bar("windows") as progress:
+        recorded = record_trace(opened, given, context, progress)
+    recorded.save(str(to))
+    click.echo(f"{to}: {len(recorded.tokens)} tokens, {recorded.layers} layers of {recorded.experts} experts")
+
+
+@click.command()
+@click.argument("trace_file", metavar="TRACE", type=click.Path(path_type=Path))
+@click.option(
+    "--profile", type=click.Path(path_type=Path), required=True, metavar="PROFILE", help="See `model profile`."
+)
+@click.option("--buffer-experts", metavar="N,N...", help="Buffer sizes.  [default: shares from 1/8 to 3/4 of all]")
+@json_option
+def replay(trace_file: Path, profile: Path, buffer_experts: str | None, as_json: bool) -> None:
+    """Say how often each predictor and each eviction policy would have been right.
+
+    The policies and predictors are the engine's own; belady is the most that any policy could reach. Nothing is
+    preloaded, as in the paper's comparison of policies.
+
+    \b
+    Example:
+      edgemoe-farm model replay held-out.trace --profile model.profile.json --buffer-experts 16,32,64
+    """
+    from engine.experts.profile import PathProfile
+    from engine.offline.replay import replay_policies, replay_predictors
+    from engine.offline.trace import Trace
+    from harness.cli.model import progress_bar
+
+    try:
+        sizes = [int(word) for word in buffer_experts.split(",")] if buffer_experts else []
+    except ValueError:
+        raise UsageError(f"--buffer-experts {buffer_experts!r}: write numbers of experts, such as 16,32") from None
+    loaded, known = Trace.load(str(trace_file)), PathProfile.load(str(profile))
+    with progress_bar("replays") as progress:
+        policies = replay_policies(loaded, known, sizes, progress=progress)
+    predictors = replay_predictors(loaded, known)
+    if as_json:
+        print_json(
+            {
+                "tokens": len(loaded.tokens),
+                "predictors": {
+                    name: {f"recall_at_{n}": {"by_layer": rates, "mean": mean(rates)} for n, rates in recalls.items()}
+                    for name, recalls in predictors.items()
+                },
+                "policies": {
+                    name: [
+                        {"buffer_experts": size, "hit_rate": h.hit_rate, "hits": h.hits, "misses": h.misses}
+                        for size, h in by_size.items()
+                    ]
+                    for name, by_size in policies.items()
+                },
+            }
+        )
+        return
+    console = Console(highlight=False, markup=False)
+    table = Table("predictor", *(f"recall at {n}" for n in next(iter(predictors.values()))), box=None, pad_edge=False)
+    for name, recalls in predictors.items():
+        table.add_row(name, *(f"{mean(rates):.1%}" for rates in recalls.values()))
+    console.print(table)
+    console.print()
+    table = Table(
+        "hit rate with", *(f"{size} experts" for size in next(iter(policies.values()))), box=None, pad_edge=False
+    )
+    for name, by_size in policies.items():
+        table.add_row(name, *(f"{hits.hit_rate:.1%}" for hits in by_size.values()))
+    console.print(table)
