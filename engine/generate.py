@@ -11,7 +11,7 @@ from engine import meters
 from engine.container import Container, ExpertKey, Record
 from engine.errors import DeadlineError, RequestError
 from engine.experts.buffer import ExpertBuffer
-from engine.experts.eviction import EvictionPolicy, policy_named
+from engine.experts.eviction import policy_named
 from engine.experts.governor import PreloadGovernor
 from engine.experts.predictors import Predictor, predictor_named
 from engine.experts.profile import PathProfile
@@ -20,7 +20,7 @@ from engine.experts.store import ExpertStore
 from engine.experts.supply import Counters, ExpertSupply
 from engine.kernels import Kernels
 from engine.models import load_model
-from engine.models.mixtral import Mixtral
+from engine.models.interface import Model
 from engine.protocol import ExpertBudget, Load, RunRequest, Sample, Sampling, Steps, Totals
 from engine.sampling import Sampler
 from engine.strategies import Strategy, strategy_named
@@ -60,10 +60,14 @@ class Engine:
         if profile is None and strategy.needs_profile:
             raise RequestError(f"strategy {strategy.name} needs a profile: make one with `edgemoe-farm model profile`")
         self.budget_bytes = _budget_bytes(strategy, expert_budget, records)
-        buffer = ExpertBuffer(self.budget_bytes, _largest(records), _eviction(strategy, layers, profile))
         self._kernels = Kernels()
         self.model = load_model(container, self._kernels)
-        self._note_small_budget(layers * self.model.config.top_k * _largest(records))
+        first_layer = self.model.first_layer
+        policy = policy_named(
+            strategy.eviction or "lru", layers, first_layer, {} if profile is None else profile.frequency()
+        )
+        buffer = ExpertBuffer(self.budget_bytes, _largest(records), policy)
+        self._note_small_budget((layers - first_layer) * self.model.config.top_k * _largest(records))
         store = ExpertStore(
             container, reader=reader, keep_cached=keep_cached, bytes_per_s=emulated_read_bytes_per_s,
             clock=clock, sleep=sleep,
@@ -83,6 +87,7 @@ class Engine:
             governor=PreloadGovernor() if strategy.adaptive else None,
             relief=_relief(strategy, container),
             whole_layers=strategy.residency == "stream",
+            first_layer=first_layer,
         )
         if strategy.residency == "all":
             try:
@@ -101,18 +106,19 @@ class Engine:
         deadline: Optional[float] = None,
     ) -> Tuple[Tuple[int, ...], Steps]:
         """Generated tokens and what each of them cost. `deadline` is a time of this engine's clock (DeadlineError)."""
-        state = self.model.start(len(prompt) + max_new_tokens)
+        state = self.model.start(len(prompt), max_new_tokens)
         sampler = Sampler(sampling)
         tokens: List[int] = []
         times: List[float] = []
         counters: List[Counters] = []
-        fed = np.array(prompt)
         self.supply.take_counters()
         while len(tokens) < max_new_tokens:
             start = self.clock()
             if tokens:
                 self.supply.begin(tokens[-1])
-            logits = self.model.forward(fed, state, self.supply)  # (1, vocab)
+                logits = self.model.forward(np.array(tokens[-1:]), state, self.supply)  # (1, vocab)
+            else:
+                logits = self.model.prefill(np.array(prompt), state, self.supply)
             token = sampler.choose(logits[0])
             end = self.clock()
             times.append(end - start)
@@ -124,7 +130,6 @@ class Engine:
                 break
             if deadline is not None and end > deadline:
                 raise DeadlineError(f"stopped at its deadline, {len(tokens)} of {max_new_tokens} tokens into a prompt")
-            fed = np.array([token])
         return tuple(tokens), Steps(tuple(times), *(tuple(column) for column in zip(*counters)))
 
     def close(self) -> None:
@@ -269,10 +274,5 @@ def _budget_bytes(strategy: Strategy, asked: Optional[ExpertBudget], records: Di
     return budget.bytes if budget.bytes is not None else (budget.experts or 0) * _largest(records)
 
 
-def _predictor(strategy: Strategy, profile: Optional[PathProfile], model: Mixtral) -> Optional[Predictor]:
+def _predictor(strategy: Strategy, profile: Optional[PathProfile], model: Model) -> Optional[Predictor]:
     return None if strategy.predictor is None else predictor_named(strategy.predictor, profile, model.preview_router)
-
-
-def _eviction(strategy: Strategy, layers: int, profile: Optional[PathProfile]) -> EvictionPolicy:
-    frequency = {} if profile is None else profile.frequency()
-    return policy_named(strategy.eviction or "lru", layers, frequency=frequency)

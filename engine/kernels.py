@@ -32,6 +32,12 @@ class Kernels:
         gated *= self.product(expert["up"], x)
         return self.product(expert["down"], gated)
 
+    def relu_ffn(self, expert: Dict[str, Packed], x: np.ndarray) -> np.ndarray:
+        """wo(relu(wi(x))), an expert of Switch Transformers. x (n, hidden) -> (n, hidden), float32."""
+        inner = self.product(expert["wi"], x)  # (n, width)
+        np.maximum(inner, 0, out=inner)
+        return self.product(expert["wo"], inner)
+
     def product(self, weight: Packed, x: np.ndarray) -> np.ndarray:
         """x (n, columns) float32 -> x @ W.T, (n, rows) float32."""
         if weight.format.precision in FLOATS:

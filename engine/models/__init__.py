@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Any, Callable, Dict, Tuple
+
 from engine.container import Container
 from engine.errors import ContainerError
 from engine.kernels import Kernels
-from engine.models.mixtral import Mixtral
+from engine.models.interface import Model, ModelConfig
+from engine.models.mixtral import Mixtral, MixtralConfig
+from engine.models.switch import Switch, SwitchConfig
+
+_Parse = Callable[[Dict[str, Any]], ModelConfig]
+_Load = Callable[[Container, Kernels], Model]
+
+ARCHITECTURES: Dict[str, Tuple[_Parse, _Load]] = {
+    "mixtral": (MixtralConfig.parse, Mixtral.load),
+    "switch_transformers": (SwitchConfig.parse, Switch.load),
+}
 
 
-def load_model(container: Container, kernels: Kernels) -> Mixtral:
+def model_config(container: Container) -> ModelConfig:
+    """Checked. Raises ContainerError."""
+    return _architecture(container)[0](container.config)
+
+
+def load_model(container: Container, kernels: Kernels) -> Model:
     """Reads the non-experts into memory. Raises ContainerError."""
-    if container.architecture != "mixtral":
+    return _architecture(container)[1](container, kernels)
+
+
+def _architecture(container: Container) -> Tuple[_Parse, _Load]:
+    known = ARCHITECTURES.get(container.architecture)
+    if known is None:
         raise ContainerError(
-            f"{container.path}: architecture {container.architecture[:40]!r} is not one that this engine runs: mixtral"
+            f"{container.path}: architecture {container.architecture[:40]!r} is not one that this engine runs: "
+            f"{', '.join(ARCHITECTURES)}"
         )
-    return Mixtral.load(container, kernels)
+    return known

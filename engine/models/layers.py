@@ -81,6 +81,21 @@ def causal_attention(
     return mixed.reshape(kv_heads, shared, n, head_dim).transpose(2, 0, 1, 3).reshape(n, heads * head_dim)
 
 
+def attention(
+    queries: np.ndarray, keys: np.ndarray, values: np.ndarray, bias: Optional[np.ndarray] = None
+) -> np.ndarray:
+    """T5's attention: every head its own keys, scores not scaled (Raffel et al., 2020).
+
+    queries (n, heads, head_dim); keys and values (heads, seen, head_dim); bias (heads, n, seen), -inf where nothing
+    is to be seen. Returns (n, heads * head_dim).
+    """
+    scores = np.matmul(queries.transpose(1, 0, 2), keys.transpose(0, 2, 1))  # (heads, n, seen)
+    if bias is not None:
+        scores += bias
+    mixed = np.matmul(softmax(scores), values)  # (heads, n, head_dim)
+    return mixed.transpose(1, 0, 2).reshape(len(queries), -1)
+
+
 def route_top_k(logits: np.ndarray, preference: np.ndarray, k: int) -> Tuple[np.ndarray, np.ndarray]:
     """Softmax router with renormalised weights (Mixtral). logits (n, experts) -> experts (n, k), weights (n, k).
 

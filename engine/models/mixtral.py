@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
 from engine.container import Container
 from engine.errors import ContainerError, RequestError
 from engine.kernels import Kernels
+from engine.models.interface import Experts, Observer, check_tokens
 from engine.models.layers import KeyValueCache, RotaryEmbedding, causal_attention, rms_norm, route_top_k
+from engine.models.loading import check_experts, parse_config, tensor_reader
 from engine.quantize import Packed
 
 PREFILL_CHUNK = 512  # tokens that go through a layer together: bounds the working memory of a long prompt
-
-
-class Experts(Protocol):
-    """What a MoE layer needs: see engine.experts.supply.ExpertSupply."""
-
-    def prefer(self, layer: int, logits: np.ndarray) -> np.ndarray: ...
-
-    def fetch(
-        self, layer: int, chosen: np.ndarray, shares: np.ndarray, hidden: np.ndarray
-    ) -> Iterator[Tuple[int, Dict[str, Packed]]]: ...
 
 
 @dataclass(frozen=True)
@@ -48,30 +40,12 @@ class MixtralConfig:
     @classmethod
     def parse(cls, config: Dict[str, Any]) -> MixtralConfig:
         """From a container's header. Raises ContainerError."""
-        values = dict(config)
-        for name, least, most in _RANGES:
-            value: Any = values.get(name)
-            if type(value) is not int or not least <= value <= most:
-                raise ContainerError(f"configuration: {name} is {str(value)[:40]!r}, not between {least} and {most}")
-        for name in ("rope_theta", "norm_eps"):
-            value = values.get(name)
-            if type(value) not in (int, float) or not 0 < value < 1e12:
-                raise ContainerError(f"configuration: {name} is {str(value)[:40]!r}, not a positive number")
-            values[name] = float(value)
-        eos_ids, window, bos_id = values.get("eos_ids"), values.get("sliding_window"), values.get("bos_id")
-        if not isinstance(eos_ids, list) or not all(type(i) is int for i in eos_ids):
-            raise ContainerError("configuration: eos_ids is not a list of token ids")
-        if window is not None and (type(window) is not int or window < 1):
+        parsed = parse_config(
+            cls, config, integers=_RANGES, positives=("rope_theta", "norm_eps"), flags=("tied_head",),
+            optional_integers=("sliding_window", "bos_id"),
+        )  # fmt: skip
+        if parsed.sliding_window is not None and parsed.sliding_window < 1:
             raise ContainerError("configuration: sliding_window is neither null nor positive")
-        if bos_id is not None and type(bos_id) is not int:
-            raise ContainerError("configuration: bos_id is neither null nor a token id")
-        values["eos_ids"] = tuple(eos_ids)
-        try:
-            parsed = cls(**values)
-        except TypeError as error:
-            raise ContainerError(f"configuration: {error}") from None
-        if type(parsed.tied_head) is not bool:
-            raise ContainerError("configuration: tied_head is neither true nor false")
         if parsed.heads % parsed.kv_heads or parsed.head_dim % 2 or parsed.top_k > parsed.experts:
             raise ContainerError("configuration: heads, kv_heads, head_dim, experts and top_k do not go together")
         return parsed
@@ -120,24 +94,16 @@ class Mixtral:
         self.config = config
         self._embed, self._layers, self._norm, self._head = embed, layers, norm, head
         self._kernels = kernels
+        self.first_layer = 0
 
     @classmethod
     def load(cls, container: Container, kernels: Kernels) -> Mixtral:
         config = MixtralConfig.parse(container.config)
         hidden, queries, keys = config.hidden_size, config.heads * config.head_dim, config.kv_heads * config.head_dim
-        shapes = [(m.name, m.rows, m.columns) for m in container.layouts[0].matrices]
         wide, narrow = config.expert_size, hidden
-        if shapes != [("gate", wide, narrow), ("up", wide, narrow), ("down", narrow, wide)]:
-            raise ContainerError(f"{container.path}: its experts do not have the shapes of its configuration")
-        if (container.moe_layers, container.experts_per_layer) != (config.layers, config.experts):
-            raise ContainerError(f"{container.path}: it does not hold the experts that its configuration names")
-
-        def read(name: str, *shape: int) -> np.ndarray:
-            tensor = container.tensors.get(name)
-            if tensor is not None and tensor.shape != shape:
-                raise ContainerError(f"{container.path}: tensor {name!r} is {tensor.shape} where {shape} is expected")
-            return container.read_tensor(name)
-
+        matrices = [("gate", wide, narrow), ("up", wide, narrow), ("down", narrow, wide)]
+        check_experts(container, config.layers, config.experts, matrices)
+        read = tensor_reader(container)
         embed = read("embed", config.vocab_size, hidden)
         layers = [
             LayerWeights(
@@ -165,14 +131,21 @@ class Mixtral:
         weights = self._layers[layer]
         return rms_norm(hidden[None], weights.moe_norm, self.config.norm_eps)[0] @ weights.router.T
 
-    def start(self, positions: int) -> MixtralState:
-        """A state for one sequence of up to `positions` tokens. Raises RequestError if the model knows fewer."""
+    def start(self, prompt_tokens: int, new_tokens: int = 0) -> MixtralState:
+        """A state for one sequence of up to so many tokens together. Raises RequestError if the model knows fewer."""
+        positions = prompt_tokens + new_tokens
         if positions > self.config.max_positions:
             raise RequestError(
                 f"{positions} positions are asked for, prompt and new tokens together, where the model has "
                 f"{self.config.max_positions}; shorten the prompt or ask for fewer tokens"
             )
         return MixtralState(self.config, positions)
+
+    def prefill(
+        self, prompt: np.ndarray, state: MixtralState, experts: Experts, *, observe: Optional[Observer] = None
+    ) -> np.ndarray:
+        """The prompt (n,) -> logits (1, vocab) after its last token."""
+        return self.forward(prompt, state, experts, observe=observe)
 
     def forward(
         self,
@@ -181,15 +154,13 @@ class Mixtral:
         experts: Experts,
         *,
         every_position: bool = False,
-        observe: Optional[Callable[[int, np.ndarray], None]] = None,
+        observe: Optional[Observer] = None,
     ) -> np.ndarray:
         """Logits (1, vocab) after the last token, or (n, vocab) for `every_position`; the state moves on by n.
 
         `observe(layer, chosen)` is told what the routers chose, (tokens, k), for profiles and tests.
         """
-        tokens = np.asarray(tokens)
-        if len(tokens) == 0 or tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
-            raise RequestError(f"token ids must be between 0 and {self.config.vocab_size - 1}, and at least one")
+        tokens = check_tokens(tokens, self.config.vocab_size)
         outputs = []
         for first in range(0, len(tokens), PREFILL_CHUNK):
             x = self.embed(tokens[first : first + PREFILL_CHUNK])
@@ -214,13 +185,17 @@ class Mixtral:
         """The residual stream before the experts of `layer` (n, hidden) -> what they are given."""
         return rms_norm(x, self._layers[layer].moe_norm, self.config.norm_eps)
 
+    def expert_output(self, matrices: Dict[str, Packed], x: np.ndarray) -> np.ndarray:
+        """One expert: (n, hidden) -> (n, hidden), before its share weighs it."""
+        return self._kernels.swiglu(matrices, x)
+
     def layer(
         self,
         layer: int,
         x: np.ndarray,
         state: MixtralState,
         experts: Experts,
-        observe: Optional[Callable[[int, np.ndarray], None]] = None,
+        observe: Optional[Observer] = None,
     ) -> np.ndarray:
         """One layer on the residual stream (n, hidden) at the state's position, which does not move."""
         weights, config = self._layers[layer], self.config
@@ -242,5 +217,5 @@ class Mixtral:
         outputs = np.empty((n, config.top_k, config.hidden_size), np.float32)
         for expert, matrices in experts.fetch(layer, chosen, shares, x):
             row, place = np.nonzero(chosen == expert)
-            outputs[row, place] = self._kernels.swiglu(matrices, normed[row]) * shares[row, place, None]
+            outputs[row, place] = self.expert_output(matrices, normed[row]) * shares[row, place, None]
         return x + outputs.sum(axis=1)

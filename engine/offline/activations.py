@@ -20,7 +20,7 @@ def profile_texts(
     cut = [window for tokens in texts for window in windows(tokens, context)]
     if not cut:
         raise RequestError("the texts have fewer than two tokens: there is no activation path to count")
-    counter = PathCounter(model.config.layers, model.config.experts)
+    counter = PathCounter(model.container.moe_layers, model.config.experts)
     for done, window in enumerate(cut):
         progress(done, len(cut))
         by_token = model.routing(window).transpose(1, 0, 2)  # (positions, layers, k)

@@ -10,13 +10,17 @@ import numpy as np
 from engine.container import MAGIC, Container, ContainerWriter
 from engine.errors import ContainerError
 from engine.offline.checkpoint import BFLOAT16, Checkpoint, CheckpointError
-from engine.offline.mixtral import ARCHITECTURE, MixtralLayout
+from engine.offline.layout import Layout
+from engine.offline.mixtral import MixtralLayout
+from engine.offline.switch import SwitchLayout
 from engine.offline.tokenizer import Tokenizer
 from engine.quantize import FLOATS, Format
 
 # 32 columns to a scale, with a zero point: of the integer formats the one that loses least at every width.
 DEFAULT_GROUP = 32
 DEFAULT_SYMMETRIC = False
+
+LAYOUTS: tuple[type[Layout], ...] = (MixtralLayout, SwitchLayout)
 
 Progress = Callable[[int, int], None]  # (done, of)
 
@@ -62,14 +66,14 @@ def import_checkpoint(
     be imported, and ContainerError where the container cannot be written.
     """
     checkpoint = Checkpoint.open(folder)
-    layout = MixtralLayout.of(checkpoint)
+    layout = _layout(checkpoint)
     if to.is_dir():
         raise ContainerError(f"{to}: cannot be written: it is a directory")
     experts = list(layout.experts())
     try:
         with ContainerWriter(
             str(to),
-            architecture=ARCHITECTURE,
+            architecture=layout.architecture,
             config=layout.config,
             formats=formats or (Format(_expert_precision(checkpoint, layout)),),
             tokenizer=_checked_tokenizer(checkpoint, layout.config["vocab_size"]),
@@ -94,7 +98,18 @@ def import_checkpoint(
     return Container.open(str(to))
 
 
-def _expert_precision(checkpoint: Checkpoint, layout: MixtralLayout) -> str:
+def _layout(checkpoint: Checkpoint) -> Layout:
+    model_type = checkpoint.config.get("model_type")
+    for kind in LAYOUTS:
+        if kind.architecture == model_type:
+            return kind.of(checkpoint)
+    known = ", ".join(kind.architecture for kind in LAYOUTS)
+    raise CheckpointError(
+        f"{checkpoint.folder / 'config.json'}: model_type is {model_type!r:.60}: can be imported: {known}"
+    )
+
+
+def _expert_precision(checkpoint: Checkpoint, layout: Layout) -> str:
     """What all experts are stored in; float32, which holds them all, where they differ."""
     stored = {
         checkpoint.tensors[name].precision

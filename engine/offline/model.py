@@ -6,7 +6,7 @@ The arithmetic is the engine's own; only the supply of experts is simpler, becau
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,9 @@ from engine.errors import ContainerError, RequestError
 from engine.files import replacing
 from engine.kernels import Kernels
 from engine.models import load_model
-from engine.models.mixtral import MixtralConfig
+from engine.models.interface import ModelConfig, Observer
+from engine.models.switch import Switch
 from engine.quantize import Packed
-
-Observer = Callable[[int, np.ndarray], None]
 
 
 class MappedExperts:
@@ -61,15 +60,39 @@ class OfflineModel:
         return cls(Container.open(path))
 
     @property
-    def config(self) -> MixtralConfig:
+    def config(self) -> ModelConfig:
         return self._model.config
 
-    def logits(self, tokens: Sequence[int], observe: Observer | None = None) -> np.ndarray:
+    @property
+    def has_encoder(self) -> bool:
+        return isinstance(self._model, Switch)
+
+    def logits(
+        self, tokens: Sequence[int], decoder_tokens: Sequence[int] | None = None, *, observe: Observer | None = None
+    ) -> np.ndarray:
         """One sequence from its start -> (positions, vocab) float32.
 
-        `observe(layer, chosen)` is told what the routers chose, (tokens, k). Raises RequestError for a token id that
-        the model does not have, or more positions than it knows.
+        A model with an encoder reads `tokens` there and answers for the positions of `decoder_tokens`, which compete
+        for places with an expert as in transformers. `observe(layer, chosen)` is told what the routers chose,
+        (tokens, k). Raises RequestError for a token id that the model does not have, for more positions than it knows,
+        and where decoder tokens are missing or meant for another model.
         """
+        self._check(tokens)
+        prompt = np.asarray(tokens, np.int64)
+        if isinstance(self._model, Switch):
+            if decoder_tokens is None:
+                raise RequestError(f"{self.container.path}: this model has a decoder of its own: give its tokens too")
+            self._check(decoder_tokens)
+            state = self._model.start(len(tokens), len(decoder_tokens), batched=True)
+            self._model.encode(prompt, state, self._experts, observe=observe)
+            fed = np.asarray(decoder_tokens, np.int64)
+            return self._model.forward(fed, state, self._experts, every_position=True, observe=observe)
+        if decoder_tokens is not None:
+            raise RequestError(f"{self.container.path}: this model has no encoder; leave the decoder tokens out")
+        state = self._model.start(len(tokens))
+        return self._model.forward(prompt, state, self._experts, every_position=True, observe=observe)
+
+    def _check(self, tokens: Sequence[int]) -> None:
         for token in tokens:
             if not 0 <= token < self.config.vocab_size:
                 raise RequestError(
@@ -78,15 +101,11 @@ class OfflineModel:
                 )
         if not tokens:
             raise RequestError("no token is given: at least one is needed")
-        state = self._model.start(len(tokens))
-        return self._model.forward(
-            np.asarray(tokens, np.int64), state, self._experts, every_position=True, observe=observe
-        )
 
     def routing(self, tokens: Sequence[int]) -> np.ndarray:
         """Which experts each token activates, (layers, positions, k), each set ascending."""
-        seen: list[list[np.ndarray]] = [[] for _ in range(self.config.layers)]
-        self.logits(tokens, lambda layer, chosen: seen[layer].append(chosen))
+        seen: list[list[np.ndarray]] = [[] for _ in range(self.container.moe_layers)]
+        self.logits(tokens, observe=lambda layer, chosen: seen[layer].append(chosen))
         return np.sort(np.stack([np.concatenate(chunks) for chunks in seen]), axis=-1)
 
 

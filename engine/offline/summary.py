@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.container import Container
-from engine.models.mixtral import MixtralConfig
+from engine.models import model_config
 
 
 def summarise(path: str) -> dict[str, Any]:
     """The facts of `model info`; counts of experts and bytes. Raises ContainerError."""
     container = Container.open(path)
-    config = MixtralConfig.parse(container.config)
+    config = model_config(container)
     labels = [f.label for f in container.formats]
     precisions = {(r.layer, r.expert, container.formats[r.format].precision) for r in container.records}
     return {

@@ -120,7 +120,7 @@ def record_trace(
     if not cut:
         raise RequestError("the text has fewer than two tokens: there is nothing to trace")
     model = load_model(container, Kernels())
-    recorder = _Recorder(MappedExperts(container), model.preview_router, model.config.layers)
+    recorder = _Recorder(MappedExperts(container), model.preview_router, container.moe_layers)
     for done, window in enumerate(cut):
         progress(done, len(cut))
         model.forward(np.array(window), model.start(len(window)), recorder)
@@ -130,7 +130,7 @@ def record_trace(
     ahead = [np.concatenate(rows) for rows in recorder.ahead[:-1]]
     return Trace(
         f"{Path(container.path).name}, {container.file_bytes} bytes",
-        model.config.layers,
+        container.moe_layers,
         model.config.experts,
         0,
         np.concatenate([np.array(window, np.int32) for window in cut]),

@@ -60,8 +60,8 @@ def model() -> None:
     """Import a trained model, and look into what was imported.
 
     \b
-    A checkpoint (config.json and safetensors, Mixtral) becomes one file, a container, with each expert in a record
-    of its own. Devices read containers; so do all commands here.
+    A checkpoint (config.json and safetensors; Mixtral or Switch Transformers) becomes one file, a container, with each
+    expert in a record of its own. Devices read containers; so do all commands here.
     """
 
 
@@ -182,15 +182,21 @@ def verify(container: Path, as_json: bool) -> None:
 def logits(container: Path, tokens: tuple[int, ...], to: Path, decoder_tokens: tuple[int, ...] | None) -> None:
     """Write the logits after each token, float32 (positions, vocabulary).
 
+    A model with an encoder reads TOKENS there; the logits are those after each of the decoder's tokens.
+
     \b
-    Example:
+    Examples:
       edgemoe-farm model logits model.emoe --tokens 5,6,7 --to logits.npy
+      edgemoe-farm model logits switch.emoe --tokens 5,6,7,1 --decoder-tokens 0,8,9 --to logits.npy
     """
     from engine.offline.model import OfflineModel, save_logits
 
-    if decoder_tokens is not None:
+    offline = OfflineModel.open(str(container))
+    if offline.has_encoder and decoder_tokens is None:
+        raise UsageError(f"{container}: this model has a decoder of its own; give --decoder-tokens, start token first")
+    if not offline.has_encoder and decoder_tokens is not None:
         raise UsageError(f"{container}: this model has no encoder; leave --decoder-tokens out")
-    result = OfflineModel.open(str(container)).logits(tokens)
+    result = offline.logits(tokens, decoder_tokens)
     save_logits(to, result)
     click.echo(f"{to}: {result.shape[0]} positions of {result.shape[1]} logits")
 

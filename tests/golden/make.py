@@ -21,6 +21,7 @@ import torch
 import transformers
 
 from tests.golden.checkpoints import CONTEXT, HELD_OUT, RECIPES, SHIPPED, Recipe, held_out_text
+from tests.golden.switch import SWITCH_RECIPES, SwitchRecipe
 
 HERE = Path(__file__).resolve().parent
 GREEDY_TOKENS = 64
@@ -67,6 +68,49 @@ def golden(recipe: Recipe, folder: Path) -> tuple[dict[str, Any], dict[str, np.n
     ).astype(np.int16)  # (layers, positions, top_k), ascending
     facts = {"sha256": recipe.sha256(), "least_margin": min(margins), "greedy": tokens[len(recipe.prompt) :]}
     return facts, {f"{recipe.name}.logits": logits, f"{recipe.name}.routing": routing}
+
+
+def load_switch(folder: Path) -> Any:
+    model = transformers.SwitchTransformersForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+    )
+    return model.eval()
+
+
+@torch.no_grad()
+def golden_switch(recipe: SwitchRecipe, folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(greedy tokens and margins, encoder output, logits and routing of the prompt and the decoder's tokens)."""
+    model = load_switch(recipe.write(folder))
+    prompt = torch.tensor([recipe.prompt])
+    out = model(
+        input_ids=prompt, decoder_input_ids=torch.tensor([recipe.decoder_tokens]), use_cache=False,
+        output_router_logits=True,
+    )  # fmt: skip
+    encoded = model.get_encoder()(prompt)
+
+    # With a cache: an expert's capacity is that of what is processed together, and decoding goes token by token.
+    tokens, margins, cache = [0], [], None
+    for _ in range(GREEDY_TOKENS):
+        step = model(
+            encoder_outputs=encoded, decoder_input_ids=torch.tensor([tokens[-1:]]), past_key_values=cache,
+            use_cache=True,
+        )  # fmt: skip
+        cache = step.past_key_values
+        best, second = torch.topk(step.logits[0, -1], 2).values.tolist()
+        margins.append(best - second)
+        tokens.append(int(step.logits[0, -1].argmax()))
+    arrays = {
+        f"{recipe.name}.encoded": encoded.last_hidden_state[0].numpy(),
+        f"{recipe.name}.logits": out.logits[0].numpy(),
+    }
+    for stack, router_logits in (("encoder", out.encoder_router_logits), ("decoder", out.decoder_router_logits)):
+        scores = np.stack([layer[0].numpy() for layer in router_logits])  # (layers, positions, experts)
+        ranked = np.sort(scores, axis=-1)
+        margins.append(float((ranked[..., -1] - ranked[..., -2]).min()))
+        arrays[f"{recipe.name}.{stack}_routing"] = scores.argmax(axis=-1).astype(np.int16)
+    if min(margins) < LEAST_MARGIN:
+        sys.exit(f"{recipe.name}: a choice hangs on {min(margins):.1e}: give the recipe another seed")
+    return {"sha256": recipe.sha256(), "least_margin": min(margins), "greedy": tokens[1:]}, arrays
 
 
 @torch.no_grad()
@@ -125,6 +169,11 @@ def main() -> int:
             recipes[recipe.name], values = golden(recipe, Path(folder))
         arrays.update(values)
         print(f"{recipe.name}: least margin {recipes[recipe.name]['least_margin']:.1e}")
+    for switch_recipe in SWITCH_RECIPES:
+        with tempfile.TemporaryDirectory() as folder:
+            recipes[switch_recipe.name], values = golden_switch(switch_recipe, Path(folder))
+        arrays.update(values)
+        print(f"{switch_recipe.name}: least margin {recipes[switch_recipe.name]['least_margin']:.1e}")
     held_out_facts = held_out()
     for name, fact in held_out_facts.items():
         print(f"{name}: {fact['nats_per_token']:.6f} nats a token over {fact['scored']} tokens")

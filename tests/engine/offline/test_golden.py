@@ -11,6 +11,7 @@ import pytest
 
 from engine.container import Container
 from engine.generate import Engine
+from engine.models.switch import Switch
 from engine.offline.importer import import_checkpoint
 from engine.offline.model import OfflineModel
 from engine.offline.perplexity import evaluate
@@ -20,6 +21,7 @@ from engine.quantize import Format
 from engine.strategies import strategy_named
 from tests.golden import checkpoints
 from tests.golden.checkpoints import CONTEXT, HELD_OUT, RECIPES, Recipe, held_out_text
+from tests.golden.switch import SWITCH_RECIPES, SwitchRecipe
 
 FOLDER = Path(checkpoints.__file__).parent
 FACTS: dict[str, Any] = json.loads((FOLDER / "golden.json").read_text(encoding="utf-8"))
@@ -43,8 +45,32 @@ def test_a_checkpoint_means_what_transformers_says(recipe: Recipe, tmp_path: Pat
     assert list(tokens) == golden["greedy"]
 
 
+@pytest.mark.parametrize("recipe", SWITCH_RECIPES, ids=lambda recipe: recipe.name)
+def test_a_switch_checkpoint_means_what_transformers_says(recipe: SwitchRecipe, tmp_path: Path) -> None:
+    golden = FACTS["recipes"][recipe.name]
+    assert recipe.sha256() == golden["sha256"], "the recipe has changed: make the golden values again with ci/oracle"
+    container = import_checkpoint(recipe.write(tmp_path / "hf"), tmp_path / "m.emoe", [Format("fp32")])
+    model = OfflineModel(container)
+    routing: dict[int, np.ndarray] = {}
+    logits = model.logits(recipe.prompt, recipe.decoder_tokens, observe=routing.__setitem__)
+    np.testing.assert_allclose(logits, ARRAYS[f"{recipe.name}.logits"], rtol=0, atol=1e-4)
+    expected = [ARRAYS[f"{recipe.name}.{stack}_routing"] for stack in ("encoder", "decoder")]
+    for layer, chosen in enumerate([*expected[0], *expected[1]]):
+        np.testing.assert_array_equal(routing[layer][:, 0], chosen)
+    engine = Engine(container, strategy_named("naive-swap"))
+    try:
+        assert isinstance(engine.model, Switch)
+        encoded = engine.model.encode(np.array(recipe.prompt), engine.model.start(len(recipe.prompt)), engine.supply)
+        np.testing.assert_allclose(encoded, ARRAYS[f"{recipe.name}.encoded"], rtol=0, atol=1e-4)
+        tokens, _ = engine.generate(recipe.prompt, len(golden["greedy"]), Sampling())
+    finally:
+        engine.close()
+    assert list(tokens) == golden["greedy"]
+
+
 def test_the_golden_values_cover_64_tokens_of_every_recipe() -> None:
-    assert {name: len(facts["greedy"]) for name, facts in FACTS["recipes"].items()} == {r.name: 64 for r in RECIPES}
+    names = [recipe.name for recipe in RECIPES] + [recipe.name for recipe in SWITCH_RECIPES]
+    assert {name: len(facts["greedy"]) for name, facts in FACTS["recipes"].items()} == dict.fromkeys(names, 64)
 
 
 @pytest.mark.parametrize("path", HELD_OUT, ids=lambda path: path.name)

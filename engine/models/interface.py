@@ -1,0 +1,99 @@
+"""What the rest of the engine knows of a model, whatever its architecture.
+
+MoE layers are numbered in the order in which a token meets them; where there is an encoder, its layers come first.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, Iterator, Optional, Protocol, Tuple
+
+import numpy as np
+
+from engine.errors import RequestError
+from engine.quantize import Packed
+
+Observer = Callable[[int, np.ndarray], None]  # (MoE layer, what its router chose (tokens, k))
+
+
+class Experts(Protocol):
+    """What a MoE layer needs: see engine.experts.supply.ExpertSupply."""
+
+    def prefer(self, layer: int, logits: np.ndarray) -> np.ndarray: ...
+
+    def fetch(
+        self, layer: int, chosen: np.ndarray, shares: np.ndarray, hidden: np.ndarray
+    ) -> Iterator[Tuple[int, Dict[str, Packed]]]: ...
+
+
+class ModelConfig(Protocol):
+    """What all architectures have."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def layers(self) -> int: ...  # of all stacks, with experts and without
+    @property
+    def experts(self) -> int: ...  # in a MoE layer
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def eos_ids(self) -> Tuple[int, ...]: ...
+
+
+class Model(Protocol):
+    """Non-experts in memory; experts come from an `Experts` as they are routed to. All arithmetic is float32."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def first_layer(self) -> int:
+        """The MoE layer with which each decoded token begins: the number of MoE layers of the encoder."""
+        ...
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the non-experts, in memory."""
+        ...
+
+    def start(self, prompt_tokens: int, new_tokens: int = 0) -> Any:
+        """A state for one sequence. Raises RequestError for more positions than the model has."""
+        ...
+
+    def prefill(
+        self, prompt: np.ndarray, state: Any, experts: Experts, *, observe: Optional[Observer] = None
+    ) -> np.ndarray:
+        """A prompt (n,) int, given once and first -> logits (1, vocab) of the first new token."""
+        ...
+
+    def forward(
+        self,
+        tokens: np.ndarray,
+        state: Any,
+        experts: Experts,
+        *,
+        every_position: bool = False,
+        observe: Optional[Observer] = None,
+    ) -> np.ndarray:
+        """Decoder tokens (n,) int -> logits (1, vocab) after the last, or (n, vocab); the state moves on by n."""
+        ...
+
+    def preview_router(self, layer: int, hidden: np.ndarray) -> np.ndarray:
+        """What the router of MoE layer `layer` would say of a residual stream (hidden,): logits (experts,)."""
+        ...
+
+    def expert_input(self, layer: int, x: np.ndarray) -> np.ndarray:
+        """The residual stream before the experts of MoE layer `layer` (n, hidden) -> what they are given."""
+        ...
+
+    def expert_output(self, matrices: Dict[str, Packed], x: np.ndarray) -> np.ndarray:
+        """One expert on what it is given: (n, hidden) -> (n, hidden), before its share weighs it."""
+        ...
+
+
+def check_tokens(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
+    """As an array (n,). Raises RequestError for none, or one that the model does not have."""
+    tokens = np.asarray(tokens)
+    if len(tokens) == 0 or tokens.min() < 0 or tokens.max() >= vocab_size:
+        raise RequestError(f"token ids must be between 0 and {vocab_size - 1}, and at least one")
+    return tokens
