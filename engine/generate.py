@@ -16,6 +16,7 @@ from engine.experts.governor import PreloadGovernor
 from engine.experts.predictors import Predictor, predictor_named
 from engine.experts.profile import PathProfile
 from engine.experts.relief import CacheAwareRouting, LowBitMisses, Relief
+from engine.experts.slabs import DequantisedSlabs, PackedSlabs, Slabs
 from engine.experts.store import ExpertStore
 from engine.experts.supply import Counters, ExpertSupply
 from engine.kernels import Kernels
@@ -59,15 +60,17 @@ class Engine:
             )
         if profile is None and strategy.needs_profile:
             raise RequestError(f"strategy {strategy.name} needs a profile: make one with `edgemoe-farm model profile`")
-        self.budget_bytes = _budget_bytes(strategy, expert_budget, records)
+        slabs = _slabs(strategy, container, records)
+        largest_bytes = max(slabs.bytes(record) for record in records.values())
+        self.budget_bytes = _budget_bytes(strategy, expert_budget, largest_bytes)
         self._kernels = Kernels()
         self.model = load_model(container, self._kernels)
         first_layer = self.model.first_layer
         policy = policy_named(
             strategy.eviction or "lru", layers, first_layer, {} if profile is None else profile.frequency()
         )
-        buffer = ExpertBuffer(self.budget_bytes, _largest(records), policy)
-        self._note_small_budget((layers - first_layer) * self.model.config.top_k * _largest(records))
+        buffer = ExpertBuffer(self.budget_bytes, largest_bytes, policy)
+        self._note_small_budget((layers - first_layer) * self.model.config.top_k * largest_bytes)
         store = ExpertStore(
             container, reader=reader, keep_cached=keep_cached, bytes_per_s=emulated_read_bytes_per_s,
             clock=clock, sleep=sleep,
@@ -77,7 +80,7 @@ class Engine:
             store,
             buffer,
             records,
-            container.layouts,
+            slabs,
             layers=layers,
             keep=strategy.residency in ("all", "buffer"),
             threaded=strategy.threaded,
@@ -258,11 +261,13 @@ def _relief(strategy: Strategy, container: Container) -> Optional[Relief]:
     return LowBitMisses(smallest)
 
 
-def _largest(records: Dict[ExpertKey, Record]) -> int:
-    return max(record.slot_bytes for record in records.values())
+def _slabs(strategy: Strategy, container: Container, records: Dict[ExpertKey, Record]) -> Slabs:
+    if strategy.form == "packed":
+        return PackedSlabs(container.layouts)
+    return DequantisedSlabs(container.layouts, container.records if strategy.relief else records.values())
 
 
-def _budget_bytes(strategy: Strategy, asked: Optional[ExpertBudget], records: Dict[ExpertKey, Record]) -> Optional[int]:
+def _budget_bytes(strategy: Strategy, asked: Optional[ExpertBudget], largest_bytes: int) -> Optional[int]:
     """None: unlimited. A budget for a strategy without a buffer is a mistake, and so an error."""
     if not strategy.has_budget:
         if asked is not None:
@@ -271,7 +276,7 @@ def _budget_bytes(strategy: Strategy, asked: Optional[ExpertBudget], records: Di
     budget = asked or strategy.default_budget
     if budget is None:
         raise RequestError(f"strategy {strategy.name} needs an expert budget, such as 10-experts or 64MiB")
-    return budget.bytes if budget.bytes is not None else (budget.experts or 0) * _largest(records)
+    return budget.bytes if budget.bytes is not None else (budget.experts or 0) * largest_bytes
 
 
 def _predictor(strategy: Strategy, profile: Optional[PathProfile], model: Model) -> Optional[Predictor]:

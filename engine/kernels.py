@@ -2,12 +2,13 @@
 
 A product with a packed matrix is done in two steps: `expand` turns the codes into float32 without their scales,
 then one batched BLAS product runs over the groups and the scales are applied to its small result. That is three to
-six times as fast as expanding whole weights, and gives the same bits wherever the record came from.
+six times as fast as expanding whole weights, and gives the same bits wherever the record came from. An expert that
+was expanded beforehand (`expand_into`) skips the first step, with the same bits again.
 """
 
 from __future__ import annotations
 
-from typing import Dict, Tuple
+from typing import Dict, Optional, Tuple
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class Kernels:
         return self.product(expert["wo"], inner)
 
     def product(self, weight: Packed, x: np.ndarray) -> np.ndarray:
-        """x (n, columns) float32 -> x @ W.T, (n, rows) float32."""
+        """x (n, columns) float32 -> x @ W.T, (n, rows) float32. Writes nothing into `weight`."""
         if weight.format.precision in FLOATS:
             return x @ self.expand(weight)[0]
         assert weight.scales is not None
@@ -49,7 +50,7 @@ class Kernels:
         if groups * size != columns:  # the padding's codes meet zeros
             x = np.concatenate((x, np.zeros((n, groups * size - columns), np.float32)), axis=1)
         codes = self.expand(weight)  # (groups, size, rows)
-        scales = weight.scales.astype(np.float32)  # (groups, rows)
+        scales = weight.scales.astype(np.float32, copy=False)  # (groups, rows)
         grouped = x.reshape(n, groups, size)
         sums = grouped.sum(axis=2)  # (n, groups)
         bits = BITS[weight.format.precision]
@@ -61,19 +62,35 @@ class Kernels:
             dots *= scales[:, None]
             result: np.ndarray = dots.sum(axis=0)
         else:
-            codes *= scales[:, None]
-            result = x @ codes.reshape(groups * size, weight.rows)
+            scaled = np.multiply(codes, scales[:, None], out=self._array("codes", codes.shape, np.float32))
+            result = x @ scaled.reshape(groups * size, weight.rows)
         result += sums @ shift
         return result
 
-    def expand(self, weight: Packed) -> np.ndarray:
-        """Codes as float32, (groups, size, rows), centred for int8, from 0 below; floats as (1, columns, rows)."""
+    def expand_into(self, weight: Packed, into: Packed) -> None:
+        """Fills the views `into` of an expanded layout (see RecordLayout.expanded) from a matrix as stored."""
+        codes = self.expand(weight, into.codes)
+        if codes is not into.codes:
+            into.codes[...] = codes
+        if weight.scales is not None and into.scales is not None:
+            into.scales[...] = weight.scales
+        if weight.offsets is not None and into.offsets is not None:
+            into.offsets[...] = weight.offsets
+
+    def expand(self, weight: Packed, out: Optional[np.ndarray] = None) -> np.ndarray:
+        """Codes as float32, (groups, size, rows), centred for int8, from 0 below; floats as (1, columns, rows).
+
+        Where they are float32 already they are returned as they are; else in `out`, or in scratch memory.
+        """
         precision = weight.format.precision
         codes = weight.codes
+        if weight.expanded:
+            return codes
         if precision == "fp32":
             return codes[None]
         if precision in FLOATS:
-            out = self._array("dense", (1, *codes.shape), np.float32)
+            if out is None:
+                out = self._array("dense", (1, *codes.shape), np.float32)
             if precision == "bf16":
                 np.left_shift(codes, 16, out=out[0].view(np.uint32), casting="unsafe", dtype=np.uint32)
             else:  # numpy converts halves one by one; moved bits, scaled by the exponents' difference, are the same
@@ -86,7 +103,8 @@ class Kernels:
         low_bits = LOW_BITS[precision]
         per_byte = 8 // low_bits
         groups, length, rows = codes.shape
-        out = self._array("codes", (groups, length * per_byte, rows), np.float32)
+        if out is None:
+            out = self._array("codes", (groups, length * per_byte, rows), np.float32)
         if precision == "int8":
             out[...] = codes
             return out

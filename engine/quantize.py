@@ -60,7 +60,7 @@ class Format:
 
 
 class Packed(NamedTuple):
-    """One matrix as stored: views into a record, nothing copied."""
+    """One matrix as stored, or expanded: views into a record or a slab, nothing copied."""
 
     format: Format
     rows: int
@@ -69,6 +69,7 @@ class Packed(NamedTuple):
     high: Optional[np.ndarray]  # int3 only: the plane of high bits (groups, group/8, rows)
     scales: Optional[np.ndarray]  # (groups, rows) float16
     offsets: Optional[np.ndarray]  # (groups, rows) float16, asymmetric only
+    expanded: bool = False  # everything is float32, and codes are (groups, group, rows): see RecordLayout.expanded
 
 
 class Part(NamedTuple):
@@ -88,23 +89,32 @@ class MatrixShape(NamedTuple):
 
 @dataclass(frozen=True)
 class RecordLayout:
-    """Where the arrays of an expert's record lie; follows from the format and the shapes alone."""
+    """Where the arrays of an expert lie in its record; follows from the format and the shapes alone."""
 
     format: Format
     matrices: Tuple[MatrixShape, ...]  # in the order in which the arithmetic consumes them
     parts: Tuple[Tuple[Part, ...], ...]
     bytes: int
+    is_expanded: bool = False
 
     @classmethod
-    def of(cls, fmt: Format, matrices: Sequence[MatrixShape]) -> RecordLayout:
+    def of(cls, fmt: Format, matrices: Sequence[MatrixShape], *, is_expanded: bool = False) -> RecordLayout:
         offset, all_parts = 0, []
         for shape in matrices:
             parts = []
-            for name, dtype, dims in _parts(fmt, shape):
+            for name, dtype, dims in _expanded_parts(fmt, shape) if is_expanded else _parts(fmt, shape):
                 parts.append(Part(name, dtype, dims, offset))
                 offset = align(offset + dtype.itemsize * int(np.prod(dims)), PART_ALIGNMENT)
             all_parts.append(tuple(parts))
-        return cls(fmt, tuple(matrices), tuple(all_parts), offset)
+        return cls(fmt, tuple(matrices), tuple(all_parts), offset, is_expanded)
+
+    def expanded(self) -> RecordLayout:
+        """The same expert in memory, with every code, scale and offset a float32: engine.kernels fills it.
+
+        The scales stay beside the codes instead of multiplied into them, so that a product with the expanded expert
+        does the same arithmetic as one with the record, and gives the same bits.
+        """
+        return RecordLayout.of(self.format, self.matrices, is_expanded=True)
 
     def unpack(self, record: np.ndarray) -> Dict[str, Packed]:
         """A record (uint8, at least `bytes` long) -> its matrices as views."""
@@ -116,12 +126,13 @@ class RecordLayout:
                 arrays[part.name] = record[part.offset : part.offset + size].view(part.dtype).reshape(part.shape)
             result[shape.name] = Packed(
                 self.format, shape.rows, shape.columns,
-                arrays["codes"], arrays.get("high"), arrays.get("scales"), arrays.get("offsets"),
+                arrays["codes"], arrays.get("high"), arrays.get("scales"), arrays.get("offsets"), self.is_expanded,
             )  # fmt: skip
         return result
 
     def pack(self, weights: Dict[str, np.ndarray]) -> np.ndarray:
         """float32 matrices (rows, columns) by name -> a record (uint8, `bytes` long)."""
+        assert not self.is_expanded  # which is no form of storage
         record = np.zeros(self.bytes, np.uint8)
         views = self.unpack(record)
         for shape in self.matrices:
@@ -168,6 +179,19 @@ def _parts(fmt: Format, shape: MatrixShape) -> List[Tuple[str, np.dtype, Tuple[i
     parts.append(("scales", half, (groups, rows)))
     if not fmt.symmetric:
         parts.append(("offsets", half, (groups, rows)))
+    return parts
+
+
+def _expanded_parts(fmt: Format, shape: MatrixShape) -> List[Tuple[str, np.dtype, Tuple[int, ...]]]:
+    single = FLOATS["fp32"]
+    if fmt.precision in FLOATS:
+        return [("codes", single, (1, shape.columns, shape.rows))]
+    size = group_size(fmt, shape.columns)
+    groups = -(-shape.columns // size)
+    parts: List[Tuple[str, np.dtype, Tuple[int, ...]]] = [("codes", single, (groups, size, shape.rows))]
+    parts += [
+        (name, single, (groups, shape.rows)) for name in (("scales",) if fmt.symmetric else ("scales", "offsets"))
+    ]
     return parts
 
 

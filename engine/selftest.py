@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
@@ -17,10 +17,16 @@ from engine.protocol import READERS, ExpertBudget, Sampling
 from engine.quantize import BITS, FLOATS, GROUPS, Format, MatrixShape, RecordLayout
 from engine.strategies import STRATEGIES
 
-_CONFIG: Dict[str, Any] = {
+_MIXTRAL: Dict[str, Any] = {
     "vocab_size": 96, "hidden_size": 48, "expert_size": 40, "layers": 3, "heads": 4, "kv_heads": 2, "head_dim": 12,
     "experts": 4, "top_k": 2, "rope_theta": 10000.0, "norm_eps": 1e-5, "max_positions": 64, "sliding_window": None,
     "tied_head": False, "bos_id": None, "eos_ids": [],
+}  # fmt: skip
+_SWITCH: Dict[str, Any] = {
+    "vocab_size": 96, "hidden_size": 48, "expert_size": 40, "encoder_layers": 2, "decoder_layers": 3,
+    "encoder_sparse_step": 2, "decoder_sparse_step": 1, "heads": 4, "head_dim": 12, "experts": 4, "expert_capacity": 3,
+    "router_bias": True, "position_buckets": 8, "position_max_distance": 20, "norm_eps": 1e-6, "tied_head": False,
+    "shared_embed": True, "decoder_start_id": 0, "eos_ids": [],
 }  # fmt: skip
 _PROMPT, _NEW_TOKENS = (1, 17, 5, 80, 33), 8
 
@@ -44,36 +50,70 @@ def all_formats() -> List[Format]:
     return [Format(p) for p in FLOATS] + quantised
 
 
-def write_random_model(path: str, formats: List[Format], *, mixed: bool = False, seed: int = 0) -> None:
-    """A small Mixtral with random weights, strong enough that its experts matter.
+def write_random_model(
+    path: str, formats: List[Format], *, mixed: bool = False, seed: int = 0, architecture: str = "mixtral"
+) -> None:
+    """A small model with random weights, strong enough that its experts matter.
 
     Its experts stand in all formats, or with `mixed` in one each, by turns.
     """
     random = np.random.default_rng(seed)
-    hidden, width, head_dim = _CONFIG["hidden_size"], _CONFIG["expert_size"], _CONFIG["head_dim"]
 
-    def weights(*shape: Any) -> np.ndarray:
+    def weights(*shape: int) -> np.ndarray:
         return (random.standard_normal(shape) * 0.2).astype(np.float32)
 
-    with ContainerWriter(path, architecture="mixtral", config=_CONFIG, formats=formats) as writer:
-        writer.add_tensor("embed", weights(_CONFIG["vocab_size"], hidden) * 5)
-        for i in range(_CONFIG["layers"]):
-            writer.add_tensor(f"layers.{i}.attention_norm", weights(hidden) + 1)
-            writer.add_tensor(f"layers.{i}.q", weights(_CONFIG["heads"] * head_dim, hidden))
-            for name in ("k", "v"):
-                writer.add_tensor(f"layers.{i}.{name}", weights(_CONFIG["kv_heads"] * head_dim, hidden))
-            writer.add_tensor(f"layers.{i}.o", weights(hidden, _CONFIG["heads"] * head_dim))
-            writer.add_tensor(f"layers.{i}.moe_norm", weights(hidden) + 1)
-            writer.add_tensor(f"layers.{i}.router", weights(_CONFIG["experts"], hidden))
-            for expert in range(_CONFIG["experts"]):
-                matrices = {
-                    "gate": weights(width, hidden),
-                    "up": weights(width, hidden),
-                    "down": weights(hidden, width),
-                }
-                writer.add_expert(i, expert, matrices, [(i + expert) % len(formats)] if mixed else None)
-        writer.add_tensor("norm", weights(hidden) + 1)
-        writer.add_tensor("head", weights(_CONFIG["vocab_size"], hidden))
+    config = _MIXTRAL if architecture == "mixtral" else _SWITCH
+    tensors = _mixtral_tensors() if architecture == "mixtral" else _switch_tensors()
+    hidden, width = config["hidden_size"], config["expert_size"]
+    wide = ("gate", "up") if architecture == "mixtral" else ("wi",)
+    with ContainerWriter(path, architecture=architecture, config=config, formats=formats) as writer:
+        for name, shape in tensors:
+            scale, offset = (5, 0) if name == "embed" else (1, 1) if name.endswith("norm") else (1, 0)
+            writer.add_tensor(name, weights(*shape) * scale + np.float32(offset))
+        for layer in range(config["layers"] if architecture == "mixtral" else 4):
+            for expert in range(config["experts"]):
+                matrices = {name: weights(width, hidden) for name in wide}
+                matrices["down" if architecture == "mixtral" else "wo"] = weights(hidden, width)
+                writer.add_expert(layer, expert, matrices, [(layer + expert) % len(formats)] if mixed else None)
+
+
+def _mixtral_tensors() -> Iterator[Tuple[str, Tuple[int, ...]]]:
+    c, hidden = _MIXTRAL, _MIXTRAL["hidden_size"]
+    queries, keys = c["heads"] * c["head_dim"], c["kv_heads"] * c["head_dim"]
+    yield "embed", (c["vocab_size"], hidden)
+    for i in range(c["layers"]):
+        yield f"layers.{i}.attention_norm", (hidden,)
+        yield f"layers.{i}.q", (queries, hidden)
+        yield f"layers.{i}.k", (keys, hidden)
+        yield f"layers.{i}.v", (keys, hidden)
+        yield f"layers.{i}.o", (hidden, queries)
+        yield f"layers.{i}.moe_norm", (hidden,)
+        yield f"layers.{i}.router", (c["experts"], hidden)
+    yield "norm", (hidden,)
+    yield "head", (c["vocab_size"], hidden)
+
+
+def _switch_tensors() -> Iterator[Tuple[str, Tuple[int, ...]]]:
+    c, hidden, width = _SWITCH, _SWITCH["hidden_size"], _SWITCH["expert_size"]
+    inner = c["heads"] * c["head_dim"]
+    yield "embed", (c["vocab_size"], hidden)
+    for stack in ("encoder", "decoder"):
+        yield f"{stack}.position_bias", (c["position_buckets"], c["heads"])
+        for i in range(c[f"{stack}_layers"]):
+            for attention in ("attention", "cross")[: 1 if stack == "encoder" else 2]:
+                yield f"{stack}.{i}.{attention}_norm", (hidden,)
+                for name in ("q", "k", "v"):
+                    yield f"{stack}.{i}.{attention}.{name}", (inner, hidden)
+                yield f"{stack}.{i}.{attention}.o", (hidden, inner)
+            yield f"{stack}.{i}.feed_forward_norm", (hidden,)
+            if stack == "decoder" or i % 2 == 1:
+                yield f"{stack}.{i}.router", (c["experts"], hidden)
+                yield f"{stack}.{i}.router_bias", (c["experts"],)
+            else:
+                yield f"{stack}.{i}.wi", (width, hidden)
+                yield f"{stack}.{i}.wo", (hidden, width)
+        yield f"{stack}.norm", (hidden,)
+    yield "head", (c["vocab_size"], hidden)
 
 
 def profile_of(container: Container) -> PathProfile:
@@ -81,18 +121,20 @@ def profile_of(container: Container) -> PathProfile:
     engine = Engine(container, STRATEGIES["full-load"])
     try:
         tokens, _ = engine.generate(_PROMPT, _NEW_TOKENS, Sampling())
-        routing: List[List[Tuple[int, ...]]] = [[] for _ in _PROMPT + tokens]
+        first = engine.model.first_layer
+        seen: List[List[Tuple[int, ...]]] = [[] for _ in range(container.moe_layers)]
 
         def observe(layer: int, chosen: np.ndarray) -> None:
-            for token, experts in zip(routing, chosen.tolist()):
-                token.append(tuple(experts))
+            seen[layer].extend(map(tuple, chosen.tolist()))
 
-        state = engine.model.start(len(routing))
-        engine.model.forward(np.array(_PROMPT + tokens), state, engine.supply, observe=observe)
+        state = engine.model.start(len(_PROMPT), len(tokens) + 1)
+        engine.model.prefill(np.array(_PROMPT), state, engine.supply, observe=observe)
+        engine.model.forward(np.array(tokens), state, engine.supply, observe=observe)
     finally:
         engine.close()
-    counter = PathCounter(container.moe_layers, container.experts_per_layer)
-    counter.observe(routing, _PROMPT + tokens)
+    counter = PathCounter(container.moe_layers, container.experts_per_layer, first)
+    before = _PROMPT if first == 0 else (_SWITCH["decoder_start_id"],)
+    counter.observe(list(zip(*seen[first:])), before + tokens)
     return counter.finish()
 
 
@@ -120,17 +162,21 @@ def _check_strategies(scratch: str) -> Tuple[bool, str]:
     """Every strategy, reader and budget gives the tokens of full-load on the same records."""
     done = 0
     floats, integers = Format("fp32"), [Format(p, 32, symmetric=False) for p in ("int8", "int4", "int2")]
-    for formats, mixed in (([floats, *integers], False), (integers[1:], True)):
+    for formats, mixed, architecture, readers in (
+        ([floats, *integers], False, "mixtral", READERS),
+        (integers[1:], True, "mixtral", READERS),
+        ([floats, *integers], False, "switch_transformers", READERS[:1]),
+    ):
         path = os.path.join(scratch, "model.emoe")
-        write_random_model(path, formats, mixed=mixed)
+        write_random_model(path, formats, mixed=mixed, architecture=architecture)
         container = Container.open(path)
         profile = profile_of(container)
         expected: Dict[str, Tuple[int, ...]] = {}
         for strategy in STRATEGIES.values():
             if strategy.relief is not None or (mixed and strategy.precision != "stored"):
                 continue
-            budgets = [ExpertBudget(experts=n) for n in (1, 3, 12)] if strategy.has_budget else [None]
-            for reader in READERS:
+            budgets = [ExpertBudget(experts=n) for n in (1, 3, 16)] if strategy.has_budget else [None]
+            for reader in readers:
                 for budget in budgets:
                     engine = Engine(container, strategy, expert_budget=budget, profile=profile, reader=reader)
                     try:

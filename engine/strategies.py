@@ -20,6 +20,7 @@ class Strategy:
     # buffer: within a budget
     residency: str
     precision: str = "stored"  # stored: each expert's primary record; or the one in this precision
+    form: str = "packed"  # of experts in memory: packed, as they are stored; or dequantised, to FP32
     eviction: Optional[str] = None  # one of engine.experts.eviction
     predictor: Optional[str] = None  # one of engine.experts.predictors: an I/O thread preloads what it predicts
     prefetch_depth: Optional[int] = None  # experts preloaded for a layer at most; None: the model's top-k
@@ -40,6 +41,7 @@ class Strategy:
             "predictor": self.predictor or "none",
             "preloading": "none" if not self.threaded else "adaptive" if self.adaptive else "always",
             "precision": self.precision,
+            "form": self.form,
             "relief": self.relief or "none",
         }
 
@@ -144,6 +146,16 @@ STRATEGIES: Dict[str, Strategy] = {
             "expert buffer with a byte budget; preloads what the activation path predicts while the layer computes",
             f"{_PAPER}, sections 3.2 to 3.4",
             residency="buffer",
+            eviction="forward-distance",
+            predictor="path",
+            default_budget=_TEN_EXPERTS,
+        ),
+        Strategy(
+            "edgemoe-dequantised",
+            "edgemoe with a buffer of experts in FP32: fewer of them in a budget, and less arithmetic at each use",
+            f"{_PAPER}, on Jetson and Raspberry Pi",
+            residency="buffer",
+            form="dequantised",
             eviction="forward-distance",
             predictor="path",
             default_budget=_TEN_EXPERTS,

@@ -30,14 +30,14 @@ class Entry:
 class ExpertBuffer:
     """Slabs of memory and the experts in them. Not locked: whoever shares it between threads holds the lock.
 
-    A slab is as long as the record in it; freed slabs are kept and used again, and count against the budget until
-    they are given back to the system. `held_bytes` never exceeds `budget_bytes`.
+    A slab is as long as the expert in it takes; freed slabs are kept and used again, and count against the budget
+    until they are given back to the system. `held_bytes` never exceeds `budget_bytes`.
     """
 
-    def __init__(self, budget_bytes: Optional[int], largest_slot_bytes: int, policy: EvictionPolicy) -> None:
-        if budget_bytes is not None and budget_bytes < largest_slot_bytes:
+    def __init__(self, budget_bytes: Optional[int], largest_slab_bytes: int, policy: EvictionPolicy) -> None:
+        if budget_bytes is not None and budget_bytes < largest_slab_bytes:
             raise MemoryBudgetError(
-                f"an expert budget of {budget_bytes} bytes holds no expert: the largest takes {largest_slot_bytes}; "
+                f"an expert budget of {budget_bytes} bytes holds no expert: the largest takes {largest_slab_bytes}; "
                 f"raise the budget to at least 1-experts"
             )
         self.budget_bytes = budget_bytes
@@ -48,13 +48,20 @@ class ExpertBuffer:
         self._free: Dict[int, List[np.ndarray]] = {}
 
     def reserve(
-        self, key: ExpertKey, record: Record, *, layer: int, speculative: bool, keep: AbstractSet[ExpertKey]
+        self,
+        key: ExpertKey,
+        record: Record,
+        *,
+        slab_bytes: int,
+        layer: int,
+        speculative: bool,
+        keep: AbstractSet[ExpertKey],
     ) -> Optional[Entry]:
         """A place for an expert that is not in the buffer, evicting others if it must. None if none may leave.
 
         `keep`: experts that must not leave for this one, besides those that are pinned or on their way.
         """
-        slab = self._slab(record.slot_bytes, layer, keep)
+        slab = self._slab(slab_bytes, layer, keep)
         if slab is None:
             return None
         entry = self.entries[key] = Entry(key, record, slab, speculative)

@@ -13,6 +13,7 @@ from typing import AbstractSet, Callable, Deque, Dict, FrozenSet, Iterable, Mapp
 from engine.container import ExpertKey, Record
 from engine.errors import EngineError, StorageError
 from engine.experts.buffer import Entry, ExpertBuffer
+from engine.experts.slabs import Slabs
 from engine.experts.store import ExpertStore
 
 # With no byte arriving for this long the storage is taken for dead: an answer, if a late one, instead of a hang.
@@ -27,14 +28,20 @@ class Loader:
     """
 
     def __init__(
-        self, store: ExpertStore, buffer: ExpertBuffer, records: Mapping[ExpertKey, Record], *, threaded: bool
+        self,
+        store: ExpertStore,
+        buffer: ExpertBuffer,
+        records: Mapping[ExpertKey, Record],
+        slabs: Slabs,
+        *,
+        threaded: bool,
     ) -> None:
         self.lock = threading.Condition()
         self.layer = 0  # that computes now
         self.read_bytes = 0
         self.prefetched_bytes = 0  # read on a prediction
         self.wasted_bytes = 0  # of speculative reads that were broken off
-        self._store, self._buffer, self._records = store, buffer, records
+        self._store, self._buffer, self._records, self._slabs = store, buffer, records, slabs
         self._demanded: Deque[Record] = deque()
         self._predicted: Deque[ExpertKey] = deque()
         self._keep: FrozenSet[ExpertKey] = frozenset()  # predicted: not to be evicted for another prediction
@@ -101,7 +108,7 @@ class Loader:
         failure: Optional[EngineError] = None
         done = 0
         try:
-            done = self._store.read(entry.record, entry.slab, lambda: self._gives_way(entry))
+            done = self._slabs.fill(self._store, entry.record, entry.slab, lambda: self._gives_way(entry))
         except StorageError as error:
             failure = error
         except Exception as error:  # noqa: BLE001 - whatever it is, the thread that waits for this expert must hear of it
@@ -144,8 +151,11 @@ class Loader:
 
     def _reserve(self, record: Record, speculative: bool) -> Optional[Entry]:
         """Predicted experts are kept for as long as a demand can be met without evicting them."""
-        key = (record.layer, record.expert)
-        entry = self._buffer.reserve(key, record, layer=self.layer, speculative=speculative, keep=self._keep)
-        if entry is None and not speculative:
-            entry = self._buffer.reserve(key, record, layer=self.layer, speculative=False, keep=frozenset())
-        return entry
+        key, slab_bytes = (record.layer, record.expert), self._slabs.bytes(record)
+        for keep in (self._keep,) if speculative else (self._keep, frozenset()):
+            entry = self._buffer.reserve(
+                key, record, slab_bytes=slab_bytes, layer=self.layer, speculative=speculative, keep=keep
+            )
+            if entry is not None:
+                return entry
+        return None

@@ -4,7 +4,7 @@ For each MoE layer, three tables of counts: of every expert (`marginal`), of eve
 that the previous MoE layer activated (`one`), and after the sets of the two previous MoE layers (`two`). The previous
 layers of the first two MoE layers are the last ones of the token before, as in the authors' code. With top-k routing
 a set is the sorted tuple of its k experts. A fourth table counts every expert by the token itself (`by_token`), which
-is known before its first layer runs.
+is known before its first layer runs. Layers of an encoder are not counted: it takes all tokens of a prompt together.
 
 The file is JSON: {"schema": "edgemoe-profile", "version": 2, ...}. History of VERSION: 1 first; 2 adds by_token, and a
 file without it is refused: making it again is one command.
@@ -121,8 +121,9 @@ class PathProfile:
 class PathCounter:
     """Counts activation paths while a model runs, one sequence after another."""
 
-    def __init__(self, layers: int, experts: int) -> None:
-        self.layers, self.experts = layers, experts
+    def __init__(self, layers: int, experts: int, first_layer: int = 0) -> None:
+        """Of `layers` MoE layers those before `first_layer` are an encoder's."""
+        self.layers, self.experts, self.first_layer = layers, experts, first_layer
         self.tokens = 0
         self._marginal: List[Counts] = [{} for _ in range(layers)]
         self._one: List[Dict[Path, Counts]] = [{} for _ in range(layers)]
@@ -131,14 +132,14 @@ class PathCounter:
         self._occurrences: Dict[int, int] = {}  # of token ids
 
     def observe(self, routing: Sequence[Sequence[ExpertSet]], tokens: Sequence[int] = ()) -> None:
-        """One sequence: routing[token][layer] is the set of experts that the token activated there.
+        """One sequence: routing[token][i] is the set of experts that it activated in MoE layer `first_layer` + i.
 
         `tokens`: their ids, if they are to be counted by id too.
         """
         flat = [tuple(sorted(chosen)) for token in routing for chosen in token]
         self.tokens += len(routing)
         for i, chosen in enumerate(flat):
-            layer = i % self.layers
+            layer = self.first_layer + i % (self.layers - self.first_layer)
             tables = [self._marginal[layer]]
             if i >= 1:
                 tables.append(self._one[layer].setdefault((flat[i - 1],), {}))
@@ -149,7 +150,7 @@ class PathCounter:
                     counts[expert] = counts.get(expert, 0) + 1
         for token, by_layer in zip(tokens, routing):
             self._occurrences[token] = self._occurrences.get(token, 0) + 1
-            for layer, chosen in enumerate(by_layer):
+            for layer, chosen in enumerate(by_layer, self.first_layer):
                 counts = self._by_token[layer].setdefault(token, {})
                 for expert in chosen:
                     counts[expert] = counts.get(expert, 0) + 1

@@ -12,9 +12,10 @@ from engine.experts.governor import PreloadGovernor
 from engine.experts.loader import Loader
 from engine.experts.predictors import Predictor
 from engine.experts.relief import ExactRelief, Relief
+from engine.experts.slabs import Slabs
 from engine.experts.store import ExpertStore
 from engine.protocol import Recall
-from engine.quantize import Packed, RecordLayout
+from engine.quantize import Packed
 
 NO_RECALL = Recall(0, 0, 0, 0)
 
@@ -48,7 +49,7 @@ class ExpertSupply:
         store: ExpertStore,
         buffer: ExpertBuffer,
         records: Mapping[ExpertKey, Record],
-        layouts: Sequence[RecordLayout],
+        slabs: Slabs,
         *,
         layers: int,
         keep: bool,
@@ -62,8 +63,8 @@ class ExpertSupply:
         first_layer: int = 0,
     ) -> None:
         self.buffer = buffer
-        self._loader = Loader(store, buffer, records, threaded=threaded)
-        self._records, self._layouts = records, layouts
+        self._loader = Loader(store, buffer, records, slabs, threaded=threaded)
+        self._records, self._slabs = records, slabs
         self._relief = relief or ExactRelief()
         self._layers, self._first_layer = layers, first_layer
         self._experts_per_layer = len(records) // layers
@@ -87,7 +88,7 @@ class ExpertSupply:
 
     def prefer(self, layer: int, logits: np.ndarray) -> np.ndarray:
         """The router's logits (tokens, experts) -> by what to choose among them, of the same shape."""
-        if len(logits) > 1 or not self._relief.reroutes:
+        if not self._decoding(layer, logits) or not self._relief.reroutes:
             return logits
         with self._loader.lock:
             entries = self.buffer.entries
@@ -106,8 +107,9 @@ class ExpertSupply:
         """
         wanted = [(layer, int(expert)) for expert in np.unique(chosen)]
         needed = [(layer, expert) for expert in range(self._experts_per_layer)] if self._whole_layers else wanted
-        substitutes = self._relief.substitutes(layer, chosen[0], shares[0]) if len(chosen) == 1 else {}
-        if len(chosen) == 1:
+        substitutes: Mapping[ExpertKey, Record] = {}
+        if self._decoding(layer, chosen):
+            substitutes = self._relief.substitutes(layer, chosen[0], shares[0])
             self._score(chosen[0])
         ranking = self._rank_next(layer, chosen, hidden)
         loader, entries = self._loader, self.buffer.entries
@@ -185,13 +187,17 @@ class ExpertSupply:
 
     def resident_bytes(self) -> int:
         with self._loader.lock:
-            return sum(entry.record.slot_bytes for entry in self.buffer.entries.values() if entry.ready)
+            return sum(entry.slab.nbytes for entry in self.buffer.entries.values() if entry.ready)
 
     def close(self) -> None:
         self._loader.close()
 
+    def _decoding(self, layer: int, rows: np.ndarray) -> bool:
+        """Whether this is one token in the decoder; an encoder, or a prompt, takes its experts for many tokens."""
+        return len(rows) == 1 and layer >= self._first_layer
+
     def _weights(self, entry: Entry) -> Dict[str, Packed]:
-        return self._layouts[entry.record.format].unpack(entry.slab)
+        return self._slabs.weights(entry.record, entry.slab)
 
     def _release(self, entry: Entry) -> None:
         """The arithmetic is done with this expert."""
@@ -209,11 +215,11 @@ class ExpertSupply:
 
     def _rank_next(self, layer: int, chosen: np.ndarray, hidden: np.ndarray) -> List[ExpertKey]:
         """What the MoE layer after `layer` is likely to activate; nothing within a prefill, which uses most experts."""
-        within_prefill = len(chosen) > 1 and layer < self._layers - 1
+        within_prefill = not self._decoding(layer, chosen) and layer < self._layers - 1
         following = layer + 1 if layer + 1 < self._layers else self._first_layer
         if self._whole_layers and not within_prefill:
             return [(following, expert) for expert in range(self._experts_per_layer)]
-        if self._predictor is None:
+        if self._predictor is None or layer < self._first_layer:
             return []
         self._predictor.observe(layer, tuple(sorted(set(chosen[-1].tolist()))), hidden[-1])
         return [] if within_prefill else self._predict(following)

@@ -66,7 +66,7 @@ def import_checkpoint(
     be imported, and ContainerError where the container cannot be written.
     """
     checkpoint = Checkpoint.open(folder)
-    layout = _layout(checkpoint)
+    layout = layout_of(checkpoint)
     if to.is_dir():
         raise ContainerError(f"{to}: cannot be written: it is a directory")
     experts = list(layout.experts())
@@ -98,7 +98,8 @@ def import_checkpoint(
     return Container.open(str(to))
 
 
-def _layout(checkpoint: Checkpoint) -> Layout:
+def layout_of(checkpoint: Checkpoint) -> Layout:
+    """By config.json's model_type. Raises CheckpointError, naming key or tensor, for what cannot be imported."""
     model_type = checkpoint.config.get("model_type")
     for kind in LAYOUTS:
         if kind.architecture == model_type:

@@ -7,15 +7,30 @@ from engine.experts.profile import PathProfile
 from engine.quantize import Format
 from engine.selftest import profile_of, write_random_model
 
+FORMATS = [Format("fp16"), *(Format(p, 32, symmetric=False) for p in ("int8", "int4", "int2"))]
+
 
 @pytest.fixture(scope="session")
 def container(tmp_path_factory: pytest.TempPathFactory) -> Container:
     """A small random Mixtral in four formats, fp16 the primary one: 3 layers of 4 experts, top-2."""
     path = str(tmp_path_factory.mktemp("model") / "tiny.emoe")
-    write_random_model(path, [Format("fp16"), *(Format(p, 32, symmetric=False) for p in ("int8", "int4", "int2"))])
+    write_random_model(path, FORMATS)
     return Container.open(path)
 
 
 @pytest.fixture(scope="session")
 def profile(container: Container) -> PathProfile:
     return profile_of(container)
+
+
+@pytest.fixture(scope="session")
+def switch(tmp_path_factory: pytest.TempPathFactory) -> Container:
+    """A small random Switch Transformer in the same formats: 1 MoE layer in the encoder, 3 in the decoder."""
+    path = str(tmp_path_factory.mktemp("model") / "switch.emoe")
+    write_random_model(path, FORMATS, architecture="switch_transformers")
+    return Container.open(path)
+
+
+@pytest.fixture(scope="session")
+def switch_profile(switch: Container) -> PathProfile:
+    return profile_of(switch)

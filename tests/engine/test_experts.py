@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 import threading
@@ -80,9 +81,54 @@ def test_what_each_strategy_reads_is_what_its_name_says(container: Container, pr
     )
 
 
+def logits_of(container: Container, strategy: str, profile: PathProfile, budget: int | None = None) -> np.ndarray:
+    """Of a prompt, of which a prefill makes large products, and of four tokens after it: (5, vocab)."""
+    engine = Engine(
+        container,
+        STRATEGIES[strategy],
+        profile=profile,
+        expert_budget=None if budget is None else ExpertBudget(experts=budget),
+    )
+    try:
+        state = engine.model.start(16, 4)
+        rows = [engine.model.prefill(np.arange(1, 17), state, engine.supply)]
+        for token in (7, 80, 33, 2):
+            rows.append(engine.model.forward(np.array([token]), state, engine.supply))
+        return np.concatenate(rows)
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("fmt", [*all_formats(), None], ids=lambda f: "mixed" if f is None else f.label)
+def test_dequantised_experts_give_the_same_bits_as_packed_ones(tmp_path: Path, fmt: Format | None) -> None:
+    write_random_model(str(tmp_path / "m.emoe"), [fmt] if fmt else all_formats(), mixed=fmt is None)
+    container = Container.open(str(tmp_path / "m.emoe"))
+    profile = profile_of(container)
+    expected = logits_of(container, "full-load", profile)
+    for budget in (1, 2, 6, 12):
+        logits = logits_of(container, "edgemoe-dequantised", profile, budget)
+        assert np.array_equal(logits.view(np.uint32), expected.view(np.uint32))
+
+
+def test_a_substitute_in_few_bits_fits_the_slab_of_any_expert(container: Container, profile: PathProfile) -> None:
+    """Dequantised, a record with scales takes more memory than one of fp16, however few its bits are."""
+    expected: list[tuple[int, ...]] = []
+    for form in ("packed", "dequantised"):
+        strategy = dataclasses.replace(
+            STRATEGIES["edgemoe-lowbit"], name="form", form=form, predictor=None, adaptive=False
+        )
+        engine = Engine(container, strategy, profile=profile, expert_budget=ExpertBudget(experts=1))
+        try:
+            expected.append(engine.generate(PROMPT, 16, Sampling())[0])
+        finally:
+            engine.close()
+    assert expected[0] == expected[1]
+
+
 @pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("strategy", ["edgemoe", "edgemoe-dequantised"])
 def test_the_byte_budget_is_never_exceeded(
-    container: Container, profile: PathProfile, reader: str, monkeypatch: pytest.MonkeyPatch
+    container: Container, profile: PathProfile, strategy: str, reader: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counts every slab that is alive, by its own finaliser, and not by the buffer's account."""
     import weakref
@@ -100,12 +146,14 @@ def test_the_byte_budget_is_never_exceeded(
         return slab
 
     monkeypatch.setattr(buffer_module, "new_slab", counted)
-    slot = container.primary[0, 0].slot_bytes
+    slab = container.primary[0, 0].slot_bytes
+    if strategy == "edgemoe-dequantised":
+        slab = 2 * slab  # 3 x 48 x 40 halves take two pages of 16 KiB less than their floats: 12,160 and 23,040 bytes
     for budget in (1, 2, 5, 9):
         most[0] = alive[0]
         before = alive[0]
-        generate(container, "edgemoe", profile, budget, reader)
-        assert 0 < most[0] - before <= budget * slot
+        generate(container, strategy, profile, budget, reader)
+        assert 0 < most[0] - before <= budget * slab
 
 
 def test_experts_of_mixed_precision_share_a_budget(tmp_path: Path) -> None:
@@ -116,24 +164,24 @@ def test_experts_of_mixed_precision_share_a_budget(tmp_path: Path) -> None:
     profile = profile_of(container)
     expected, _ = generate(container, "full-load", profile)
     for budget in (1, 2, 3, 7, 12):
-        assert generate(container, "edgemoe", profile, budget)[0] == expected
+        for strategy in ("edgemoe", "edgemoe-dequantised"):
+            assert generate(container, strategy, profile, budget)[0] == expected
     buffer = ExpertBuffer(100, 60, LeastRecentlyUsed())
-    keys = itertools.count()
+    keys, record = itertools.count(), container.primary[0, 0]
     chooser = random.Random(0)
     for _ in range(2000):
-        record = Record(0, 0, 0, 0, chooser.choice([10, 20, 60]), 0)
-        entry = buffer.reserve((0, next(keys)), _Sized(record), layer=0, speculative=False, keep=frozenset())  # type: ignore[arg-type]
+        entry = buffer.reserve(
+            (0, next(keys)),
+            record,
+            slab_bytes=chooser.choice([10, 20, 60]),
+            layer=0,
+            speculative=False,
+            keep=frozenset(),
+        )
         assert entry is not None
         entry.ready = True
         live = sum(e.slab.nbytes for e in buffer.entries.values())
         assert live <= buffer.held_bytes <= 100
-
-
-class _Sized:
-    """A record whose slot is as long as itself: sizes that page alignment would hide."""
-
-    def __init__(self, record: Record) -> None:
-        self.slot_bytes = record.bytes
 
 
 def test_a_budget_without_room_for_an_expert_is_refused(container: Container, profile: PathProfile) -> None:
@@ -174,14 +222,15 @@ def patched_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable
 
 
 @pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("strategy", ["edgemoe", "edgemoe-dequantised"])
 def test_random_timing_changes_no_token(
-    container: Container, profile: PathProfile, patched_read: Callable[..., None], seed: int
+    container: Container, profile: PathProfile, patched_read: Callable[..., None], strategy: str, seed: int
 ) -> None:
     expected, _ = generate(container, "full-load", profile)
     chooser = random.Random(seed)
     patched_read(lambda record: time.sleep(chooser.choice([0, 0, 0.0001, 0.002])))
     for budget in (1, 2, 3, 6, 12):
-        assert generate(container, "edgemoe", profile, budget)[0] == expected
+        assert generate(container, strategy, profile, budget)[0] == expected
 
 
 def test_a_speculative_read_gives_way_to_a_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,9 +23,16 @@ LIVE = [name for name in PREDICTORS if name != "oracle"]  # which knows a routin
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("predictor", [None, *LIVE])
+@pytest.mark.parametrize("model", ["container", "switch"])
 def test_any_policy_with_any_predictor_gives_the_same_tokens(
-    container: Container, profile: PathProfile, policy: str, predictor: str | None, monkeypatch: pytest.MonkeyPatch
+    model: str,
+    policy: str,
+    predictor: str | None,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    container: Container = request.getfixturevalue(model)
+    profile: PathProfile = request.getfixturevalue("profile" if model == "container" else "switch_profile")
     expected = generate(container, profile, STRATEGIES["full-load"].name, None)
     strategy = dataclasses.replace(
         STRATEGIES["edgemoe"], name="mixture", eviction=policy, predictor=predictor, prefetch_depth=3

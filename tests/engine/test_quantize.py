@@ -75,6 +75,31 @@ def test_product_agrees_with_the_definition_of_the_format(fmt: Format, rows_of_x
     assert np.abs(Kernels().product(packed, x) - expected).max() < 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.label)
+@pytest.mark.parametrize("shape", [(40, 100), (5, 7), (64, 256)])
+def test_an_expanded_matrix_gives_the_same_bits_and_is_left_alone(fmt: Format, shape: tuple[int, int]) -> None:
+    random = np.random.default_rng(7)
+    layout = RecordLayout.of(fmt, [MatrixShape("a", *shape), MatrixShape("b", *shape)])
+    record = layout.pack({name: random.standard_normal(shape).astype(np.float32) for name in "ab"})
+    packed = layout.unpack(record)
+    # Of the slab's last use, something is left: every byte that counts has to be written.
+    slab = np.full(layout.expanded().bytes, 0xFF, np.uint8)
+    expanded = layout.expanded().unpack(slab)
+    for name in "ab":
+        Kernels().expand_into(packed[name], expanded[name])
+    before = slab.copy()
+    slab.setflags(write=False)
+    expanded = layout.expanded().unpack(slab)
+    kernels = Kernels()
+    for rows_of_x in (1, 2, 4, 5, 33):
+        x = random.standard_normal((rows_of_x, shape[1])).astype(np.float32)
+        for name in "ab":
+            assert expanded[name].codes.dtype == np.float32
+            result = kernels.product(expanded[name], x)
+            assert np.array_equal(result.view(np.uint32), kernels.product(packed[name], x).view(np.uint32))
+    assert np.array_equal(slab, before)
+
+
 def test_more_bits_and_finer_groups_lose_less() -> None:
     weight = np.random.default_rng(5).standard_normal((64, 256)).astype(np.float32)
 

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from engine.models.mixtral import MixtralConfig
 from engine.offline.checkpoint import Checkpoint, CheckpointError
+from engine.offline.importer import layout_of
+from engine.offline.layout import Layout
 from engine.offline.mixtral import MixtralLayout
 from tests.engine.offline.conftest import TINY, Change
 from tests.golden.checkpoints import RECIPES
@@ -24,8 +26,8 @@ EXPERT = "model.layers.1.block_sparse_moe.experts.2.w2.weight"
 WRITE = Callable[..., Path]
 
 
-def layout(folder: Path) -> MixtralLayout:
-    return MixtralLayout.of(Checkpoint.open(folder))
+def layout(folder: Path) -> Layout:
+    return layout_of(Checkpoint.open(folder))
 
 
 def drop(name: str) -> Change:
