@@ -13,7 +13,7 @@ from engine.errors import DeadlineError, RequestError
 from engine.experts.buffer import ExpertBuffer
 from engine.experts.eviction import policy_named
 from engine.experts.governor import PreloadGovernor
-from engine.experts.predictors import Predictor, predictor_named
+from engine.experts.predictors import OraclePredictor, Predictor, predictor_named
 from engine.experts.profile import PathProfile
 from engine.experts.relief import CacheAwareRouting, LowBitMisses, Relief
 from engine.experts.slabs import DequantisedSlabs, PackedSlabs, Slabs
@@ -21,7 +21,7 @@ from engine.experts.store import ExpertStore
 from engine.experts.supply import Counters, ExpertSupply
 from engine.kernels import Kernels
 from engine.models import load_model
-from engine.models.interface import Model
+from engine.models.interface import Model, Observer
 from engine.protocol import ExpertBudget, Load, RunRequest, Sample, Sampling, Steps, Totals
 from engine.sampling import Sampler
 from engine.strategies import Strategy, strategy_named
@@ -71,6 +71,7 @@ class Engine:
         )
         buffer = ExpertBuffer(self.budget_bytes, largest_bytes, policy)
         self._note_small_budget((layers - first_layer) * self.model.config.top_k * largest_bytes)
+        self._predictor = _predictor(strategy, profile, self.model)
         store = ExpertStore(
             container, reader=reader, keep_cached=keep_cached, bytes_per_s=emulated_read_bytes_per_s,
             clock=clock, sleep=sleep,
@@ -84,7 +85,7 @@ class Engine:
             layers=layers,
             keep=strategy.residency in ("all", "buffer"),
             threaded=strategy.threaded,
-            predictor=_predictor(strategy, profile, self.model),
+            predictor=self._predictor,
             depth=self.model.config.top_k if strategy.prefetch_depth is None else strategy.prefetch_depth,
             clock=clock,
             governor=PreloadGovernor() if strategy.adaptive else None,
@@ -109,6 +110,23 @@ class Engine:
         deadline: Optional[float] = None,
     ) -> Tuple[Tuple[int, ...], Steps]:
         """Generated tokens and what each of them cost. `deadline` is a time of this engine's clock (DeadlineError)."""
+        if isinstance(self._predictor, OraclePredictor):
+            self._predictor.learn(())
+            rehearsal = _Rehearsal(self.model.first_layer)
+            self._generate(prompt, max_new_tokens, sampling, stop_at_eos, deadline, rehearsal.observe)
+            self._predictor.learn(rehearsal.routing)
+            self.supply.take_recall()
+        return self._generate(prompt, max_new_tokens, sampling, stop_at_eos, deadline)
+
+    def _generate(
+        self,
+        prompt: Tuple[int, ...],
+        max_new_tokens: int,
+        sampling: Sampling,
+        stop_at_eos: bool,
+        deadline: Optional[float],
+        observe: Optional[Observer] = None,
+    ) -> Tuple[Tuple[int, ...], Steps]:
         state = self.model.start(len(prompt), max_new_tokens)
         sampler = Sampler(sampling)
         tokens: List[int] = []
@@ -119,9 +137,9 @@ class Engine:
             start = self.clock()
             if tokens:
                 self.supply.begin(tokens[-1])
-                logits = self.model.forward(np.array(tokens[-1:]), state, self.supply)  # (1, vocab)
+                logits = self.model.forward(np.array(tokens[-1:]), state, self.supply, observe=observe)  # (1, vocab)
             else:
-                logits = self.model.prefill(np.array(prompt), state, self.supply)
+                logits = self.model.prefill(np.array(prompt), state, self.supply, observe=observe)
             token = sampler.choose(logits[0])
             end = self.clock()
             times.append(end - start)
@@ -280,4 +298,21 @@ def _budget_bytes(strategy: Strategy, asked: Optional[ExpertBudget], largest_byt
 
 
 def _predictor(strategy: Strategy, profile: Optional[PathProfile], model: Model) -> Optional[Predictor]:
+    if strategy.predictor == "oracle":
+        return OraclePredictor()  # which learns from a rehearsal of each prompt
     return None if strategy.predictor is None else predictor_named(strategy.predictor, profile, model.preview_router)
+
+
+class _Rehearsal:
+    """Writes down what the routers of the decoder choose for the last token of each forward pass."""
+
+    def __init__(self, first_layer: int) -> None:
+        self._first_layer = first_layer
+        self.routing: List[Dict[int, Tuple[int, ...]]] = []
+
+    def observe(self, layer: int, chosen: np.ndarray) -> None:
+        if layer < self._first_layer:
+            return
+        if layer == self._first_layer:
+            self.routing.append({})
+        self.routing[-1][layer] = tuple(sorted(chosen[-1].tolist()))

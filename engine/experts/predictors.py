@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Callable, Deque, Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Deque, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
 from engine.errors import RequestError
 from engine.experts.profile import ExpertSet, PathProfile
 
+Routing = Mapping[int, ExpertSet]  # by MoE layer
 PreviewRouter = Callable[[int, np.ndarray], np.ndarray]  # (layer, hidden (hidden,)) -> logits (experts,)
 
 
@@ -168,8 +169,11 @@ class CombinedPredictor(Predictor):
 class OraclePredictor(Predictor):
     """Knows the answers: what perfect prediction would bring. For one sequence of forward passes, given in advance."""
 
-    def __init__(self, routing: Sequence[Sequence[ExpertSet]]) -> None:
-        """routing[pass][layer]: the experts that the last token of that forward pass will activate."""
+    def __init__(self, routing: Sequence[Routing] = ()) -> None:
+        self.learn(routing)
+
+    def learn(self, routing: Sequence[Routing]) -> None:
+        """A sequence begins; the experts that the last token of each forward pass will activate."""
         self._routing = routing
         self._pass = 0
         self._layer = -1  # observed last
@@ -191,14 +195,14 @@ def predictor_named(
     name: str,
     profile: Optional[PathProfile] = None,
     preview_router: Optional[PreviewRouter] = None,
-    routing: Optional[Sequence[Sequence[ExpertSet]]] = None,
+    routing: Optional[Sequence[Routing]] = None,
 ) -> Predictor:
     """A new predictor. Raises RequestError for a name that is none of PREDICTORS, or lacks what it predicts from."""
     if name not in PREDICTORS:
         raise RequestError(f"predictor {name!r} is not one of {', '.join(PREDICTORS)}")
     if name == "oracle":
         if routing is None:
-            raise RequestError("predictor oracle needs to be told the routing in advance: use it in a replay")
+            raise RequestError("predictor oracle needs to be told the routing in advance")
         return OraclePredictor(routing)
     if name == "look-ahead" and preview_router is not None:
         return LookAheadPredictor(preview_router)

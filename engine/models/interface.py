@@ -37,6 +37,8 @@ class ModelConfig(Protocol):
     @property
     def top_k(self) -> int: ...
     @property
+    def decoder_start_id(self) -> Optional[int]: ...  # what a decoder beside an encoder begins with; None without one
+    @property
     def eos_ids(self) -> Tuple[int, ...]: ...
 
 
@@ -88,6 +90,26 @@ class Model(Protocol):
 
     def expert_output(self, matrices: Dict[str, Packed], x: np.ndarray) -> np.ndarray:
         """One expert on what it is given: (n, hidden) -> (n, hidden), before its share weighs it."""
+        ...
+
+    # One sequence block by block, for measurements that share what comes before a change. A block is a layer of any
+    # stack; a stream is what goes from one to the next, and is never changed.
+
+    @property
+    def blocks(self) -> int: ...
+
+    def moe_block(self, layer: int) -> int:
+        """The block that holds MoE layer `layer`."""
+        ...
+
+    def open(self, prompt: Tuple[int, ...], fed: Tuple[int, ...]) -> Any:
+        """The stream into the first block: of a prompt and the tokens of its continuation that are given."""
+        ...
+
+    def block(self, index: int, stream: Any, state: Any, experts: Experts) -> Any: ...
+
+    def close(self, stream: Any) -> np.ndarray:
+        """The stream after the last block -> logits (decoder tokens, vocab)."""
         ...
 
 

@@ -50,6 +50,10 @@ class MixtralConfig:
             raise ContainerError("configuration: heads, kv_heads, head_dim, experts and top_k do not go together")
         return parsed
 
+    @property
+    def decoder_start_id(self) -> None:
+        return None
+
 
 _RANGES = (
     ("vocab_size", 1, 1 << 24), ("hidden_size", 1, 1 << 18), ("expert_size", 1, 1 << 20), ("layers", 1, 1 << 12),
@@ -184,6 +188,22 @@ class Mixtral:
     def expert_input(self, layer: int, x: np.ndarray) -> np.ndarray:
         """The residual stream before the experts of `layer` (n, hidden) -> what they are given."""
         return rms_norm(x, self._layers[layer].moe_norm, self.config.norm_eps)
+
+    @property
+    def blocks(self) -> int:
+        return self.config.layers
+
+    def moe_block(self, layer: int) -> int:
+        return layer
+
+    def open(self, prompt: Tuple[int, ...], fed: Tuple[int, ...]) -> np.ndarray:
+        return self.embed(check_tokens(np.array(prompt + fed), self.config.vocab_size))
+
+    def block(self, index: int, stream: np.ndarray, state: MixtralState, experts: Experts) -> np.ndarray:
+        return self.layer(index, stream, state, experts)
+
+    def close(self, stream: np.ndarray) -> np.ndarray:
+        return self.head(stream)
 
     def expert_output(self, matrices: Dict[str, Packed], x: np.ndarray) -> np.ndarray:
         """One expert: (n, hidden) -> (n, hidden), before its share weighs it."""

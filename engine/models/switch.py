@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -145,6 +145,14 @@ class SwitchState:
         self.memory: List[Tuple[np.ndarray, np.ndarray]] = []  # by decoder layer: keys and values of the encoder
 
 
+class SwitchStream(NamedTuple):
+    """What goes from block to block, see engine.models.interface."""
+
+    x: np.ndarray  # (n, hidden)
+    decoder_tokens: np.ndarray
+    memory: Tuple[Tuple[np.ndarray, np.ndarray], ...]  # empty within the encoder
+
+
 class Switch:
     def __init__(
         self,
@@ -253,6 +261,32 @@ class Switch:
     def expert_input(self, layer: int, x: np.ndarray) -> np.ndarray:
         """The residual stream before the experts of MoE layer `layer` (n, hidden) -> what they are given."""
         return rms_norm(x, self._moe_blocks[layer].feed_forward_norm, self.config.norm_eps)
+
+    @property
+    def blocks(self) -> int:
+        return self.config.layers
+
+    def moe_block(self, layer: int) -> int:
+        encoder, decoder = self.config.sparse_encoder_layers, self.config.sparse_decoder_layers
+        return (encoder + [self.config.encoder_layers + i for i in decoder])[layer]
+
+    def open(self, prompt: Tuple[int, ...], fed: Tuple[int, ...]) -> SwitchStream:
+        x = self._encoder.embed[check_tokens(np.array(prompt), self.config.vocab_size)]
+        decoder_tokens = check_tokens(np.array((self.config.decoder_start_id, *fed)), self.config.vocab_size)
+        return SwitchStream(x, decoder_tokens, ())
+
+    def block(self, index: int, stream: SwitchStream, state: SwitchState, experts: Experts) -> SwitchStream:
+        if index < self.config.encoder_layers:
+            x = self.encoder_layer(index, stream.x, experts)
+            if index < self.config.encoder_layers - 1:
+                return stream._replace(x=x)
+            self.remember(x, state)
+            return SwitchStream(self.embed(stream.decoder_tokens), stream.decoder_tokens, tuple(state.memory))
+        state.memory = list(stream.memory)
+        return stream._replace(x=self.decoder_layer(index - self.config.encoder_layers, stream.x, state, experts))
+
+    def close(self, stream: SwitchStream) -> np.ndarray:
+        return self.head(stream.x)
 
     def expert_output(self, matrices: Dict[str, Packed], x: np.ndarray) -> np.ndarray:
         """One expert: (n, hidden) -> (n, hidden), before its share weighs it."""

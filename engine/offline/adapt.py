@@ -27,12 +27,11 @@ from engine.container import RECORD_ALIGNMENT, Container, ContainerWriter, Exper
 from engine.errors import RequestError
 from engine.experts.profile import PathProfile
 from engine.files import replacing
-from engine.offline.calibration import Assignment, MixedExperts, Score, output_errors, pool, score
-from engine.offline.perplexity import windows
+from engine.offline.calibration import Assignment, Calibration, MixedExperts, Score, output_errors, pool, score
 from engine.quantize import Format, align, bf16_from_float32
 
 METHODS = ("paper", "best")
-METRICS = ("perplexity", "agreement")
+METRICS = ("perplexity", "agreement", "rouge-2")
 PAPER_FORMATS = (Format("int8"), Format("int4"), Format("int2"))
 BEST_FORMATS = tuple(
     Format(precision, group, symmetric=False)
@@ -81,6 +80,7 @@ class Plan:
             "nats_per_token": self.score.nats_per_token,
             "agreement": self.score.agreement,
             "divergence": self.score.divergence,
+            "rouge_2": self.score.rouge_2,
             "precisions": self.precisions(),
             "formats": dict(Counter(self.formats[n].label for n in self.assignment.values())),
             "calibration_sha256": self.calibration_sha256,
@@ -105,18 +105,17 @@ class Plan:
 
 def adapt(
     path: str,
-    tokens: Sequence[int],
+    calibration: Calibration,
     *,
     profile: PathProfile,
     method: str = "paper",
     metric: str = "perplexity",
     tolerance: float = 0.02,
     budget_bytes: int | None = None,
-    context: int = 256,
     workers: int | None = None,
     progress: Progress = lambda done, of: None,
 ) -> Plan:
-    """The plan for the container at `path`, calibrated on `tokens`. With a budget the tolerance does not matter.
+    """The plan for the container at `path`, calibrated on passages. With a budget the tolerance does not matter.
 
     Raises ContainerError for a container that is not in full precision, RequestError for what cannot be reached.
     """
@@ -125,10 +124,11 @@ def adapt(
     experts = MixedExperts(container, formats)
     if (profile.layers, profile.experts) != (container.moe_layers, container.experts_per_layer):
         raise RequestError(f"{path}: the profile is of another model; make one with `edgemoe-farm model profile`")
-    cut = windows(tokens, context)
-    if not cut:
+    if not calibration.passages:
         raise RequestError("the calibration text has fewer than two tokens")
-    with pool(path, [tuple(window) for window in cut], formats, workers) as executor:
+    if metric == "rouge-2" and not calibration.targets:
+        raise RequestError("Rouge-2 compares with what should be written: calibrate on pairs")
+    with pool(path, calibration, formats, workers) as executor:
         search = _Search(executor, experts, profile, metric, tolerance, budget_bytes, progress)
         try:
             ladder, evidence = search.paper_ladder() if method == "paper" else search.best_ladder()
@@ -138,8 +138,13 @@ def adapt(
             executor.shutdown(cancel_futures=True)
     return Plan(
         method, metric, assignment, experts.formats, search.bytes_of(assignment), found, loss,
-        tuple(sorted(search.measured)), evidence, hashlib.sha256(json.dumps(list(tokens)).encode()).hexdigest(),
+        tuple(sorted(search.measured)), evidence, _sha256(calibration),
     )  # fmt: skip
+
+
+def _sha256(calibration: Calibration) -> str:
+    content = [[p.prompt, p.continuation] for p in calibration.passages]
+    return hashlib.sha256(json.dumps([content, calibration.targets]).encode()).hexdigest()
 
 
 class _Search:
@@ -253,11 +258,16 @@ class _Search:
         return [future.result() for future in futures]
 
     def _loss(self, found: Score) -> float:
-        """Relative: of perplexity its rise, of agreement the share of positions that answer differently."""
+        """Relative: of perplexity its rise, of Rouge-2 its fall, of agreement the share that answers differently."""
         if self._metric == "agreement":
             return 1 - found.agreement
         if self._exact is None:
             (self._exact,) = self._scores(self.uniform(0), [{}])
+        if self._metric == "rouge-2":
+            assert found.rouge_2 is not None and self._exact.rouge_2 is not None
+            if self._exact.rouge_2 == 0:
+                raise RequestError("the model scores 0 in Rouge-2 in full precision: no loss can be measured by it")
+            return 1 - found.rouge_2 / self._exact.rouge_2
         return math.exp(found.nats_per_token - self._exact.nats_per_token) - 1
 
     def _number(self, precision: str) -> int:

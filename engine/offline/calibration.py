@@ -10,13 +10,17 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from engine.container import Container, ExpertKey
 from engine.errors import ContainerError
 from engine.kernels import Kernels
-from engine.models.mixtral import Mixtral
+from engine.models import load_model
+from engine.models.interface import Model
+from engine.offline.passages import Passage, greedy, log_probabilities, rouge_2
+from engine.offline.tokenizer import Tokenizer
 from engine.quantize import FLOATS, Format, Packed, RecordLayout
 
 Assignment = dict[ExpertKey, int]
@@ -27,6 +31,14 @@ class Score:
     nats_per_token: float
     agreement: float  # share of positions whose likeliest token is that of the stored precision
     divergence: float  # mean Kullback-Leibler divergence from the stored precision, nats a token
+    rouge_2: float | None = None  # of what the model writes about the prompts, where that was asked for
+
+
+@dataclass(frozen=True)
+class Calibration:
+    passages: tuple[Passage, ...]
+    targets: tuple[str, ...] = ()  # of each passage, where what the model writes is to be scored in Rouge-2
+    most_new: int = 64  # tokens that it may write
 
 
 class MixedExperts:
@@ -73,8 +85,8 @@ class MixedExperts:
 class _OutputErrors:
     """Beside running the experts as stored, adds up what other formats would change in their outputs."""
 
-    def __init__(self, model: Mixtral, experts: MixedExperts) -> None:
-        self._model, self._experts, self._kernels = model, experts, Kernels()
+    def __init__(self, model: Model, experts: MixedExperts, watched: int) -> None:
+        self._model, self._experts, self._watched = model, experts, watched
         self.errors: dict[tuple[int, int], float] = {}  # (expert, format) -> squared error of its weighted outputs
 
     def prefer(self, layer: int, logits: np.ndarray) -> np.ndarray:
@@ -83,59 +95,65 @@ class _OutputErrors:
     def fetch(
         self, layer: int, chosen: np.ndarray, shares: np.ndarray, hidden: np.ndarray
     ) -> Iterator[tuple[int, dict[str, Packed]]]:
+        if layer != self._watched:
+            yield from self._experts.fetch(layer, chosen, shares, hidden)
+            return
         given = self._model.expert_input(layer, hidden)
         for expert in np.unique(chosen).tolist():
             row, place = np.nonzero(chosen == expert)
             share = shares[row, place, None]
-            exact = self._kernels.swiglu(self._experts.packed((layer, expert), 0), given[row])
+            exact = self._model.expert_output(self._experts.packed((layer, expert), 0), given[row])
             for number in range(1, len(self._experts.formats)):
-                output = self._kernels.swiglu(self._experts.packed((layer, expert), number), given[row])
+                output = self._model.expert_output(self._experts.packed((layer, expert), number), given[row])
                 error = float((((output - exact) * share) ** 2).sum())
                 self.errors[expert, number] = self.errors.get((expert, number), 0.0) + error
             yield expert, self._experts.packed((layer, expert), 0)
 
 
 class Measuring:
-    """One process's share: the model, its windows of text, and the residual streams of a base assignment.
+    """One process's share: the model, its passages of text, and the streams of a base assignment between its blocks.
 
-    Assignments are measured as changes to a base: layers before the first change are not computed again.
+    Assignments are measured as changes to a base: blocks before the first change are not computed again.
     """
 
-    def __init__(self, path: str, windows: Sequence[Sequence[int]], formats: Sequence[Format]) -> None:
+    def __init__(self, path: str, calibration: Calibration, formats: Sequence[Format]) -> None:
         container = Container.open(path)
         self.experts = MixedExperts(container, formats)
-        self._model = Mixtral.load(container, Kernels())
-        self._windows = [np.asarray(window) for window in windows]
+        self._model = load_model(container, Kernels())
+        self._calibration = calibration
+        self._tokenizer = Tokenizer.from_container(path) if calibration.targets else None
         self._base: Assignment = {}
-        self._streams: list[list[np.ndarray]] = []  # by window, by layer: what goes into it
-        self._reference: list[np.ndarray] = []  # log-probabilities of the stored precision, (positions - 1, vocab)
-        stored: Assignment = dict.fromkeys(container.primary, 0)
-        self._set_base(stored)
-        for streams, window in zip(self._streams, self._windows, strict=True):
-            self._reference.append(self._log_probabilities(streams, window, self._model.config.layers - 1))
+        self._streams: list[list[Any]] = []  # by passage, by block: what goes into it
+        self._reference: list[np.ndarray] = []  # log-probabilities of the stored precision, (continuation, vocab)
+        self._set_base(dict.fromkeys(container.primary, 0))
+        for streams, passage in zip(self._streams, calibration.passages, strict=True):
+            self._reference.append(self._log_probabilities(streams, passage, self._model.blocks - 1))
 
     def score(self, base: Assignment, changes: Assignment) -> Score:
         self._set_base(base)
-        first = min((layer for layer, _ in changes), default=self._model.config.layers - 1)
+        first = min((self._model.moe_block(layer) for layer, _ in changes), default=self._model.blocks - 1)
         self.experts.assignment = {**base, **changes}
         nats, agreed, divergence, scored = 0.0, 0, 0.0, 0
-        for streams, window, reference in zip(self._streams, self._windows, self._reference, strict=True):
-            found = self._log_probabilities(streams, window, first)
-            nats -= float(np.take_along_axis(found, window[1:, None], axis=1).sum(dtype=np.float64))
+        for streams, passage, reference in zip(self._streams, self._calibration.passages, self._reference, strict=True):
+            found = self._log_probabilities(streams, passage, first)
+            given = np.asarray(passage.continuation)
+            nats -= float(np.take_along_axis(found, given[:, None], axis=1).sum(dtype=np.float64))
             agreed += int((found.argmax(axis=1) == reference.argmax(axis=1)).sum())
             divergence += float((np.exp(reference) * (reference - found)).sum(dtype=np.float64))
             scored += len(found)
-        return Score(nats / scored, agreed / scored, divergence / scored)
+        return Score(nats / scored, agreed / scored, divergence / scored, self._rouge_2())
 
     def output_errors(self, layer: int) -> dict[tuple[int, int], float]:
         """(expert, format) -> squared error that the format causes in the outputs of that expert of `layer`."""
-        stored = dict.fromkeys(self.experts.assignment, 0)
-        self._set_base(stored)
-        watching = _OutputErrors(self._model, self.experts)
-        for streams in self._streams:
-            state = self._model.start(len(streams[layer]))
-            self._model.layer(layer, streams[layer], state, watching)
+        self._set_base(dict.fromkeys(self.experts.assignment, 0))
+        watching = _OutputErrors(self._model, self.experts, layer)
+        block = self._model.moe_block(layer)
+        for streams, passage in zip(self._streams, self._calibration.passages, strict=True):
+            self._model.block(block, streams[block], self._start(passage), watching)
         return watching.errors
+
+    def _start(self, passage: Passage) -> Any:
+        return self._model.start(len(passage.prompt), len(passage.continuation))
 
     def _set_base(self, base: Assignment) -> None:
         if base == self._base:
@@ -143,30 +161,36 @@ class Measuring:
         self._base = dict(base)
         self.experts.assignment = self._base
         self._streams = []
-        for window in self._windows:
-            state = self._model.start(len(window))
-            streams = [self._model.embed(window)]
-            for layer in range(self._model.config.layers - 1):
-                streams.append(self._model.layer(layer, streams[-1], state, self.experts))
+        for passage in self._calibration.passages:
+            state = self._start(passage)
+            streams = [self._model.open(passage.prompt, passage.continuation[:-1])]
+            for block in range(self._model.blocks - 1):
+                streams.append(self._model.block(block, streams[-1], state, self.experts))
             self._streams.append(streams)
 
-    def _log_probabilities(self, streams: list[np.ndarray], window: np.ndarray, first: int) -> np.ndarray:
-        """Of the tokens after each but the last, (positions - 1, vocab), computed from layer `first` on."""
-        state, x = self._model.start(len(window)), streams[first]
-        for layer in range(first, self._model.config.layers):
-            x = self._model.layer(layer, x, state, self.experts)
-        logits = self._model.head(x[:-1])
-        logits -= logits.max(axis=1, keepdims=True)
-        logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        return logits
+    def _log_probabilities(self, streams: list[Any], passage: Passage, first: int) -> np.ndarray:
+        """Of the continuation's tokens, (continuation, vocab), computed from block `first` on."""
+        state, stream = self._start(passage), streams[first]
+        for block in range(first, self._model.blocks):
+            stream = self._model.block(block, stream, state, self.experts)
+        return log_probabilities(self._model.close(stream)[-len(passage.continuation) :])
+
+    def _rouge_2(self) -> float | None:
+        if self._tokenizer is None:
+            return None
+        written = [
+            self._tokenizer.decode(greedy(self._model, passage.prompt, self.experts, self._calibration.most_new))
+            for passage in self._calibration.passages
+        ]
+        return rouge_2(self._calibration.targets, written)
 
 
 _measuring: Measuring | None = None
 
 
-def _start(path: str, windows: Sequence[Sequence[int]], formats: Sequence[Format]) -> None:
+def _start(path: str, calibration: Calibration, formats: Sequence[Format]) -> None:
     global _measuring
-    _measuring = Measuring(path, windows, formats)
+    _measuring = Measuring(path, calibration, formats)
 
 
 def score(base: Assignment, changes: Assignment) -> Score:
@@ -182,7 +206,7 @@ def output_errors(layer: int) -> dict[tuple[int, int], float]:
 
 
 def pool(
-    path: str, windows: Sequence[Sequence[int]], formats: Sequence[Format], workers: int | None = None
+    path: str, calibration: Calibration, formats: Sequence[Format], workers: int | None = None
 ) -> ProcessPoolExecutor:
     """Processes that measure, each with the model in its memory and one thread of BLAS."""
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -191,5 +215,5 @@ def pool(
         max_workers=workers or os.cpu_count() or 1,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start,
-        initargs=(path, windows, formats),
+        initargs=(path, calibration, formats),
     )

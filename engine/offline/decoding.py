@@ -10,7 +10,9 @@ import numpy as np
 from engine.container import Container
 from engine.experts.profile import PathProfile
 from engine.generate import Engine
-from engine.protocol import ExpertBudget
+from engine.models.interface import ModelConfig
+from engine.offline.passages import Passage
+from engine.protocol import ExpertBudget, Sampling
 from engine.strategies import strategy_named
 
 
@@ -30,15 +32,26 @@ class DecodingModel:
             profile=None if profile is None else PathProfile.load(profile),
         )
 
-    def logits(self, tokens: Sequence[int]) -> np.ndarray:
-        """One sequence from its start -> (positions, vocab) float32. Raises RequestError, StorageError."""
+    @property
+    def config(self) -> ModelConfig:
+        return self._engine.model.config
+
+    def answers(self, passage: Passage) -> np.ndarray:
+        """The logits from which each token of the continuation is predicted, (len(continuation), vocab).
+
+        Raises RequestError, StorageError.
+        """
         model, supply = self._engine.model, self._engine.supply
-        state = model.start(len(tokens))
-        rows = []
-        for token in tokens:
+        state = model.start(len(passage.prompt), len(passage.continuation))
+        rows = [model.prefill(np.array(passage.prompt), state, supply)]
+        for token in passage.continuation[:-1]:
             supply.begin(token)
             rows.append(model.forward(np.array([token]), state, supply))
         return np.concatenate(rows)
+
+    def generate(self, prompt: Sequence[int], most: int) -> tuple[int, ...]:
+        """The likeliest continuation, up to `most` tokens or the end-of-sequence token."""
+        return self._engine.generate(tuple(prompt), most, Sampling(), stop_at_eos=True)[0]
 
     def __enter__(self) -> DecodingModel:
         return self

@@ -18,6 +18,7 @@ from engine.kernels import Kernels
 from engine.models import load_model
 from engine.models.interface import ModelConfig, Observer
 from engine.models.switch import Switch
+from engine.offline.passages import Passage, answers, greedy, routing
 from engine.quantize import Packed
 
 
@@ -102,11 +103,22 @@ class OfflineModel:
         if not tokens:
             raise RequestError("no token is given: at least one is needed")
 
-    def routing(self, tokens: Sequence[int]) -> np.ndarray:
-        """Which experts each token activates, (layers, positions, k), each set ascending."""
-        seen: list[list[np.ndarray]] = [[] for _ in range(self.container.moe_layers)]
-        self.logits(tokens, observe=lambda layer, chosen: seen[layer].append(chosen))
-        return np.sort(np.stack([np.concatenate(chunks) for chunks in seen]), axis=-1)
+    @property
+    def first_layer(self) -> int:
+        """The decoder's first MoE layer."""
+        return self._model.first_layer
+
+    def answers(self, passage: Passage) -> np.ndarray:
+        """The logits from which each token of the continuation is predicted, (len(continuation), vocab)."""
+        return answers(self._model, passage, self._experts)
+
+    def routing(self, passage: Passage) -> np.ndarray:
+        """What each decoder token activates, (tokens, decoder MoE layers, k), each set ascending."""
+        return routing(self._model, passage, self._experts, self.container.moe_layers)
+
+    def generate(self, prompt: Sequence[int], most: int) -> tuple[int, ...]:
+        """The likeliest continuation, up to `most` tokens or the end-of-sequence token."""
+        return greedy(self._model, prompt, self._experts, most)
 
 
 def save_logits(path: Path, logits: np.ndarray) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from engine.container import ExpertKey
 from engine.errors import RequestError
 from engine.experts.eviction import POLICIES, EvictionPolicy, policy_named
-from engine.experts.predictors import PREDICTORS, Predictor, predictor_named
+from engine.experts.predictors import PREDICTORS, Predictor, Routing, predictor_named
 from engine.experts.profile import PathProfile
 from engine.offline.trace import Trace
 
@@ -39,12 +39,16 @@ class Hits:
 
 def default_sizes(trace: Trace) -> tuple[int, ...]:
     """Buffer sizes, in experts."""
-    return tuple(sorted({max(1, round(share * trace.layers * trace.experts)) for share in DEFAULT_SHARES}))
+    return tuple(
+        sorted({max(1, round(share * (trace.layers - trace.first_layer) * trace.experts)) for share in DEFAULT_SHARES})
+    )
 
 
 def steps(trace: Trace) -> list[Step]:
     return [
-        (layer, tuple(chosen)) for token in np.sort(trace.chosen, axis=2).tolist() for layer, chosen in enumerate(token)
+        (layer, tuple(chosen))
+        for token in np.sort(trace.chosen, axis=2).tolist()
+        for layer, chosen in enumerate(token, trace.first_layer)
     ]
 
 
@@ -131,7 +135,10 @@ def replay_predictors(
     Each layer is asked about when the one before it has answered, the first one when the token is known.
     """
     check_profile(trace, profile)
-    routing = [[tuple(sorted(chosen)) for chosen in token] for token in trace.chosen.tolist()]
+    routing = [
+        {layer: tuple(sorted(chosen)) for layer, chosen in enumerate(token, trace.first_layer)}
+        for token in trace.chosen.tolist()
+    ]
     return {
         name: _recall(trace, predictor_named(name, profile, lambda layer, hidden: hidden, routing), routing)
         for name in names
@@ -147,21 +154,20 @@ def check_profile(trace: Trace, profile: PathProfile | None) -> None:
         )
 
 
-def _recall(
-    trace: Trace, predictor: Predictor, routing: Sequence[Sequence[tuple[int, ...]]]
-) -> dict[int, tuple[float, ...]]:
-    right = {n: [0] * trace.layers for n in RECALL_AT}
+def _recall(trace: Trace, predictor: Predictor, routing: Sequence[Routing]) -> dict[int, tuple[float, ...]]:
+    first = trace.first_layer
+    right = {n: [0] * (trace.layers - first) for n in RECALL_AT}
     scores = -np.arange(trace.ahead.shape[2], dtype=np.float32)
     for token, chosen_by_layer, ahead in zip(trace.tokens.tolist(), routing, trace.ahead, strict=True):
         predictor.begin(token)
-        for layer, chosen in enumerate(chosen_by_layer):
+        for layer, chosen in chosen_by_layer.items():
             predicted = predictor.predict(layer)
             for n in RECALL_AT:
-                right[n][layer] += len(set(predicted[:n]).intersection(chosen))
+                right[n][layer - first] += len(set(predicted[:n]).intersection(chosen))
             # The recorded ranking takes the place of the hidden state that it was made from.
             preview = np.full(trace.experts, -np.inf, np.float32)
             if layer + 1 < trace.layers:
-                preview[ahead[layer]] = scores
+                preview[ahead[layer - first]] = scores
             predictor.observe(layer, chosen, preview)
     activated = max(1, len(routing) * trace.top_k)
     return {n: tuple(count / activated for count in right[n]) for n in RECALL_AT}

@@ -22,7 +22,7 @@ from engine.files import replacing
 from engine.kernels import Kernels
 from engine.models import load_model
 from engine.offline.model import MappedExperts
-from engine.offline.perplexity import DEFAULT_CONTEXT, windows
+from engine.offline.passages import DEFAULT_CONTEXT, cut, routing
 from engine.quantize import Packed
 
 SCHEMA = "edgemoe-trace"
@@ -35,7 +35,7 @@ _TYPES = {"meta": "|u1", "tokens": "<i4", "starts": "<i4", "chosen": "<u2", "ahe
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """Of `experts` in each of `layers` MoE layers; those before `first_layer` are an encoder's."""
+    """Of `experts` in each of `layers` MoE layers; those before `first_layer` are an encoder's and not recorded."""
 
     container: str  # its name, bytes and number of experts: where the trace is from
     layers: int
@@ -43,8 +43,8 @@ class Trace:
     first_layer: int
     tokens: np.ndarray  # (n,) int32, the windows one after another
     starts: np.ndarray  # (windows,) int32: the first token of each window
-    chosen: np.ndarray  # (n, layers, k) uint16, the router's order
-    ahead: np.ndarray  # (n, layers - 1, a) uint16: [t, i] ranks layer i + 1 by its router on the hidden state at i
+    chosen: np.ndarray  # (n, decoder layers, k) uint16, the router's order
+    ahead: np.ndarray  # (n, decoder layers - 1, a) uint16: [t, i] ranks the layer after the i-th by its own router
 
     @property
     def top_k(self) -> int:
@@ -95,9 +95,13 @@ class Trace:
         n, top_k = len(trace.tokens), trace.chosen.shape[-1]
         if not (1 <= layers <= 1 << 12 and 1 <= experts <= 1 << 14 and 0 <= first_layer < layers and n):
             raise ValueError("layers, experts or tokens out of range")
-        if trace.tokens.shape != (n,) or trace.chosen.shape != (n, layers, top_k) or not 1 <= top_k <= experts:
+        if (
+            trace.tokens.shape != (n,)
+            or trace.chosen.shape != (n, layers - first_layer, top_k)
+            or not 1 <= top_k <= experts
+        ):
             raise ValueError("tokens and chosen do not go together")
-        if trace.ahead.shape != (n, layers - 1, min(AHEAD, experts)):
+        if trace.ahead.shape != (n, layers - first_layer - 1, min(AHEAD, experts)):
             raise ValueError("ahead does not go with chosen")
         if trace.chosen.max() >= experts or (trace.ahead.size and trace.ahead.max() >= experts):
             raise ValueError(f"an expert outside 0 .. {experts - 1}")
@@ -116,27 +120,29 @@ def record_trace(
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Trace:
     """Runs the model over token ids, in windows of `context`. Raises RequestError for fewer than two tokens."""
-    cut = windows(tokens, context)
-    if not cut:
-        raise RequestError("the text has fewer than two tokens: there is nothing to trace")
     model = load_model(container, Kernels())
-    recorder = _Recorder(MappedExperts(container), model.preview_router, container.moe_layers)
-    for done, window in enumerate(cut):
-        progress(done, len(cut))
-        model.forward(np.array(window), model.start(len(window)), recorder)
-    progress(len(cut), len(cut))
-    n = sum(map(len, cut))
-    previewed = min(AHEAD, model.config.experts)
-    ahead = [np.concatenate(rows) for rows in recorder.ahead[:-1]]
+    passages = cut(tokens, context, model.config)
+    if not passages:
+        raise RequestError("the text has fewer than two tokens: there is nothing to trace")
+    layers, first_layer = container.moe_layers, model.first_layer
+    recorder = _Recorder(MappedExperts(container), model.preview_router, layers, first_layer)
+    fed = []
+    for done, passage in enumerate(passages):
+        progress(done, len(passages))
+        routing(model, passage, recorder, layers)
+        fed.append(np.array(passage.decoder_tokens(model.config), np.int32))
+    progress(len(passages), len(passages))
+    n = sum(map(len, fed))
+    ahead = [np.concatenate(rows) for rows in recorder.ahead[first_layer:-1]]
     return Trace(
         f"{Path(container.path).name}, {container.file_bytes} bytes",
-        container.moe_layers,
-        model.config.experts,
-        0,
-        np.concatenate([np.array(window, np.int32) for window in cut]),
-        np.cumsum([0] + [len(window) for window in cut[:-1]]).astype(np.int32),
-        np.stack([np.concatenate(rows) for rows in recorder.chosen], axis=1),
-        np.stack(ahead, axis=1) if ahead else np.empty((n, 0, previewed), np.uint16),
+        layers,
+        container.experts_per_layer,
+        first_layer,
+        np.concatenate(fed),
+        np.cumsum([0] + [len(tokens) for tokens in fed[:-1]]).astype(np.int32),
+        np.stack([np.concatenate(rows) for rows in recorder.chosen[first_layer:]], axis=1),
+        np.stack(ahead, axis=1) if ahead else np.empty((n, 0, min(AHEAD, container.experts_per_layer)), np.uint16),
     )
 
 
@@ -144,9 +150,14 @@ class _Recorder:
     """Experts for a model, that writes down what was asked of them."""
 
     def __init__(
-        self, experts: MappedExperts, preview_router: Callable[[int, np.ndarray], np.ndarray], layers: int
+        self,
+        experts: MappedExperts,
+        preview_router: Callable[[int, np.ndarray], np.ndarray],
+        layers: int,
+        first_layer: int,
     ) -> None:
-        self._experts, self._preview_router, self._layers = experts, preview_router, layers
+        self._experts, self._preview_router = experts, preview_router
+        self._layers, self._first_layer = layers, first_layer
         self.chosen: list[list[np.ndarray]] = [[] for _ in range(layers)]  # by layer: (tokens, k) each
         self.ahead: list[list[np.ndarray]] = [[] for _ in range(layers)]  # by layer: (tokens, a) each
 
@@ -157,7 +168,7 @@ class _Recorder:
         self, layer: int, chosen: np.ndarray, shares: np.ndarray, hidden: np.ndarray
     ) -> Iterator[tuple[int, dict[str, Packed]]]:
         self.chosen[layer].append(chosen.astype(np.uint16))
-        if layer + 1 < self._layers:
+        if self._first_layer <= layer < self._layers - 1:
             logits = np.stack([self._preview_router(layer + 1, row) for row in hidden])  # (tokens, experts)
             self.ahead[layer].append(np.argsort(-logits, axis=1, kind="stable")[:, :AHEAD].astype(np.uint16))
         return self._experts.fetch(layer, chosen, shares, hidden)

@@ -65,3 +65,4 @@ for _command in (devices, trust, probe, run, report, results, strategies, demo):
 # Work with models needs nothing of the farm, and the farm nothing of it.
 if importlib.util.find_spec("harness.cli.model") is not None:
     main.add_command(importlib.import_module("harness.cli.model").model)
+    main.add_command(importlib.import_module("harness.cli.bench").bench)

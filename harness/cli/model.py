@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from engine.errors import RequestError
 from engine.protocol import PAGE_CACHES, READERS, ExpertBudget, RunRequest, Sample, Sampling, to_json
 from harness.cli.adapting import adapt
-from harness.cli.options import json_option, print_json, printable, to_terminal
+from harness.cli.evaluating import evaluate_command, profile
+from harness.cli.options import Budget, json_option, print_json, printable, to_terminal
 from harness.cli.tracing import replay, trace
 from harness.errors import UsageError
 
@@ -43,16 +43,6 @@ class TokenIds(click.ParamType[tuple[int, ...]]):
         if min(ids) < 0:
             self.fail(f"{min(ids)} is not a token id: they count from 0", param, ctx)
         return ids
-
-
-class Budget(click.ParamType[ExpertBudget]):
-    name = "BYTES|N-experts"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ExpertBudget:
-        try:
-            return value if isinstance(value, ExpertBudget) else ExpertBudget.parse(value)
-        except RequestError as error:
-            self.fail(str(error), param, ctx)
 
 
 @click.group()
@@ -297,95 +287,6 @@ def generate(
     click.echo(_cost(sample, result.totals.peak_resident_bytes), err=True)
 
 
-@model.command("eval")
-@_container
-@click.option("--text", type=click.Path(path_type=Path), required=True, metavar="PATH", help="UTF-8 text.")
-@click.option("--context", type=click.IntRange(2), default=256, show_default=True, help="Tokens of a window.")
-@click.option("--strategy", help="Decode token by token under this strategy: what a lossy one loses.")
-@click.option("--expert-budget", type=Budget(), help="With --strategy: of its expert buffer.")
-@click.option(
-    "--profile", type=click.Path(path_type=Path), metavar="PROFILE", help="With --strategy: see `model profile`."
-)
-@json_option
-def evaluate_command(
-    container: Path,
-    text: Path,
-    context: int,
-    strategy: str | None,
-    expert_budget: ExpertBudget | None,
-    profile: Path | None,
-    as_json: bool,
-) -> None:
-    """Measure how well FILE predicts a text: perplexity over windows without overlap.
-
-    The first token of each window is not scored, having nothing to be predicted from. Bits per byte can be compared
-    between models with different tokenizers.
-
-    \b
-    Example:
-      edgemoe-farm model eval model.emoe --text held-out.txt --json
-      edgemoe-farm model eval model.emoe --text held-out.txt --strategy edgemoe-cacheaware --profile model.profile.json
-    """
-    from engine.offline.decoding import DecodingModel
-    from engine.offline.model import OfflineModel
-    from engine.offline.perplexity import LanguageModel, evaluate
-    from engine.offline.tokenizer import Tokenizer
-
-    if strategy is None and (expert_budget is not None or profile is not None):
-        raise UsageError("--expert-budget and --profile say how a strategy decodes: give --strategy too")
-    content = read_text(text)
-    with ExitStack() as stack:
-        language_model: LanguageModel = (
-            OfflineModel.open(str(container))
-            if strategy is None
-            else stack.enter_context(
-                DecodingModel(
-                    str(container),
-                    strategy,
-                    expert_budget=expert_budget,
-                    profile=None if profile is None else str(profile),
-                )
-            )
-        )
-        progress = stack.enter_context(progress_bar("windows"))
-        tokens = Tokenizer.from_container(str(container)).encode(content)
-        result = evaluate(language_model, tokens, len(content.encode()), context, progress)
-    if as_json:
-        print_json({**to_json(result), "perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte})
-    else:
-        click.echo(
-            f"{text}: perplexity {result.perplexity:.3f}, {result.nats_per_token:.4f} nats a token,"
-            f" {result.bits_per_byte:.3f} bits a byte; {result.scored_tokens} tokens scored in windows of {context}"
-        )
-
-
-@model.command()
-@_container
-@click.option("--text", "texts", type=click.Path(path_type=Path), required=True, multiple=True, metavar="PATH",
-              help="UTF-8 text like what the model will see; several may follow.")  # fmt: skip
-@click.option("--to", type=click.Path(path_type=Path), required=True, metavar="PROFILE", help="The profile to write.")
-@click.option("--context", type=click.IntRange(2), default=256, show_default=True, help="Tokens of a window.")
-@click.argument("more", metavar="[PATH]...", nargs=-1, type=click.Path(path_type=Path))
-def profile(container: Path, texts: tuple[Path, ...], to: Path, context: int, more: tuple[Path, ...]) -> None:
-    """Count which experts a text activates, and which follow on which: what the path predictor knows.
-
-    \b
-    Example:
-      edgemoe-farm model profile model.emoe --text news.txt stories.txt --to model.profile.json
-    """
-    from engine.offline.activations import profile_texts
-    from engine.offline.model import OfflineModel
-    from engine.offline.tokenizer import Tokenizer
-
-    offline = OfflineModel.open(str(container))
-    contents = [read_text(path) for path in texts + more]
-    with progress_bar("windows") as progress:
-        tokenizer = Tokenizer.from_container(str(container))
-        counted = profile_texts(offline, [tokenizer.encode(content) for content in contents], context, progress)
-    counted.save(str(to))
-    click.echo(f"{to}: {counted.tokens} tokens, {counted.layers} layers of {counted.experts} experts")
-
-
 def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -436,5 +337,5 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         bar.stop()
 
 
-for command in (adapt, trace, replay):
+for command in (evaluate_command, profile, adapt, trace, replay):
     model.add_command(command)

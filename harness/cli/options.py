@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 from device_inventory import Inventory
-from engine.protocol import to_json
+from engine.errors import RequestError
+from engine.protocol import ExpertBudget, to_json
 from harness.known_hosts import default_path
 from reports.database import ResultsDatabase
 
@@ -95,3 +96,16 @@ def printable(text: object) -> str:
 
 def to_terminal() -> bool:
     return sys.stderr.isatty()
+
+
+PAIRS_HELP = 'JSON lines of texts and what to write about them: {"input": ..., "target": ...}; instead of --text.'
+
+
+class Budget(click.ParamType[ExpertBudget]):
+    name = "BYTES|N-experts"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ExpertBudget:
+        try:
+            return value if isinstance(value, ExpertBudget) else ExpertBudget.parse(value)
+        except RequestError as error:
+            self.fail(str(error), param, ctx)

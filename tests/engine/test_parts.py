@@ -18,11 +18,10 @@ from engine.protocol import ExpertBudget, Sampling
 from engine.strategies import STRATEGIES
 
 PROMPT = (1, 17, 5, 80, 33)
-LIVE = [name for name in PREDICTORS if name != "oracle"]  # which knows a routing in advance
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("predictor", [None, *LIVE])
+@pytest.mark.parametrize("predictor", [None, *PREDICTORS])
 @pytest.mark.parametrize("model", ["container", "switch"])
 def test_any_policy_with_any_predictor_gives_the_same_tokens(
     model: str,

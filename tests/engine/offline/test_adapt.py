@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from engine.container import Container
 from engine.errors import ContainerError, RequestError
-from engine.experts.profile import PathProfile
+from engine.experts.profile import PathCounter, PathProfile
 from engine.offline.activations import profile_texts
 from engine.offline.adapt import BEST_FORMATS, PAPER_FORMATS, Plan, _lower_hull, adapt, write_adapted
-from engine.offline.calibration import Measuring
+from engine.offline.calibration import Calibration, Measuring
 from engine.offline.importer import import_checkpoint
 from engine.offline.model import OfflineModel
+from engine.offline.passages import Pair, Passage, cut, passages_of
 from engine.offline.perplexity import evaluate
 from engine.offline.tokenizer import Tokenizer
 from engine.quantize import Format
 from tests.golden.checkpoints import SHIPPED
+from tests.golden.switch import SwitchRecipe
 
 TEXTS = SHIPPED.parent / "texts"
 
@@ -37,9 +40,13 @@ def profile(shipped: Container, calibration: list[int]) -> PathProfile:
     return profile_texts(OfflineModel(shipped), [calibration])
 
 
+def passages(container: Container, text: list[int]) -> Calibration:
+    return Calibration(tuple(cut(text, 256, OfflineModel(container).config)))
+
+
 @pytest.fixture(scope="module")
 def paper(shipped: Container, calibration: list[int], profile: PathProfile) -> Plan:
-    return adapt(shipped.path, calibration, profile=profile, method="paper", tolerance=0.02)
+    return adapt(shipped.path, passages(shipped, calibration), profile=profile, method="paper", tolerance=0.02)
 
 
 def nats(path: str, text: list[int]) -> float:
@@ -61,7 +68,7 @@ def test_a_mixture_is_measured_as_the_container_that_it_becomes(
 
 
 def test_layers_before_the_first_change_need_not_be_computed_again(shipped: Container, calibration: list[int]) -> None:
-    measuring = Measuring(shipped.path, [tuple(calibration[:200])], [Format("int2")])
+    measuring = Measuring(shipped.path, passages(shipped, calibration[:200]), [Format("int2")])
     keys = sorted(shipped.primary)
     base = dict.fromkeys(keys, 0)
     changes = {key: 1 for key in keys if key[0] >= 6}
@@ -87,7 +94,8 @@ def test_the_papers_search_keeps_to_its_rules(paper: Plan) -> None:
 def test_the_better_search_loses_less_at_equal_bytes_on_other_text(
     shipped: Container, calibration: list[int], profile: PathProfile, paper: Plan, tmp_path: Path
 ) -> None:
-    best = adapt(shipped.path, calibration, profile=profile, method="best", budget_bytes=paper.bytes_experts)
+    same_text = passages(shipped, calibration)
+    best = adapt(shipped.path, same_text, profile=profile, method="best", budget_bytes=paper.bytes_experts)
     assert best.bytes_experts <= paper.bytes_experts
     assert best.loss < paper.loss
     held_out = tokens(shipped, "novel.val.txt", 4000)
@@ -102,18 +110,60 @@ def test_what_cannot_be_adapted(
     shipped: Container, calibration: list[int], profile: PathProfile, tmp_path: Path
 ) -> None:
     with pytest.raises(RequestError, match="budget of 1000 bytes is too small: the fewest"):
-        adapt(shipped.path, calibration[:64], profile=profile, method="best", budget_bytes=1000)
+        adapt(shipped.path, passages(shipped, calibration[:64]), profile=profile, method="best", budget_bytes=1000)
     low = import_checkpoint(SHIPPED, tmp_path / "low.emoe", [Format("int4", 32)])
     with pytest.raises(ContainerError, match="in int4-g32 already"):
-        adapt(low.path, calibration, profile=profile)
+        adapt(low.path, passages(shipped, calibration), profile=profile)
     other = PathProfile.load(str(save_of_another_model(tmp_path)))
     with pytest.raises(RequestError, match="the profile is of another model"):
-        adapt(shipped.path, calibration, profile=other)
+        adapt(shipped.path, passages(shipped, calibration), profile=other)
+
+
+def test_rouge_2_of_what_a_model_writes(shipped: Container) -> None:
+    tokenizer = Tokenizer.from_container(shipped.path)
+    pairs = [Pair("It was the best of times, it was", "the worst of times"), Pair("He said that he was", "not there")]
+    prompts = tuple(passages_of(pairs, tokenizer))
+    written = [tokenizer.decode(OfflineModel(shipped).generate(p.prompt, 8)) for p in prompts]
+    measuring = Measuring(shipped.path, Calibration(prompts, tuple(written), 8), [Format("int2")])
+    base = dict.fromkeys(shipped.primary, 0)
+    assert measuring.score(base, {}).rouge_2 == 1  # it writes what it wrote
+    coarse = measuring.score(base, dict.fromkeys(shipped.primary, 1)).rouge_2
+    assert coarse is not None and coarse < 1
+    with pytest.raises(RequestError, match="calibrate on pairs"):
+        adapt(shipped.path, Calibration(prompts), profile=save_and_load(shipped), metric="rouge-2")
+
+
+def save_and_load(container: Container) -> PathProfile:
+    return PathCounter(container.moe_layers, container.experts_per_layer).finish()
+
+
+@pytest.mark.parametrize("method", ["paper", "best"])
+def test_an_encoder_and_a_decoder_are_adapted_together(method: str, tmp_path: Path) -> None:
+    recipe = SwitchRecipe("adapted", seed=5, vocab=60, hidden=64, width=128, heads=4, head_dim=8, experts=3)
+    container = import_checkpoint(recipe.write(tmp_path / "hf"), tmp_path / "m.emoe", [Format("fp32")])
+    model = OfflineModel(container)
+    random = np.random.RandomState(3)
+    text = [int(t) for t in random.randint(2, 60, 200)]
+    calibration = Calibration(tuple(cut(text, 50, model.config)))
+    assert calibration.passages[0] == Passage(tuple(text[:25]), tuple(text[25:50]))
+    profile = profile_texts(model, [text], 50)
+    plan = adapt(container.path, calibration, profile=profile, method=method, budget_bytes=300_000, workers=1)
+    written = write_adapted(container.path, plan, tmp_path / "small.emoe")
+    assert written.expert_bytes == plan.bytes_experts <= 300_000
+    assert {layer for layer, _ in plan.assignment} == {0, 1, 2, 3}
+    assert evaluate(OfflineModel(written), text, 1, 50).nats_per_token == pytest.approx(
+        plan.score.nats_per_token, abs=1e-5
+    )
+    measuring = Measuring(container.path, calibration, [Format("int2")])
+    base = dict.fromkeys(sorted(container.primary), 0)
+    for layer in range(4):  # in the encoder, and in the decoder
+        changes = {key: 1 for key in base if key[0] == layer}
+        shared, alone = measuring.score(base, changes), measuring.score({**base, **changes}, {})
+        assert shared.nats_per_token == pytest.approx(alone.nats_per_token, abs=1e-6)
+        assert shared.divergence > 0
 
 
 def save_of_another_model(folder: Path) -> Path:
-    from engine.experts.profile import PathCounter
-
     PathCounter(2, 4).finish().save(str(folder / "other.json"))
     return folder / "other.json"
 

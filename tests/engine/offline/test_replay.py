@@ -15,14 +15,18 @@ from engine.errors import ContainerError, RequestError
 from engine.experts.eviction import POLICIES
 from engine.experts.profile import PathCounter, PathProfile
 from engine.generate import Engine
+from engine.models.switch import Switch
 from engine.offline.activations import profile_texts
-from engine.offline.model import OfflineModel
+from engine.offline.importer import import_checkpoint
+from engine.offline.model import MappedExperts, OfflineModel
 from engine.offline.replay import Step, belady, replay_policies, replay_predictors
 from engine.offline.tokenizer import Tokenizer
 from engine.offline.trace import Trace, record_trace
 from engine.protocol import ExpertBudget
+from engine.quantize import Format
 from engine.strategies import STRATEGIES
 from tests.golden.checkpoints import HELD_OUT, held_out_text
+from tests.golden.switch import SwitchRecipe
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +60,34 @@ def test_a_replay_is_what_the_engine_measures_to_the_expert(
         engine.close()
     hits = replay_policies(trace, profile, [size], [policy])[policy][size]
     assert (hits.hits, hits.misses) == (measured.hits, measured.misses)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_of_an_encoder_and_a_decoder_the_decoder_is_replayed(policy: str, tmp_path: Path) -> None:
+    recipe = SwitchRecipe("traced", seed=6, vocab=60, hidden=32, width=32, heads=4, head_dim=8, experts=4)
+    container = import_checkpoint(recipe.write(tmp_path / "hf"), tmp_path / "m.emoe", [Format("fp32")])
+    text = [int(t) for t in np.random.RandomState(3).randint(2, 60, 80)]
+    profile = profile_texts(OfflineModel(container), [text], 80)
+    trace = record_trace(container, text, 80)
+    assert (trace.layers, trace.first_layer, trace.chosen.shape, trace.ahead.shape) == (4, 2, (41, 2, 1), (41, 1, 4))
+    trace.save(str(tmp_path / "t"))
+    assert Trace.load(str(tmp_path / "t")).first_layer == 2
+    strategy = dataclasses.replace(STRATEGIES["edgemoe-buffer"], eviction=policy)
+    engine = Engine(container, strategy, profile=profile, expert_budget=ExpertBudget(experts=3))
+    try:
+        assert isinstance(engine.model, Switch)
+        state = engine.model.start(40, 41)
+        engine.model.encode(np.array(text[:40]), state, MappedExperts(container))
+        for token in [0, *text[40:]]:
+            engine.model.forward(np.array([token]), state, engine.supply)
+        measured = engine.supply.take_counters()
+    finally:
+        engine.close()
+    hits = replay_policies(trace, profile, [3], [policy])[policy][3]
+    assert (hits.hits, hits.misses) == (measured.hits, measured.misses)
+    recall = replay_predictors(trace, profile)
+    assert recall["oracle"][1] == (1.0, 1.0)
+    assert recall["look-ahead"][1][0] == 0 < recall["look-ahead"][1][1]
 
 
 def test_belady_is_the_best_that_could_be_done() -> None:
