@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Callable, Dict, List, Optional, Tuple
+from dataclasses import replace
+from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
@@ -21,9 +22,9 @@ from engine.experts.store import ExpertStore
 from engine.experts.supply import Counters, ExpertSupply
 from engine.kernels import Kernels
 from engine.models import load_model
-from engine.models.interface import Model, Observer
-from engine.protocol import ExpertBudget, Load, RunRequest, Sample, Sampling, Steps, Totals
-from engine.sampling import Sampler
+from engine.models.interface import Model, Observer, check_tokens
+from engine.protocol import ExpertBudget, Load, Passage, RunRequest, Sample, Sampling, Steps, Totals
+from engine.sampling import Sampler, log_probabilities
 from engine.strategies import Strategy, strategy_named
 
 Emit = Callable[..., None]  # emit(event, **content), see engine.protocol
@@ -153,6 +154,27 @@ class Engine:
                 raise DeadlineError(f"stopped at its deadline, {len(tokens)} of {max_new_tokens} tokens into a prompt")
         return tuple(tokens), Steps(tuple(times), *(tuple(column) for column in zip(*counters)))
 
+    def predict(self, passage: Passage, *, deadline: Optional[float] = None) -> Iterator[np.ndarray]:
+        """The logits (vocab,) from which each token of the continuation is predicted, one pass each as in decoding.
+
+        Raises RequestError for a token id that the model does not have, StorageError, DeadlineError.
+        """
+        check_tokens(np.array(passage.continuation), self.model.config.vocab_size)
+        if isinstance(self._predictor, OraclePredictor):
+            self._predictor.learn(())  # the last prompt's routing is none of this text's
+        state = self.model.start(len(passage.prompt), len(passage.continuation))
+        yield self.model.prefill(np.array(passage.prompt), state, self.supply)[0]
+        for token in passage.continuation[:-1]:
+            if deadline is not None and self.clock() > deadline:
+                raise DeadlineError("stopped at its deadline, while predicting a passage after all that is timed")
+            self.supply.begin(token)
+            yield self.model.forward(np.array([token]), state, self.supply)[0]
+
+    def nats(self, passage: Passage, *, deadline: Optional[float] = None) -> float:
+        """-ln of the probability of the continuation, in float64 from the logits on. Raises as `predict`."""
+        rows = zip(self.predict(passage, deadline=deadline), passage.continuation)
+        return -sum(float(log_probabilities(row.astype(np.float64))[token]) for row, token in rows)
+
     def close(self) -> None:
         self.supply.close()
         self._store.close()
@@ -231,18 +253,17 @@ def run(request: RunRequest, emit: Emit, *, clock: Callable[[], float] = time.pe
                     recall=engine.supply.take_recall(),
                 )
                 emit("sample", sample=sample)
-    finally:
-        engine.close()
-    emit(
-        "finished",
-        totals=Totals(
+        totals = Totals(
             wall_s=clock() - start,
             peak_resident_bytes=meters.peak_resident_bytes(),
             major_faults=meters.major_faults(),
             storage_read_bytes=meters.storage_read_bytes(),
             page_cache_resident_fraction=meters.page_cache_resident_fraction(container.path),
-        ),
-    )
+        )
+        nats = tuple(max(0.0, engine.nats(passage, deadline=deadline)) for passage in request.passages)
+    finally:
+        engine.close()
+    emit("finished", totals=replace(totals, passage_nats=nats))
 
 
 def _records(container: Container, strategy: Strategy) -> Dict[ExpertKey, Record]:

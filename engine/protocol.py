@@ -11,7 +11,8 @@ The controller writes one RunRequest as JSON. The engine answers with JSON lines
 Every message is checked on arrival: an unknown key, a missing key, a wrong type or an unknown version is a
 ProtocolError that names the place. Units stand in the names.
 
-History of VERSION: 1 first; since then Sample.recall was added, which may be missing.
+History of VERSION: 1 first; since then Sample.recall, RunRequest.passages and Totals.passage_nats were added, which may
+be missing.
 """
 
 from __future__ import annotations
@@ -91,6 +92,23 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Passage:
+    """Text of which a part is to be predicted, in token ids.
+
+    A model with an encoder reads the prompt there; else prompt and continuation are one sequence.
+    """
+
+    prompt: Tuple[int, ...]
+    continuation: Tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name, tokens in (("prompt", self.prompt), ("continuation", self.continuation)):
+            _require(bool(tokens), f"passage: the {name} is empty")
+            valid = all(0 <= token < 1 << 31 for token in tokens)
+            _require(valid, f"passage: the {name} has a token id outside 0 .. 2**31 - 1")
+
+
+@dataclass(frozen=True)
 class RunRequest:
     """One engine process: a container, a strategy, a workload and the conditions under which to measure it."""
 
@@ -111,6 +129,7 @@ class RunRequest:
     threads: int = 1
     backend: str = "auto"
     deadline_s: float = 3600.0
+    passages: Tuple[Passage, ...] = ()  # predicted after all that is timed: what a lossy strategy loses
 
     def __post_init__(self) -> None:
         _require(bool(self.run_id), "run_id is empty")
@@ -222,13 +241,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Totals:
-    """Of the whole process, at its end."""
+    """Of the whole process, when all that is timed has ended."""
 
     wall_s: float
     peak_resident_bytes: Optional[int]
     major_faults: Optional[int]
     storage_read_bytes: Optional[int]  # by the kernel's account (/proc/self/io): what really came from storage
     page_cache_resident_fraction: Optional[float]  # of the container, when the run ended
+    passage_nats: Tuple[float, ...] = ()  # of each of RunRequest.passages: -ln of its continuation's probability
+
+    def __post_init__(self) -> None:
+        _require(all(nats >= 0 for nats in self.passage_nats), "totals: passage_nats has a negative entry")
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Choosing the next token."""
+"""From logits to tokens and probabilities."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ import numpy as np
 
 from engine.models.layers import softmax
 from engine.protocol import Sampling
+
+
+def log_probabilities(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis, in the precision of `logits`."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
 
 
 class Sampler:

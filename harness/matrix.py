@@ -20,6 +20,7 @@ from harness.errors import UsageError
 DEFAULT_BUDGET = "default"  # the strategy's own
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MAX_TEXT_BYTES = 64 << 20
+_MAX_TOKEN_CHARACTERS = 32  # a longer token than any text has on average: what is beyond needs no tokenising
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,15 @@ class Workload:
     max_new_tokens: int
     sampling: Sampling
     stop_at_eos: bool
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Held-out text that every run predicts after all that is timed: what lossy strategies and containers lose."""
+
+    text: str
+    tokens: int  # of the text, at most
+    context: int  # tokens of a window
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,7 @@ class Matrix:
     blocks: int = 3
     deadline_s: float = 1800.0
     seed: int = 0
+    accuracy: Accuracy | None = None
 
 
 def read_matrix(path: Path) -> Matrix:
@@ -105,6 +116,7 @@ def parse_matrix(text: str, *, source: str, folder: Path) -> Matrix:
         blocks=top.integer("blocks", 3, 1, 10000),
         deadline_s=top.number("deadline_s", 1800.0, 1.0, 30 * 86400.0),
         seed=top.integer("seed", 0, 0, (1 << 63) - 1),
+        accuracy=_accuracy(top.table("accuracy"), folder) if "accuracy" in top else None,
     )
     top.finish()
     _distinct([c.name for c in matrix.containers], source, "containers")
@@ -155,14 +167,17 @@ def _workload(table: _Table, folder: Path) -> Workload:
     return workload
 
 
+def _accuracy(table: _Table, folder: Path) -> Accuracy:
+    tokens = table.integer("tokens", 256, 2, 1 << 20)
+    context = table.integer("context", 128, 2, 1 << 20)
+    text = _read_text(folder / table.text("text_file"), table.where)
+    table.finish()
+    return Accuracy(text[: tokens * _MAX_TOKEN_CHARACTERS], tokens, context)
+
+
 def _slices(path: Path, count: int, characters: int, where: str) -> tuple[str, ...]:
     """`count` pieces of a text file, evenly spread, each from the start of a line where one is near."""
-    try:
-        if path.stat().st_size > _MAX_TEXT_BYTES:
-            raise UsageError(f"{where}: text_file {path} is over {_MAX_TEXT_BYTES >> 20} MiB: give a smaller one")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{where}: text_file {path} cannot be read: {_cause(error)}") from None
+    text = _read_text(path, where)
     if len(text) < count * characters:
         raise UsageError(
             f"{where}: text_file {path} has {len(text)} characters, {count} slices of {characters} need more: "
@@ -175,6 +190,15 @@ def _slices(path: Path, count: int, characters: int, where: str) -> tuple[str, .
         line_end = text.rfind("\n", max(0, start - 200), start)
         starts.append(line_end + 1 if line_end >= 0 else start)
     return tuple(text[start : start + characters] for start in starts)
+
+
+def _read_text(path: Path, where: str) -> str:
+    try:
+        if path.stat().st_size > _MAX_TEXT_BYTES:
+            raise UsageError(f"{where}: text_file {path} is over {_MAX_TEXT_BYTES >> 20} MiB: give a smaller one")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{where}: text_file {path} cannot be read: {_cause(error)}") from None
 
 
 def _device_budgets(top: _Table) -> dict[str, tuple[str, ...]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_inventory.inventory import Device, Inventory
-from engine.protocol import ExpertBudget, RunRequest, Sampling, to_json
+from engine.protocol import ExpertBudget, Passage, RunRequest, Sampling, to_json
 from harness.errors import UsageError
 from harness.matrix import DEFAULT_BUDGET, ContainerFile, Matrix, Workload
 from reports.records import Cell
@@ -35,6 +35,7 @@ class Measurement:
     container: ContainerFile
     prompts: tuple[tuple[int, ...], ...]
     workload: Workload
+    passages: tuple[Passage, ...]  # to be predicted after all that is timed
 
     @property
     def key(self) -> tuple[str, int]:
@@ -67,8 +68,9 @@ def make_plan(
     strategies: Mapping[str, StrategyTraits],
     container_sha256: Mapping[str, str],
     tokenise: Tokenise,
+    passages: Mapping[str, tuple[Passage, ...]] | None = None,
 ) -> Plan:
-    """Every cell of `matrix`; `container_sha256` is by the container's name. Raises UsageError.
+    """Every cell of `matrix`; `container_sha256` and `passages` are by the container's name. Raises UsageError.
 
     Drift favours nobody: the rounds (blocks) are interleaved, and within a block the strategies of one container and
     workload follow one another, in an order that is shuffled by the matrix's seed and rotates from block to block.
@@ -106,6 +108,7 @@ def make_plan(
             container,
             prompts[container.name, workload.name],
             workload,
+            (passages or {}).get(container.name, ()),
         )
         for device in devices
         for block in range(matrix.blocks)
@@ -175,6 +178,7 @@ def make_request(
         threads=matrix.threads,
         backend=matrix.backend,
         deadline_s=matrix.deadline_s,
+        passages=measurement.passages,
     )
 
 

@@ -40,6 +40,9 @@ def incomplete(request: RunRequest, outcome: Outcome) -> str | None:
     for sample in timed:
         if not sample.tokens or (len(sample.tokens) != request.max_new_tokens and not request.stop_at_eos):
             return f"prompt {sample.prompt} has {len(sample.tokens)} of {request.max_new_tokens} tokens"
+    predicted = len(outcome.totals.passage_nats)
+    if predicted != len(request.passages):
+        return f"the engine predicted {predicted} of {len(request.passages)} passages: deploy the engine again"
     return None
 
 

@@ -43,6 +43,14 @@ class Row:
         return emulated_conditions(self.runs)
 
     @property
+    def is_lossy(self) -> bool:
+        """Whether it uses another precision than the container's stored one, or other experts than the router's."""
+        engaged = [run.load.strategy for run in self.runs if run.load]
+        return any(
+            parts.get("precision", "stored") != "stored" or parts.get("relief", "none") != "none" for parts in engaged
+        )
+
+    @property
     def keeps_all_experts(self) -> bool:
         """Whether no limit was set and experts were resident before the first token."""
         loads = [run.load for run in self.runs if run.load]
@@ -59,7 +67,7 @@ class Group:
     page_cache: str
     baseline: str
     rows: tuple[Row, ...]
-    other_tokens: tuple[str, ...] | None  # rows whose tokens differ from the first row's; None: nothing to compare
+    other_tokens: tuple[str, ...] | None  # lossless rows whose tokens differ from the first's; None: nothing to compare
 
     @property
     def emulated(self) -> tuple[str, ...]:
@@ -124,7 +132,11 @@ def _reference(
 
 
 def _other_tokens(rows: Sequence[Row]) -> tuple[str, ...] | None:
-    """The rows that generated other tokens than the first row did from the same prompts: their speed proves nothing."""
+    """The rows that generated other tokens than the first row did from the same prompts: their speed proves nothing.
+
+    Lossy ones may, and have a perplexity instead.
+    """
+    rows = [row for row in rows if not row.is_lossy]
     if len(rows) < 2:
         return None
     expected: dict[tuple[str, int, int], tuple[int, ...]] = {}

@@ -5,6 +5,7 @@ Decode metrics leave out step 0, the prefill. A metric that a run cannot answer 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -15,6 +16,8 @@ from reports.records import Run
 
 PerSample = Callable[[Run, Sample], float | None]
 PerRun = Callable[[Run], float | None]
+
+_MOST_NATS = 700.0  # a token; e to the power of more is no float
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,14 @@ def _peak_resident_bytes(run: Run) -> float | None:
     return max((float(n) for n in seen if n is not None), default=None)
 
 
+def _perplexity(run: Run) -> float | None:
+    if run.request is None or run.totals is None or not run.totals.passage_nats:
+        return None
+    tokens = sum(len(passage.continuation) for passage in run.request.passages)
+    nats_per_token = sum(run.totals.passage_nats) / tokens if tokens else math.inf
+    return math.exp(nats_per_token) if nats_per_token < _MOST_NATS else None
+
+
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -164,6 +175,11 @@ METRICS: dict[str, Metric] = {
         Metric(
             "major_faults_per_token", "Major faults per token", "faults", "lower",
             "Page faults that had to wait for storage, over the tokens of a sample.", _major_faults_per_token,
+        ),
+        Metric(
+            "perplexity", "Perplexity", "", "lower",
+            "Of the matrix's accuracy text, predicted token by token under the strategy after all that is timed.",
+            per_run=_perplexity,
         ),
     )
 }  # fmt: skip

@@ -32,6 +32,7 @@ from reports.records import Run, RunStatus, Sweep, Verdict, last_attempts
 _SERIES = 8  # colours in page.css
 _TABLE = (
     "tpot_s", "ttft_s", "peak_resident_bytes", "expert_hit_rate", "read_bytes_per_token", "stall_per_token_s",
+    "perplexity",
 )  # fmt: skip
 _LABELS = {
     "machine": "architecture", "os": "system", "cpu": "processor", "memory_bytes": "memory",
@@ -71,6 +72,7 @@ class Section:
     anchor: str
     sentence: str
     headings: tuple[tuple[str, str], ...]  # label, unit
+    has_lossy: bool
     lines: tuple[Line, ...]
     bars: tuple[charts.BarChart, ...]
     latencies: tuple[charts.LatencyChart, ...]
@@ -180,13 +182,20 @@ def _section(index: int, group: Group, series: dict[str, int], anchors: dict[str
     }
     place = group.device + (" (emulated)" if group.emulated else "")
     rows = sorted(group.rows, key=_time_per_token)
+    has_lossy = any(row.is_lossy for row in rows)
+    reference = next((row for row in rows if row.strategy == group.baseline), None)
+    names = [name for name in _TABLE if name != "perplexity" or has_lossy or any(r.summaries[name] for r in rows)]
     bars = [charts.bar_chart(METRICS[name], rows, series, place) for name in _CHARTS]
     return Section(
         group=group,
         anchor=f"comparison-{index}",
         sentence=sentence(group),
-        headings=tuple((METRICS[name].label, scales[name].symbol) for name in _TABLE),
-        lines=tuple(_line(row, group, series, anchors, scales) for row in rows),
+        headings=tuple((METRICS[name].label, scales[name].symbol) for name in names),
+        has_lossy=has_lossy,
+        lines=tuple(
+            _line(row, reference, series, anchors, tuple(_cell(row, name, scales[name], reference) for name in names))
+            for row in rows
+        ),
         bars=tuple(chart for chart in bars if chart is not None),
         latencies=tuple(charts.latency_charts(rows, series, place)),
     )
@@ -199,9 +208,9 @@ def _time_per_token(row: Row) -> float:
 
 
 def _line(
-    row: Row, group: Group, series: dict[str, int], anchors: dict[str, str], scales: dict[str, units.Scale]
+    row: Row, reference: Row | None, series: dict[str, int], anchors: dict[str, str], cells: tuple[TableCell, ...]
 ) -> Line:
-    is_baseline = row.strategy == group.baseline
+    is_baseline = reference is not None and row.strategy == reference.strategy
     ratio = row.speed_up
     if ratio is None:
         speed_up = TableCell("1×" if is_baseline else units.ABSENT, "baseline" if is_baseline else row.no_speed_up)
@@ -213,16 +222,20 @@ def _line(
         row=row,
         series=series[row.strategy],
         anchor=anchors[row.runs[0].cell.key],
-        cells=tuple(_cell(row, name, scales[name]) for name in _TABLE),
+        cells=cells,
         speed_up=speed_up,
         is_baseline=is_baseline,
     )
 
 
-def _cell(row: Row, metric: str, scale: units.Scale) -> TableCell:
+def _cell(row: Row, metric: str, scale: units.Scale, reference: Row | None) -> TableCell:
     summary = row.summaries[metric]
     if summary is None:
-        return TableCell(units.ABSENT)
+        return TableCell(units.ABSENT, "loss not measured" if metric == "perplexity" and row.is_lossy else "")
+    if metric == "perplexity":
+        other = None if reference is None or reference is row else reference.summaries[metric]
+        rise = "" if other is None else f"{summary.median / other.median - 1:+.2%}"
+        return TableCell(scale.number(summary.median), rise)
     low, high = scale.number(summary.low_quartile), scale.number(summary.high_quartile)
     return TableCell(scale.number(summary.median), f"{low}–{high}" if metric in _SPREAD and low != high else "")
 

@@ -22,7 +22,8 @@ from engine.container import Container
 from engine.errors import RequestError
 from engine.experts.profile import PathCounter, PathProfile
 from engine.offline.model import OfflineModel
-from engine.offline.passages import DEFAULT_CONTEXT, Passage, cut
+from engine.offline.passages import DEFAULT_CONTEXT, cut, decoder_tokens
+from engine.protocol import Passage
 
 
 def profile_texts(
@@ -44,7 +45,7 @@ def profile_texts(
     with Journal(journal, _key(container, passages)) as kept:
         for done, passage in enumerate(passages):
             progress(done, len(passages))
-            tokens = passage.decoder_tokens(model.config)
+            tokens = decoder_tokens(passage, model.config)
             layers = container.moe_layers - model.first_layer
             routing = kept.take((len(tokens), layers, model.config.top_k), container.experts_per_layer)
             if routing is None:

@@ -19,9 +19,11 @@ from engine.errors import ContainerError
 from engine.kernels import Kernels
 from engine.models import load_model
 from engine.models.interface import Model
-from engine.offline.passages import Passage, greedy, log_probabilities, rouge_2
+from engine.offline.passages import greedy, rouge_2
 from engine.offline.tokenizer import Tokenizer
+from engine.protocol import Passage
 from engine.quantize import FLOATS, Format, Packed, RecordLayout
+from engine.sampling import log_probabilities
 
 Assignment = dict[ExpertKey, int]
 

@@ -11,8 +11,7 @@ from engine.container import Container
 from engine.experts.profile import PathProfile
 from engine.generate import Engine
 from engine.models.interface import ModelConfig
-from engine.offline.passages import Passage
-from engine.protocol import ExpertBudget, Sampling
+from engine.protocol import ExpertBudget, Passage, Sampling
 from engine.strategies import strategy_named
 
 
@@ -41,13 +40,7 @@ class DecodingModel:
 
         Raises RequestError, StorageError.
         """
-        model, supply = self._engine.model, self._engine.supply
-        state = model.start(len(passage.prompt), len(passage.continuation))
-        rows = [model.prefill(np.array(passage.prompt), state, supply)]
-        for token in passage.continuation[:-1]:
-            supply.begin(token)
-            rows.append(model.forward(np.array([token]), state, supply))
-        return np.concatenate(rows)
+        return np.stack(list(self._engine.predict(passage)))
 
     def generate(self, prompt: Sequence[int], most: int) -> tuple[int, ...]:
         """The likeliest continuation, up to `most` tokens or the end-of-sequence token."""

@@ -18,7 +18,8 @@ from engine.kernels import Kernels
 from engine.models import load_model
 from engine.models.interface import ModelConfig, Observer
 from engine.models.switch import Switch
-from engine.offline.passages import Passage, answers, greedy, routing
+from engine.offline.passages import answers, greedy, routing
+from engine.protocol import Passage
 from engine.quantize import Packed
 
 

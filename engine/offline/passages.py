@@ -13,23 +13,10 @@ import numpy as np
 from engine.errors import RequestError
 from engine.models.interface import Experts, Model, ModelConfig, Observer
 from engine.offline.tokenizer import Tokenizer
+from engine.protocol import Passage
 
 DEFAULT_CONTEXT = 256
 _KEYS = (("input", "target"), ("document", "summary"), ("dialogue", "summary"))  # the latter: XSum's and SAMSum's own
-
-
-@dataclass(frozen=True)
-class Passage:
-    """Token ids. A model with an encoder reads the prompt there; else prompt and continuation are one sequence."""
-
-    prompt: tuple[int, ...]
-    continuation: tuple[int, ...]
-
-    def decoder_tokens(self, config: ModelConfig) -> tuple[int, ...]:
-        """All that pass the decoder, if the continuation's last one does too."""
-        if config.decoder_start_id is None:
-            return self.prompt + self.continuation
-        return (config.decoder_start_id, *self.continuation)
 
 
 @dataclass(frozen=True)
@@ -54,6 +41,13 @@ def cut(tokens: Sequence[int], context: int, config: ModelConfig) -> list[Passag
         if len(window) > 1
         for split in [1 if config.decoder_start_id is None else len(window) // 2]
     ]
+
+
+def decoder_tokens(passage: Passage, config: ModelConfig) -> tuple[int, ...]:
+    """All that pass the decoder, if the continuation's last one does too."""
+    if config.decoder_start_id is None:
+        return passage.prompt + passage.continuation
+    return (config.decoder_start_id, *passage.continuation)
 
 
 def read_pairs(path: Path) -> list[Pair]:
@@ -87,9 +81,10 @@ def passages_of(pairs: Sequence[Pair], tokenizer: Tokenizer) -> list[Passage]:
     """Raises RequestError for a text without tokens."""
     passages = []
     for number, pair in enumerate(pairs, 1):
-        passages.append(Passage(tokenizer.encode(pair.text), tokenizer.encode(pair.target)))
-        if not (passages[-1].prompt and passages[-1].continuation):
+        prompt, continuation = tokenizer.encode(pair.text), tokenizer.encode(pair.target)
+        if not (prompt and continuation):
             raise RequestError(f"pair {number} has a text without tokens")
+        passages.append(Passage(prompt, continuation))
     return passages
 
 
@@ -139,10 +134,3 @@ def rouge_2(targets: Sequence[str], written: Sequence[str]) -> float:
     scorer = RougeScorer(["rouge2"], use_stemmer=True)
     scores = [scorer.score(target, text)["rouge2"].fmeasure for target, text in zip(targets, written, strict=True)]
     return float(np.mean(scores))
-
-
-def log_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis, in the precision of `logits`."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return shifted

@@ -11,7 +11,9 @@ import numpy as np
 
 from engine.errors import RequestError
 from engine.models.interface import ModelConfig
-from engine.offline.passages import DEFAULT_CONTEXT, Passage, cut, log_probabilities
+from engine.offline.passages import DEFAULT_CONTEXT, cut
+from engine.protocol import Passage
+from engine.sampling import log_probabilities
 
 
 class LanguageModel(Protocol):

@@ -22,7 +22,7 @@ from engine.files import replacing
 from engine.kernels import Kernels
 from engine.models import load_model
 from engine.offline.model import MappedExperts
-from engine.offline.passages import DEFAULT_CONTEXT, cut, routing
+from engine.offline.passages import DEFAULT_CONTEXT, cut, decoder_tokens, routing
 from engine.quantize import Packed
 
 SCHEMA = "edgemoe-trace"
@@ -130,7 +130,7 @@ def record_trace(
     for done, passage in enumerate(passages):
         progress(done, len(passages))
         routing(model, passage, recorder, layers)
-        fed.append(np.array(passage.decoder_tokens(model.config), np.int32))
+        fed.append(np.array(decoder_tokens(passage, model.config), np.int32))
     progress(len(passages), len(passages))
     n = sum(map(len, fed))
     ahead = [np.concatenate(rows) for rows in recorder.ahead[first_layer:-1]]

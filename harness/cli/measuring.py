@@ -19,13 +19,17 @@ from rich.console import Console
 from rich.table import Table
 
 from device_inventory import Inventory
+from engine.container import Container
+from engine.models import model_config
+from engine.offline.passages import cut
 from engine.offline.tokenizer import Tokenizer
+from engine.protocol import Passage
 from harness.cli.options import FARM_VERSION, cache_folder
 from harness.cli.strategies import traits
 from harness.deploy import HashCache
 from harness.device_worker import Listener, Surroundings
 from harness.errors import UsageError
-from harness.matrix import Matrix, parse_matrix
+from harness.matrix import Accuracy, Matrix, parse_matrix
 from harness.plan import Plan, make_plan
 from harness.progress import JsonLines, LiveTable, LogLines
 from harness.remote import open_session
@@ -38,6 +42,7 @@ from reports.metrics import METRICS
 from reports.records import RunStatus, Sweep
 
 INTERRUPTED = 130
+_SUMMARY = ("tpot_s", "peak_resident_bytes", "expert_hit_rate", "perplexity")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -56,7 +61,16 @@ def plan_matrix(matrix: Matrix, inventory: Inventory) -> Plan:
         strategies=traits(),
         container_sha256={c.name: cache.sha256(c.path) for c in matrix.containers},
         tokenise=lambda path, text: tokenizer(str(path)).encode(text),
+        passages={c.name: _passages(matrix.accuracy, c.path) for c in matrix.containers if matrix.accuracy},
     )
+
+
+def _passages(accuracy: Accuracy, container: Path) -> tuple[Passage, ...]:
+    tokens = Tokenizer.from_container(str(container)).encode(accuracy.text)[: accuracy.tokens]
+    passages = cut(tokens, accuracy.context, model_config(Container.open(str(container))))
+    if not passages:
+        raise UsageError(f"accuracy: the text has fewer than two tokens in {container}: give a longer one")
+    return tuple(passages)
 
 
 def new_sweep(plan: Plan, database: ResultsDatabase) -> Sweep:
@@ -167,15 +181,17 @@ def _stopping(stop: Callable[[], None]) -> Iterator[list[int]]:
 def _show_summary(sweep: Sweep, database: ResultsDatabase) -> None:
     groups = compare(sweep, database.runs(sweep_id=sweep.id))
     table = Table("device", "container", "workload", "strategy", box=None, pad_edge=False)
-    for title in ("TPOT", f"speed-up over {sweep.baseline}", "peak memory", "hit rate", "verdict"):
+    for title in ("TPOT", f"speed-up over {sweep.baseline}", "peak memory", "hit rate", "perplexity", "verdict"):
         table.add_column(title, justify="right")
     for group in groups:
         for row in group.rows:
-            tpot, memory, hits = (_median(row, name) for name in ("tpot_s", "peak_resident_bytes", "expert_hit_rate"))
+            tpot, *others = (_median(row, name) for name in _SUMMARY)
             speed = f"{units.ratio(row.speed_up.ratio)}×" if row.speed_up else ""
+            loss = ["not measured"] if row.is_lossy and not others[-1] else others[-1:]
             table.add_row(
-                group.device, group.container, group.workload, row.name, tpot, speed, memory, hits, row.verdict.value
-            )
+                group.device, group.container, group.workload, row.name, tpot, speed, *others[:-1], *loss,
+                row.verdict.value,
+            )  # fmt: skip
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140)
     console.print(table)
     for condition in dict.fromkeys(c for group in groups for c in group.emulated):

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from engine import meters
 from engine.container import Container
 from engine.errors import DeadlineError, RequestError
 from engine.experts.profile import PathProfile
-from engine.generate import Engine
+from engine.generate import Engine, run
 from engine.models.mixtral import PREFILL_CHUNK
-from engine.protocol import RunRequest, Sampling, decode_event, to_json
+from engine.protocol import Passage, RunRequest, Sampling, decode_event, to_json
 from engine.sampling import Sampler
 from engine.strategies import STRATEGIES
 
@@ -132,6 +133,34 @@ def test_a_run_emits_its_events(container: Container, profile: PathProfile, tmp_
     assert len(tokens) == 1
 
 
+def test_passages_are_predicted_after_all_that_is_timed(container: Container, profile: PathProfile) -> None:
+    """As decoding would see them: the sum over a text's tokens, however a lossless strategy gets its experts."""
+    passages = (Passage((1, 2, 3), (4, 5, 6, 7)), Passage((9,), (8,)))
+    made = RunRequest("r", container.path, "full-load", ((1, 2),), 2, passages=passages)
+    found = {}
+    for name in ("full-load", "edgemoe", "edgemoe-oracle"):
+        events = []
+        path = profile_file(profile, container)
+        run(replace(made, strategy=name, profile=path), lambda event, **content: events.append((event, content)))  # noqa: B023
+        assert [event for event, _ in events] == ["loaded", "sample", "finished"]
+        found[name] = events[-1][1]["totals"].passage_nats
+    whole = Engine(container, STRATEGIES["full-load"])
+    tokens = np.array(passages[0].prompt + passages[0].continuation[:-1])
+    logits = whole.model.forward(tokens, whole.model.start(9), whole.supply, every_position=True)[2:].astype(np.float64)
+    whole.close()
+    expected = sum(np.log(np.exp(row).sum()) - row[token] for row, token in zip(logits, (4, 5, 6, 7), strict=True))
+    assert found["full-load"][0] == pytest.approx(expected, rel=1e-5)
+    assert len(found["full-load"]) == 2
+    for nats in found.values():
+        assert nats == pytest.approx(found["full-load"], rel=1e-5)
+
+
+def profile_file(profile: PathProfile, container: Container) -> str:
+    path = Path(container.path).with_name("profile.json")
+    profile.save(str(path))
+    return str(path)
+
+
 def test_a_warm_page_cache_is_warm(container: Container, tmp_path: Path) -> None:
     result = start("run", "--request", str(request(container, tmp_path, page_cache="warm", strategy="naive-swap")))
     loaded = decode_event(result.stdout.splitlines()[1])[1]["load"]
@@ -147,6 +176,8 @@ def test_a_warm_page_cache_is_warm(container: Container, tmp_path: Path) -> None
         ({"prompts": []}, "protocol", 2, "prompts"),
         ({"surprise": 1}, "protocol", 2, "surprise"),
         ({"max_new_tokens": 1000}, "request", 2, "positions"),
+        ({"passages": [{"prompt": [1], "continuation": [96]}]}, "request", 2, "between 0 and 95"),
+        ({"passages": [{"prompt": [1], "continuation": []}]}, "protocol", 2, "continuation is empty"),
         ({"strategy": "edgemoe"}, "request", 2, "profile"),
         ({"deadline_s": 1e-6}, "deadline", 6, "deadline"),
     ],

@@ -66,6 +66,9 @@ def test_budgets_have_one_spelling() -> None:
         (SMALL.replace("tokens = [[1, 2, 3]]", ""), ["prompts, text_file or tokens", "none"]),
         (SMALL + 'prompts = ["x"]\n', ["prompts, text_file or tokens", "prompts, tokens"]),
         (SMALL.replace("tokens = [[1, 2, 3]]", 'text_file = "x.txt"'), ["text_file /nowhere/x.txt", "No such file"]),
+        ("accuracy = {tokens = 9}\n" + SMALL, ["accuracy", "text_file is missing"]),
+        ('accuracy = {text_file = "x.txt"}\n' + SMALL, ["accuracy", "text_file /nowhere/x.txt", "No such file"]),
+        ('accuracy = {text_file = "x.txt", context = 1}\n' + SMALL, ["accuracy", "context is 1", "from 2"]),
         (SMALL + '[[workloads]]\nname = "w"\ntokens = [[1]]\n', ["workloads", "'w' is given twice"]),
         (SMALL.replace("[[containers]]", "[[container]]"), ["containers", "[[containers]]"]),
     ],
@@ -96,6 +99,15 @@ def test_a_text_that_is_too_short_says_so(tmp_path: Path) -> None:
     workload = 'text_file = "t.txt"\nslices = 2'
     with pytest.raises(UsageError, match=r"has 5 characters.*lower slices"):
         parse(SMALL.replace("tokens = [[1, 2, 3]]", workload), tmp_path)
+
+
+def test_the_text_of_the_accuracy_is_read_as_far_as_its_tokens_may_reach(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("word " * 1000)
+    accuracy = parse('accuracy = {text_file = "t.txt", tokens = 8}\n' + SMALL, tmp_path).accuracy
+    assert accuracy is not None
+    assert (accuracy.tokens, accuracy.context) == (8, 128)
+    assert accuracy.text == ("word " * 1000)[:256]
+    assert parse(SMALL).accuracy is None
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

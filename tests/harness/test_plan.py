@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from device_inventory import Device
-from engine.protocol import ExpertBudget
+from engine.protocol import ExpertBudget, Passage
 from harness.errors import UsageError
 from harness.plan import emulated_conditions, make_request, run_id
 
@@ -119,6 +119,14 @@ def test_the_request_says_all_that_the_matrix_says(bench) -> None:
     assert request.emulated_read_bytes_per_s == 43e6
     assert emulated_conditions(device) == ("storage limited to 43 MB/s by the engine",)
     assert emulated_conditions(Device("pi", "h")) == ()
+
+
+def test_passages_go_to_every_run_of_their_container(bench) -> None:
+    passages = (Passage((1,), (2, 3)),)
+    plan = bench.plan(passages={"c": passages})
+    for measurement in plan.measurements:
+        request = make_request(measurement, plan.matrix, Device("pi", "h"), identity="i", container="c", profile=None)
+        assert request.passages == passages
 
 
 def test_run_ids_are_stable_and_distinct() -> None:

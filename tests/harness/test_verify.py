@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine.protocol import ExpertBudget, RunRequest, Sampling
+from engine.protocol import ExpertBudget, Passage, RunRequest, Sampling
 from harness.verify import Answers, incomplete, judge, malformed_samples
 from reports.records import Cell, Verdict
 from tests.harness.conftest import load_of, ok, samples_of
@@ -54,6 +54,9 @@ def test_a_run_must_be_complete() -> None:
     assert "3 of 4 samples" in (incomplete(REQUEST, replace(whole, samples=whole.samples[:3])) or "")
     for part in ("facts", "load", "totals"):
         assert "without saying" in (incomplete(REQUEST, replace(whole, **{part: None})) or "")
+    asked = replace(REQUEST, passages=(Passage((1,), (2,)),))
+    assert "0 of 1 passages: deploy the engine again" in (incomplete(asked, whole) or "")
+    assert incomplete(asked, replace(whole, totals=replace(whole.totals, passage_nats=(0.5,)))) is None
     short = samples_of(replace(REQUEST, max_new_tokens=2))
     assert "2 of 3 tokens" in (incomplete(REQUEST, replace(whole, samples=short)) or "")
     assert incomplete(replace(REQUEST, stop_at_eos=True), replace(whole, samples=short)) is None

@@ -1,8 +1,9 @@
 from dataclasses import replace
+from math import log
 
 import pytest
 
-from engine.protocol import Recall, Sample, Steps
+from engine.protocol import Passage, Recall, Sample, Steps
 from reports.metrics import METRICS
 
 
@@ -24,7 +25,13 @@ def run(make):
     other = replace(steps, time_s=(9.0, 9.0, 9.0, 9.0))
     warmup = replace(timed, warmup=True, steps=other, peak_resident_bytes=800)
     whole = make.run(prompts=1, repetitions=1)
-    return replace(whole, samples=(warmup, timed), totals=replace(whole.totals, peak_resident_bytes=1000))
+    passages = (Passage((1,), (2, 3, 4)), Passage((5,), (6,)))
+    return replace(
+        whole,
+        request=replace(whole.request, passages=passages),
+        samples=(warmup, timed),
+        totals=replace(whole.totals, peak_resident_bytes=1000, passage_nats=(log(4**3.5), log(4**0.5))),
+    )
 
 
 @pytest.mark.parametrize(
@@ -43,6 +50,7 @@ def run(make):
         ("wasted_share", 0.25),
         ("predictor_recall", 0.8),
         ("major_faults_per_token", 1.5),
+        ("perplexity", 4.0),
     ],
 )
 def test_each_metric_is_what_its_definition_says(run, name, expected):

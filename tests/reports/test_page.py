@@ -1,11 +1,13 @@
 import base64
 import hashlib
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
+from engine.protocol import Passage
 from reports import charts
 from reports.database import ResultsDatabase
 from reports.errors import ReportError, UnknownSweepError
@@ -213,3 +215,30 @@ def test_ticks_are_round_and_hold_the_top(top, ticks):
 @pytest.mark.parametrize("nothing", [0.0, float("nan"), float("inf")])
 def test_an_axis_without_values_still_exists(nothing):
     assert charts.nice_ticks(nothing) == [0.0, 1.0]
+
+
+def test_what_a_lossy_strategy_loses_stands_beside_its_speed(make):
+    """And a lossy one without a measured loss says that it has none."""
+    passages = (Passage((1,), (2, 3)),)
+
+    def with_loss(run, nats):
+        totals = replace(run.totals, passage_nats=(nats,))
+        return replace(run, request=replace(run.request, passages=passages), totals=totals)
+
+    def lossy(run):
+        return replace(run, load=replace(run.load, strategy={**run.load.strategy, "relief": "cache-aware"}))
+
+    def other_tokens(run):
+        return replace(run, samples=tuple(replace(s, tokens=tuple(t + 1 for t in s.tokens)) for s in run.samples))
+
+    exact = with_loss(make.run(strategy="naive-swap"), 2 * math.log(100))
+    rough = other_tokens(lossy(make.run(strategy="edgemoe")))
+    page = page_of(make, [exact, with_loss(rough, 2 * math.log(102))])
+    assert "Perplexity" in page.words
+    assert "+2.00%" in page.words
+    assert "Different answers" not in page.words
+    page = page_of(make, [exact, rough])
+    assert "loss not measured" in page.words
+    labels = {cell.get("data-label") for cell in page_of(make, make.runs()).all("td")}
+    assert "First token, ms" in labels or "First token, s" in labels
+    assert "Perplexity, " not in labels

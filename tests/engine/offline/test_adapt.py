@@ -16,9 +16,10 @@ from engine.offline.adapt import BEST_FORMATS, PAPER_FORMATS, Plan, _lower_hull,
 from engine.offline.calibration import Calibration, Measuring
 from engine.offline.importer import import_checkpoint
 from engine.offline.model import OfflineModel
-from engine.offline.passages import Pair, Passage, cut, passages_of
+from engine.offline.passages import Pair, cut, passages_of
 from engine.offline.perplexity import evaluate
 from engine.offline.tokenizer import Tokenizer
+from engine.protocol import Passage
 from engine.quantize import Format
 from tests.golden.checkpoints import SHIPPED
 from tests.golden.switch import SwitchRecipe

@@ -14,10 +14,9 @@ from engine.generate import Engine
 from engine.models.switch import Switch
 from engine.offline.importer import import_checkpoint
 from engine.offline.model import OfflineModel
-from engine.offline.passages import Passage
 from engine.offline.perplexity import evaluate
 from engine.offline.tokenizer import Tokenizer
-from engine.protocol import Sampling
+from engine.protocol import Passage, Sampling
 from engine.quantize import Format
 from engine.strategies import strategy_named
 from tests.golden import checkpoints

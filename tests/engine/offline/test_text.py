@@ -15,9 +15,10 @@ from engine.experts.profile import PathProfile
 from engine.offline.activations import profile_texts
 from engine.offline.importer import import_checkpoint
 from engine.offline.model import MappedExperts, OfflineModel, save_logits
-from engine.offline.passages import Pair, Passage, cut, read_pairs, rouge_2
+from engine.offline.passages import Pair, cut, read_pairs, rouge_2
 from engine.offline.perplexity import evaluate
 from engine.offline.tokenizer import Tokenizer
+from engine.protocol import Passage
 from engine.quantize import Format
 from tests.engine.offline.conftest import TINY
 

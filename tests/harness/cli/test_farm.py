@@ -20,7 +20,7 @@ from engine.offline.importer import import_checkpoint
 from harness.cli import exit_code, main
 from harness.demo.loopback import Emulated, LoopbackFarm, kill_marked
 from reports.database import ResultsDatabase
-from tests.golden.checkpoints import RECIPES
+from tests.golden.checkpoints import HELD_OUT, RECIPES, SHIPPED, held_out_text
 
 MATRIX = """
 name = "tiny"
@@ -191,6 +191,28 @@ def test_a_device_that_left_the_inventory_is_missed(folder: Path, trusted: dict[
     farm("run", "matrix.toml")
     declare(folder, {"fast": trusted["fast"]})
     assert "slow/" in refused("run", "--resume")
+
+
+def test_lossy_strategies_carry_the_loss_that_was_measured(tmp_path: Path) -> None:
+    container, text = tmp_path / "c.emoe", tmp_path / "t.txt"
+    precisions = [word for precision in ("fp16", "int8", "int2") for word in ("--precision", precision)]
+    farm("model", "import", SHIPPED, "--to", container, *precisions)
+    text.write_text(held_out_text(HELD_OUT)[:2000], encoding="utf-8")
+    options = ("--loss-on", container, "--text", text, "--tokens", 300, "--context", 100)
+    rows = {row["name"]: row for row in json.loads(farm("strategies", *options, "--json").stdout)}
+    for name, row in rows.items():
+        assert (row["measured_loss"] is None) == row["lossless"], name
+    loss = {name: row["measured_loss"] for name, row in rows.items() if not row["lossless"]}
+    assert abs(loss["full-load-int8"]["perplexity_rise"]) < 0.002 < loss["naive-swap-int2"]["perplexity_rise"]
+    assert loss["naive-swap-int2"]["scored_tokens"] == 297
+    assert loss["naive-swap-int4"]["perplexity"] is None
+    assert "--precision int4" in loss["naive-swap-int4"]["unfit"]
+    assert "profile" in loss["edgemoe-lowbit"]["unfit"]
+    table = farm("strategies", *options)
+    assert "does not fit" in table.stdout
+    assert "--precision int4" in table.stderr
+    assert "not measured" in farm("strategies").stdout
+    assert "give both" in farm("strategies", "--text", text, code=2).stderr
 
 
 def test_strategies_come_from_the_engine() -> None:
