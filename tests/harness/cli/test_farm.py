@@ -197,7 +197,7 @@ def test_lossy_strategies_carry_the_loss_that_was_measured(tmp_path: Path) -> No
     container, text = tmp_path / "c.emoe", tmp_path / "t.txt"
     precisions = [word for precision in ("fp16", "int8", "int2") for word in ("--precision", precision)]
     farm("model", "import", SHIPPED, "--to", container, *precisions)
-    text.write_text(held_out_text(HELD_OUT)[:2000], encoding="utf-8")
+    text.write_text(held_out_text(HELD_OUT[0])[:2000], encoding="utf-8")
     options = ("--loss-on", container, "--text", text, "--tokens", 300, "--context", 100)
     rows = {row["name"]: row for row in json.loads(farm("strategies", *options, "--json").stdout)}
     for name, row in rows.items():
