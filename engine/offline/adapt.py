@@ -6,8 +6,8 @@ within a budget of bytes.
 
 paper: symmetric abs-max per output channel. Two uniform bitwidths bracket the tolerance; the least important experts
        get the lower one. An expert's importance is the loss with it at INT2 and all others at INT4.
-best:  groups with zero points, INT2 to INT8. What a format changes in an expert's outputs on the calibration text,
-       times what such a change costs at that layer, estimates its loss; changes come by estimated loss per byte saved.
+best:  groups with zero points, INT2 to INT8. The divergence that one expert at INT2 causes, scaled to other formats by
+       the errors of its outputs, estimates its loss; changes come by estimated loss per byte saved.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from engine.container import RECORD_ALIGNMENT, Container, ContainerWriter, ExpertKey
@@ -39,6 +40,8 @@ BEST_FORMATS = tuple(
         ("int8", 0), ("int4", 32), ("int4", 64), ("int3", 32), ("int3", 64), ("int2", 32), ("int2", 64), ("int2", 0),
     )
 )  # fmt: skip
+
+_PRIOR = 8  # activations: with fewer, an expert is taken to be like the others of its layer
 
 Progress = Callable[[int, int], None]
 Change = tuple[ExpertKey, int]
@@ -225,31 +228,46 @@ class _Search:
 
     def best_ladder(self) -> tuple[Ladder, dict[str, float]]:
         """All changes of all experts by estimated loss per byte saved."""
-        self._of = 2 * self._layers + 12
-        errors: dict[tuple[ExpertKey, int], float] = {}
-        futures = [self._executor.submit(output_errors, layer) for layer in range(self._layers)]
-        for layer, future in enumerate(futures):
-            errors.update({((layer, expert), n): e for (expert, n), e in future.result().items()})
-            self._step()
-        probe = self._number("int2")  # strong enough a change to tell its cost from the noise of rounding
-        found = self._scores(
-            self.uniform(0), [{k: probe for k in self._keys if k[0] == layer} for layer in range(self._layers)]
-        )
-        cost = []
-        for layer, result in enumerate(found):
-            total = sum(errors.get((key, probe), 0.0) for key in self._keys if key[0] == layer)
-            cost.append(result.divergence / total if total else 0.0)
+        losses = self._estimated_losses()
         changes: list[tuple[float, int, ExpertKey, int]] = []
         for key in self._keys:
-            points = [(self._slots[0], 0.0, 0)]
-            points += [
-                (self._slots[n], cost[key[0]] * errors.get((key, n), 0.0), n) for n in range(1, len(self._formats))
-            ]
+            points = [(self._slots[n], losses.get((key, n), 0.0), n) for n in range(len(self._formats))]
             for (bytes_a, loss_a, _), (bytes_b, loss_b, n) in itertools.pairwise(_lower_hull(points)):
                 changes.append(((loss_b - loss_a) / (bytes_a - bytes_b), -bytes_b, key, n))
         changes.sort()
-        evidence = {f"{k[0]}/{k[1]}": cost[k[0]] * errors.get((k, probe), 0.0) for k in self._keys}
+        probe = self._number("int2")
+        evidence = {f"{layer}/{expert}": losses[(layer, expert), probe] for layer, expert in self._keys}
         return Ladder(self.uniform(0), tuple((key, n) for _, _, key, n in changes)), evidence
+
+    def _estimated_losses(self) -> dict[tuple[ExpertKey, int], float]:
+        """(expert, format) -> nats a token: measured with that expert alone at INT2, scaled by its output errors."""
+        self._of = len(self._keys) + self._layers + 12
+        futures = [self._executor.submit(output_errors, layer) for layer in range(self._layers)]
+        watched = []
+        for future in futures:
+            watched.append(future.result())
+            self._step()
+        probe = self._number("int2")  # strong enough a change to tell its cost from the noise of rounding
+        found = dict(zip(self._keys, self._scores(self.uniform(0), [{key: probe} for key in self._keys]), strict=True))
+        losses = {}
+        for layer, seen in enumerate(watched):
+            experts = [expert for of, expert in self._keys if of == layer]
+            counts = {expert: seen.activations.get(expert, 0) for expert in experts}
+            divergence = {expert: found[layer, expert].divergence for expert in experts}
+            usual = median(divergence[e] / counts[e] for e in experts if counts[e])  # of one activation
+            total = sum(counts.values())
+            known = sum(self._frequency.get((layer, expert), 0.0) for expert in experts)  # 0: not in the profile
+            of_all = {n: sum(seen.errors.get((e, n), 0.0) for e in experts) for n in range(1, len(self._formats))}
+            for expert in experts:
+                share = counts[expert] / total
+                if known:
+                    share = (share + self._frequency.get((layer, expert), 0.0) / known) / 2
+                per_activation = (divergence[expert] + _PRIOR * usual) / (counts[expert] + _PRIOR)
+                errors = {n: seen.errors.get((expert, n), 0.0) for n in of_all} if counts[expert] else of_all
+                for n in of_all:
+                    ratio = errors[n] / errors[probe] if errors[probe] else 0.0
+                    losses[(layer, expert), n] = per_activation * share * total * ratio
+        return losses
 
     def _scores(self, base: Assignment, changes: Sequence[Assignment]) -> list[Score]:
         futures = [self._executor.submit(score, base, change) for change in changes]

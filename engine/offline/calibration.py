@@ -84,12 +84,20 @@ class MixedExperts:
             yield expert, self.packed((layer, expert), self.assignment[layer, expert])
 
 
-class _OutputErrors:
-    """Beside running the experts as stored, adds up what other formats would change in their outputs."""
+@dataclass
+class OutputErrors:
+    """What other formats would change in the weighted outputs of a layer's experts, on a calibration text."""
+
+    activations: dict[int, int]  # by expert
+    errors: dict[tuple[int, int], float]  # (expert, format) -> squared, over the squared residual stream they enter
+
+
+class _Watching:
+    """Runs the experts as stored, and beside it measures the output errors of one layer."""
 
     def __init__(self, model: Model, experts: MixedExperts, watched: int) -> None:
         self._model, self._experts, self._watched = model, experts, watched
-        self.errors: dict[tuple[int, int], float] = {}  # (expert, format) -> squared error of its weighted outputs
+        self.found = OutputErrors({}, {})
 
     def prefer(self, layer: int, logits: np.ndarray) -> np.ndarray:
         return logits
@@ -101,14 +109,18 @@ class _OutputErrors:
             yield from self._experts.fetch(layer, chosen, shares, hidden)
             return
         given = self._model.expert_input(layer, hidden)
+        activations, errors = self.found.activations, self.found.errors
         for expert in np.unique(chosen).tolist():
             row, place = np.nonzero(chosen == expert)
             share = shares[row, place, None]
             exact = self._model.expert_output(self._experts.packed((layer, expert), 0), given[row])
+            # What follows is normalised: a token of a hundred times the norm is no ten thousand times as important.
+            norm = ((hidden[row] + share * exact) ** 2).sum(axis=1)
+            activations[expert] = activations.get(expert, 0) + len(row)
             for number in range(1, len(self._experts.formats)):
                 output = self._model.expert_output(self._experts.packed((layer, expert), number), given[row])
-                error = float((((output - exact) * share) ** 2).sum())
-                self.errors[expert, number] = self.errors.get((expert, number), 0.0) + error
+                error = float(((((output - exact) * share) ** 2).sum(axis=1) / norm).sum())
+                errors[expert, number] = errors.get((expert, number), 0.0) + error
             yield expert, self._experts.packed((layer, expert), 0)
 
 
@@ -145,14 +157,13 @@ class Measuring:
             scored += len(found)
         return Score(nats / scored, agreed / scored, divergence / scored, self._rouge_2())
 
-    def output_errors(self, layer: int) -> dict[tuple[int, int], float]:
-        """(expert, format) -> squared error that the format causes in the outputs of that expert of `layer`."""
+    def output_errors(self, layer: int) -> OutputErrors:
         self._set_base(dict.fromkeys(self.experts.assignment, 0))
-        watching = _OutputErrors(self._model, self.experts, layer)
+        watching = _Watching(self._model, self.experts, layer)
         block = self._model.moe_block(layer)
         for streams, passage in zip(self._streams, self._calibration.passages, strict=True):
             self._model.block(block, streams[block], self._start(passage), watching)
-        return watching.errors
+        return watching.found
 
     def _start(self, passage: Passage) -> Any:
         return self._model.start(len(passage.prompt), len(passage.continuation))
@@ -201,7 +212,7 @@ def score(base: Assignment, changes: Assignment) -> Score:
     return _measuring.score(base, changes)
 
 
-def output_errors(layer: int) -> dict[tuple[int, int], float]:
+def output_errors(layer: int) -> OutputErrors:
     """In a process of the pool; see Measuring.output_errors."""
     assert _measuring is not None
     return _measuring.output_errors(layer)

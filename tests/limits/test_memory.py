@@ -1,0 +1,148 @@
+"""Memory as the operating system counts it, under real limits: control groups of version 1, which need root."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.container import Container
+from engine.offline.importer import import_checkpoint
+from engine.protocol import ExpertBudget, RunRequest, Totals, decode_event, to_json
+from engine.quantize import Format
+from engine.selftest import profile_of
+from tests.golden.checkpoints import SHIPPED
+from tests.golden.switch import SwitchRecipe
+
+GROUPS = Path("/sys/fs/cgroup/memory")
+MIB = 1 << 20
+PROMPT = (5, 6, 7, 8, 9, 10, 11, 12)
+
+
+@dataclass(frozen=True)
+class Ended:
+    killed: bool
+    totals: Totals | None
+    tokens: tuple[int, ...]
+
+
+class MemoryLimit:
+    """Processes of this group, with the page cache that they fill, never have more than `limit_bytes`; no swap."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._folder = GROUPS / f"edgemoe-farm-test-{os.getpid()}-{time.monotonic_ns()}"
+        self._folder.mkdir()
+        for name in ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"):
+            if (self._folder / name).exists():  # the second only where the kernel counts swap
+                (self._folder / name).write_text(str(limit_bytes))
+
+    def run(self, request: RunRequest, folder: Path) -> Ended:
+        path = folder / "request.json"
+        path.write_text(json.dumps(to_json(request)))
+        inside = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(self._folder)]
+        result = subprocess.run(
+            [*inside, sys.executable, "-m", "engine", "run", "--request", str(path)],
+            capture_output=True, text=True, timeout=200, check=False, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        )  # fmt: skip
+        if result.returncode == -9:
+            return Ended(True, None, ())
+        assert result.returncode == 0, result.stderr
+        events = [decode_event(line) for line in result.stdout.splitlines()]
+        assert int((self._folder / "memory.max_usage_in_bytes").read_text()) <= int(
+            (self._folder / "memory.limit_in_bytes").read_text()
+        )
+        return Ended(False, events[-1][1]["totals"], events[2][1]["sample"].tokens)
+
+    def close(self) -> None:
+        self._folder.rmdir()
+
+
+@pytest.fixture
+def limited() -> Iterator[Any]:
+    if not os.access(GROUPS / "cgroup.procs", os.W_OK):
+        pytest.skip("no memory control group of version 1 can be made here: it needs root")
+    made: list[MemoryLimit] = []
+
+    def make(limit_bytes: int) -> MemoryLimit:
+        made.append(MemoryLimit(limit_bytes))
+        return made[-1]
+
+    yield make
+    for limit in made:
+        limit.close()
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Container:
+    """The shipped model with its experts in FP32: 96 MiB of them, so that buffers stand out."""
+    return import_checkpoint(SHIPPED, tmp_path_factory.mktemp("limits") / "mix16.emoe", [Format("fp32")])
+
+
+@pytest.fixture(scope="module")
+def profile(wide: Container) -> str:
+    path = wide.path + ".profile.json"
+    profile_of(wide).save(path)
+    return path
+
+
+def request(container: Container, strategy: str, **changes: Any) -> RunRequest:
+    usual: dict[str, Any] = {"prompts": (PROMPT,), "max_new_tokens": 40}
+    return RunRequest("r", container.path, strategy, **{**usual, **changes})
+
+
+def test_a_buffer_runs_where_all_experts_do_not_fit(
+    wide: Container, profile: str, limited: Any, tmp_path: Path
+) -> None:
+    """And its answer is that of all experts in memory."""
+    whole = limited(1 << 30).run(request(wide, "full-load"), tmp_path)
+    limit = limited(100 * MIB)
+    assert limit.run(request(wide, "full-load"), tmp_path).killed
+    for name in ("edgemoe", "edgemoe-lookahead", "edgemoe-dequantised", "edgemoe-adaptive"):
+        asked = request(wide, name, profile=profile, expert_budget=ExpertBudget(bytes=24 * MIB))
+        ended = limit.run(asked, tmp_path)
+        assert not ended.killed, name
+        assert ended.tokens == whole.tokens
+
+
+@pytest.mark.parametrize("strategy", ["edgemoe", "edgemoe-buffer", "edgemoe-adaptive", "edgemoe-dequantised"])
+def test_the_peak_is_that_of_no_buffer_and_the_budget(
+    wide: Container, profile: str, limited: Any, tmp_path: Path, strategy: str
+) -> None:
+    limit = limited(1 << 30)
+    none = limit.run(request(wide, "naive-swap"), tmp_path).totals
+    for budget in (8 * MIB, 40 * MIB):
+        asked = request(wide, strategy, profile=profile, expert_budget=ExpertBudget(bytes=budget))
+        peak = limit.run(asked, tmp_path).totals.peak_resident_bytes
+        # Over naive-swap, which holds an expert of 0.75 MiB at a time: the budget, the profile, a thread and its stack.
+        assert peak - none.peak_resident_bytes < budget + 8 * MIB
+    assert peak - none.peak_resident_bytes > 20 * MIB  # or nothing was buffered, and nothing shown
+
+
+@pytest.mark.heavy
+def test_switch_base_8_runs_in_a_gigabyte(limited: Any, tmp_path: Path) -> None:
+    """A checkpoint of exactly its shapes, with random weights: 619 million parameters, 2.5 GB in FP32."""
+    recipe = SwitchRecipe(
+        "switch-base-8", seed=1, vocab=32128, hidden=768, width=3072, layers=(12, 12), heads=12, head_dim=64, experts=8,
+        dtype="bfloat16", shards=4, spread=0.04,
+    )  # fmt: skip
+    container = import_checkpoint(recipe.write(tmp_path / "hf"), tmp_path / "base-8.emoe", [Format("int4", 32)])
+    profile = tmp_path / "profile.json"
+    profile_of(container).save(str(profile))
+    limit = limited(1_000_000_000)
+    whole = limited(4 << 30).run(request(container, "full-load", max_new_tokens=16), tmp_path)
+    for strategy in ("naive-swap", "edgemoe", "edgemoe-combined"):
+        budget = None if strategy == "naive-swap" else ExpertBudget(experts=10)
+        asked = request(container, strategy, max_new_tokens=16, profile=str(profile), expert_budget=budget)
+        ended = limit.run(asked, tmp_path)
+        assert not ended.killed
+        assert ended.tokens == whole.tokens
+        assert ended.totals.peak_resident_bytes < 1_000_000_000
+        print(f"{strategy}: peak resident set {ended.totals.peak_resident_bytes / 1e6:.0f} MB")
