@@ -20,6 +20,7 @@ once, front to back, and every operation on codes runs over long contiguous rows
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -104,7 +105,7 @@ class RecordLayout:
             parts = []
             for name, dtype, dims in _expanded_parts(fmt, shape) if is_expanded else _parts(fmt, shape):
                 parts.append(Part(name, dtype, dims, offset))
-                offset = align(offset + dtype.itemsize * int(np.prod(dims)), PART_ALIGNMENT)
+                offset = align(offset + dtype.itemsize * math.prod(dims), PART_ALIGNMENT)
             all_parts.append(tuple(parts))
         return cls(fmt, tuple(matrices), tuple(all_parts), offset, is_expanded)
 
@@ -122,7 +123,7 @@ class RecordLayout:
         for shape, parts in zip(self.matrices, self.parts):
             arrays: Dict[str, np.ndarray] = {}
             for part in parts:
-                size = part.dtype.itemsize * int(np.prod(part.shape))
+                size = part.dtype.itemsize * math.prod(part.shape)
                 arrays[part.name] = record[part.offset : part.offset + size].view(part.dtype).reshape(part.shape)
             result[shape.name] = Packed(
                 self.format, shape.rows, shape.columns,

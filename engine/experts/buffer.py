@@ -10,12 +10,13 @@ from engine.container import ExpertKey, Record
 from engine.errors import MemoryBudgetError
 from engine.experts.eviction import EvictionPolicy
 from engine.experts.store import new_slab
+from engine.quantize import Packed
 
 
 class Entry:
     """An expert in the buffer, or on its way there."""
 
-    __slots__ = ("key", "pins", "ready", "record", "slab", "speculative", "wanted")
+    __slots__ = ("key", "pins", "ready", "record", "slab", "speculative", "wanted", "weights")
 
     def __init__(self, key: ExpertKey, record: Record, slab: np.ndarray, speculative: bool) -> None:
         self.key = key
@@ -25,6 +26,7 @@ class Entry:
         self.speculative = speculative  # was read on a prediction and not used since
         self.wanted = not speculative  # the router has asked for it
         self.pins = 0  # the arithmetic is using it, or is about to
+        self.weights: Optional[Dict[str, Packed]] = None  # views into the slab, once it was used
 
 
 class ExpertBuffer:

@@ -24,7 +24,8 @@ class Loader:
     """Moves experts from the store into the buffer.
 
     All methods but `run` and the reading itself need `lock` to be held. With `threaded` false every read happens in
-    `wait_for`, on the thread that waits.
+    `wait_for`, on the thread that waits. The thread is woken only where there is something to read: each time costs the
+    one that computes a tenth of a millisecond.
     """
 
     def __init__(
@@ -55,16 +56,24 @@ class Loader:
     def demand(self, records: Iterable[Record]) -> None:
         """The router wants these experts, in these records, and they are not in the buffer."""
         self._demanded.extend(records)
-        self.lock.notify_all()
+        if self._demanded:
+            self.lock.notify_all()
 
     def predict(self, keys: Sequence[ExpertKey], *, read: bool = True) -> None:
         """These are likely to be wanted next, the likeliest first; takes the place of former predictions.
 
         With `read` false they are only protected from eviction.
         """
-        self._predicted = deque(keys if read else ())
+        entries = self._buffer.entries
+        self._predicted = deque(key for key in keys if key not in entries) if read else deque()
         self._keep = frozenset(keys)
-        self.lock.notify_all()
+        if self._predicted:
+            self.lock.notify_all()
+
+    def freed(self) -> None:
+        """An expert may leave that was in use: the thread may have been waiting for its place."""
+        if self._demanded or self._predicted:
+            self.lock.notify_all()
 
     def wait_for(self, keys: AbstractSet[ExpertKey], clock: Callable[[], float]) -> Entry:
         """Blocks until one of `keys`, all wanted, has arrived; it comes pinned. Raises what its read raised."""

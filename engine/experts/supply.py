@@ -197,7 +197,9 @@ class ExpertSupply:
         return len(rows) == 1 and layer >= self._first_layer
 
     def _weights(self, entry: Entry) -> Dict[str, Packed]:
-        return self._slabs.weights(entry.record, entry.slab)
+        if entry.weights is None:
+            entry.weights = self._slabs.weights(entry.record, entry.slab)
+        return entry.weights
 
     def _release(self, entry: Entry) -> None:
         """The arithmetic is done with this expert."""
@@ -207,7 +209,7 @@ class ExpertSupply:
                 self.buffer.touch(entry)
             else:
                 self.buffer.drop(entry)
-            self._loader.lock.notify_all()  # the loader may be waiting for a place
+            self._loader.freed()
 
     def _too_coarse(self, entry: Entry, substitutes: Mapping[ExpertKey, Record]) -> bool:
         """A substitute that was good enough once, of an expert that matters now."""
