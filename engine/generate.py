@@ -266,6 +266,12 @@ def run(request: RunRequest, emit: Emit, *, clock: Callable[[], float] = time.pe
     emit("finished", totals=replace(totals, passage_nats=nats))
 
 
+def check_records(container: Container, strategy: Strategy) -> None:
+    """Raises RequestError where the container lacks the precisions that the strategy works with."""
+    _records(container, strategy)
+    _relief(strategy, container)
+
+
 def _records(container: Container, strategy: Strategy) -> Dict[ExpertKey, Record]:
     """The record of each expert that the strategy works with."""
     if strategy.precision == "stored":

@@ -20,10 +20,12 @@ from rich.table import Table
 
 from device_inventory import Inventory
 from engine.container import Container
+from engine.generate import check_records
 from engine.models import model_config
 from engine.offline.passages import cut
 from engine.offline.tokenizer import Tokenizer
 from engine.protocol import Passage
+from engine.strategies import STRATEGIES
 from harness.cli.options import FARM_VERSION, cache_folder
 from harness.cli.strategies import traits
 from harness.deploy import HashCache
@@ -48,6 +50,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def plan_matrix(matrix: Matrix, inventory: Inventory) -> Plan:
     """Hashes the containers, tokenises the prompts, lays out the cells. Raises UsageError, EngineError."""
+    for container in matrix.containers:
+        opened = Container.open(str(container.path))
+        for name in matrix.strategies:
+            if name in STRATEGIES:  # else the plan says what is known
+                check_records(opened, STRATEGIES[name])
     cache = HashCache(cache_folder())
     tokenizer = lru_cache(Tokenizer.from_container)
     for container in matrix.containers:

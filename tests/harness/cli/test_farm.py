@@ -193,6 +193,15 @@ def test_a_device_that_left_the_inventory_is_missed(folder: Path, trusted: dict[
     assert "slow/" in refused("run", "--resume")
 
 
+def test_a_strategy_that_does_not_fit_is_refused_before_anything_runs(folder: Path, devices: dict[str, Device]) -> None:
+    for strategy, words in (("naive-swap-int4", "--precision int4"), ("edgemoe-lowbit", "a second, lower precision")):
+        matrix = MATRIX.replace('"full-load"', f'"{strategy}"')
+        (folder / "matrix.toml").write_text(matrix.replace('"tiny.emoe"', '"tiny.emoe"\nprofile = "tiny.emoe"'))
+        message = refused("run", "matrix.toml", "--plan")
+        assert "tiny.emoe" in message
+        assert words in message
+
+
 def test_lossy_strategies_carry_the_loss_that_was_measured(tmp_path: Path) -> None:
     container, text = tmp_path / "c.emoe", tmp_path / "t.txt"
     precisions = [word for precision in ("fp16", "int8", "int2") for word in ("--precision", precision)]
