@@ -117,7 +117,8 @@ class Loader:
         failure: Optional[EngineError] = None
         done = 0
         try:
-            done = self._slabs.fill(self._store, entry.record, entry.slab, lambda: self._gives_way(entry))
+            gives_way = (lambda: self._gives_way(entry)) if entry.speculative else None
+            done = self._slabs.fill(self._store, entry.record, entry.slab, gives_way)
         except StorageError as error:
             failure = error
         except Exception as error:  # noqa: BLE001 - whatever it is, the thread that waits for this expert must hear of it

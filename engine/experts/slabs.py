@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Iterable, Protocol, Sequence
+from typing import Dict, Iterable, Optional, Protocol, Sequence
 
 import numpy as np
 
 from engine.container import RECORD_ALIGNMENT, Record
-from engine.experts.store import ExpertStore, new_slab
+from engine.experts.store import BrokenOff, ExpertStore, new_slab
 from engine.kernels import Kernels
 from engine.quantize import Packed, RecordLayout, align
 
@@ -19,7 +19,7 @@ class Slabs(Protocol):
         """How long the slab of this record is: what the expert takes of the budget."""
         ...
 
-    def fill(self, store: ExpertStore, record: Record, slab: np.ndarray, broken_off: Callable[[], bool]) -> int:
+    def fill(self, store: ExpertStore, record: Record, slab: np.ndarray, broken_off: Optional[BrokenOff]) -> int:
         """Reads a record into its slab, see ExpertStore.read; it is whole if all of its bytes were read."""
         ...
 
@@ -37,7 +37,7 @@ class PackedSlabs:
     def bytes(self, record: Record) -> int:
         return record.slot_bytes
 
-    def fill(self, store: ExpertStore, record: Record, slab: np.ndarray, broken_off: Callable[[], bool]) -> int:
+    def fill(self, store: ExpertStore, record: Record, slab: np.ndarray, broken_off: Optional[BrokenOff]) -> int:
         return store.read(record, slab, broken_off)
 
     def weights(self, record: Record, slab: np.ndarray) -> Dict[str, Packed]:
@@ -63,7 +63,7 @@ class DequantisedSlabs:
     def bytes(self, record: Record) -> int:
         return self._bytes
 
-    def fill(self, store: ExpertStore, record: Record, slab: np.ndarray, broken_off: Callable[[], bool]) -> int:
+    def fill(self, store: ExpertStore, record: Record, slab: np.ndarray, broken_off: Optional[BrokenOff]) -> int:
         staged = self._staging[: record.slot_bytes]
         done = store.read(record, staged, broken_off)
         if done == record.slot_bytes:

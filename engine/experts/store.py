@@ -12,8 +12,11 @@ import numpy as np
 from engine.container import Container, Record
 from engine.errors import StorageError
 
-# A speculative read can be broken off between two chunks; a demanded expert never waits longer than for one.
-CHUNK_BYTES = 128 << 10
+# A speculative read can be broken off between two chunks; a demanded expert never waits longer than for one, which is
+# this long at the rate that was seen.
+CHUNK_S = 1e-3
+LEAST_CHUNK_BYTES, MOST_CHUNK_BYTES = 16 << 10, 1 << 20  # all divided by 16 KiB, as direct reads need it
+BrokenOff = Callable[[], bool]
 _CREDIT_S = 1e-3  # the emulated storage starts the next read at once if it is asked within this time of the last
 
 
@@ -48,32 +51,35 @@ class ExpertStore:
         self._keep_cached = keep_cached
         self._bytes_per_s = bytes_per_s
         self._clock, self._sleep = clock, sleep
+        self._chunk_bytes = 128 << 10
         self._free_at = 0.0  # when the emulated storage has finished what it was asked for
         self._verified: Set[int] = set()  # offsets
         self._map: Optional[mmap.mmap] = None
         self._file = self._open()
 
-    def read(self, record: Record, slab: np.ndarray, broken_off: Callable[[], bool]) -> int:
+    def read(self, record: Record, slab: np.ndarray, broken_off: Optional[BrokenOff] = None) -> int:
         """Fills `slab` (record.slot_bytes long) and returns the bytes read: fewer if `broken_off()` became true.
 
-        Raises StorageError if the storage fails or the record is damaged.
+        Without it the record is asked for at once. Raises StorageError if the storage fails or the record is damaged.
         """
         view = slab.data
         size = record.slot_bytes
-        start = self._clock()
+        chunk = size if broken_off is None else min(self._chunk_bytes, MOST_CHUNK_BYTES)
+        asked = start = self._clock()
         if start - self._free_at < _CREDIT_S:
             start = self._free_at
         done = 0
         try:
             while done < size:
-                if done and broken_off():
+                if done and broken_off is not None and broken_off():
                     break
-                done += self._chunk(view, done, min(CHUNK_BYTES, size - done), record.offset)
+                done += self._chunk(view, done, min(chunk, size - done), record.offset)
                 if self._bytes_per_s is not None:
                     self._free_at = start + done / self._bytes_per_s
                     wait = self._free_at - self._clock()
                     if wait > 0:
                         self._sleep(wait)
+            self._learn(done, self._clock() - asked)
             if not self._keep_cached:
                 self._forget(record.offset, size)
         except OSError as error:
@@ -125,6 +131,13 @@ class ExpertStore:
         if got <= 0:
             raise OSError(None, "the file became shorter while it was read")
         return got
+
+    def _learn(self, done: int, time_s: float) -> None:
+        """How long chunks should be, from how long it took."""
+        at_rate = int(done / max(time_s, 1e-9) * CHUNK_S) // LEAST_CHUNK_BYTES * LEAST_CHUNK_BYTES
+        # Halfway at most: one slow read says little of the next.
+        halfway = (self._chunk_bytes + at_rate) // 2 // LEAST_CHUNK_BYTES * LEAST_CHUNK_BYTES
+        self._chunk_bytes = min(max(halfway, LEAST_CHUNK_BYTES), MOST_CHUNK_BYTES)
 
     def _forget(self, offset: int, size: int) -> None:
         if self._map is not None:

@@ -45,8 +45,9 @@ def trace(container: Path, text: Path, tokens: int | None, context: int, to: Pat
     "--profile", type=click.Path(path_type=Path), required=True, metavar="PROFILE", help="See `model profile`."
 )
 @click.option("--buffer-experts", metavar="N,N...", help="Buffer sizes.  [default: shares from 1/8 to 3/4 of all]")
+@click.option("--by-layer", is_flag=True, help="Also print the recall of each predictor in each MoE layer.")
 @json_option
-def replay(trace_file: Path, profile: Path, buffer_experts: str | None, as_json: bool) -> None:
+def replay(trace_file: Path, profile: Path, buffer_experts: str | None, by_layer: bool, as_json: bool) -> None:
     """Say how often each predictor and each eviction policy would have been right.
 
     The policies and predictors are the engine's own; belady is the most that any policy could reach. Nothing is
@@ -93,6 +94,13 @@ def replay(trace_file: Path, profile: Path, buffer_experts: str | None, as_json:
         table.add_row(name, *(f"{mean(rates):.1%}" for rates in recalls.values()))
     console.print(table)
     console.print()
+    if by_layer:
+        at = max(n for n in next(iter(predictors.values())) if n <= max(1, loaded.top_k))
+        table = Table(f"recall at {at} by layer", *predictors, box=None, pad_edge=False)
+        for layer, rates in enumerate(zip(*(recalls[at] for recalls in predictors.values()), strict=True)):
+            table.add_row(str(loaded.first_layer + layer), *(f"{rate:.1%}" for rate in rates))
+        console.print(table)
+        console.print()
     table = Table(
         "hit rate with", *(f"{size} experts" for size in next(iter(policies.values()))), box=None, pad_edge=False
     )

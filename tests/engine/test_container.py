@@ -233,6 +233,35 @@ def open_store(container: Container, reader: str, **options: Any) -> ExpertStore
     return ExpertStore(container, reader=reader, **settings)
 
 
+@pytest.mark.parametrize(("bytes_per_s", "expected"), [(20e6, 16 << 10), (100e6, 80 << 10), (4e9, 1 << 20)])
+def test_a_read_that_may_be_broken_off_asks_for_a_millisecond_at_a_time(
+    tmp_path: Path, bytes_per_s: float, expected: int
+) -> None:
+    """And one that may not, for all of the record at once."""
+    made = ContainerWriter(str(tmp_path / "m.emoe"), architecture="mixtral", config={}, formats=[Format("fp32")])
+    with made as writer:
+        writer.add_expert(0, 0, {"gate": np.zeros((3072, 1024), np.float32)})
+    container = Container.open(str(tmp_path / "m.emoe"))
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    store = open_store(container, "pread", clock=lambda: now[0], sleep=sleep, bytes_per_s=bytes_per_s)
+    record, asked = container.records[0], []
+    slab = new_slab(record.slot_bytes)
+    try:
+        for _ in range(12):
+            asked.clear()
+            store.read(record, slab, lambda: asked.append(now[0]) or False)
+        assert abs((asked[3] - asked[2]) * bytes_per_s - expected) < (16 << 10)
+        asked.clear()
+        store.read(record, slab)
+        assert asked == []
+    finally:
+        store.close()
+
+
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("keep_cached", [True, False])
 def test_every_reader_reads_the_same(tmp_path: Path, reader: str, keep_cached: bool) -> None:
@@ -242,7 +271,7 @@ def test_every_reader_reads_the_same(tmp_path: Path, reader: str, keep_cached: b
     try:
         for record in container.records:
             slab = new_slab(record.slot_bytes)
-            assert store.read(record, slab, lambda: False) == record.slot_bytes
+            assert store.read(record, slab) == record.slot_bytes
             assert np.array_equal(slab[: record.bytes], container.read_expert(record))
     finally:
         store.close()
@@ -263,8 +292,8 @@ def test_damage_in_an_expert_is_noticed_and_named(tmp_path: Path, reader: str) -
     store = open_store(container, reader)
     try:
         with pytest.raises(StorageError, match=r"layer 0 expert 1 is damaged"):
-            store.read(record, new_slab(record.slot_bytes), lambda: False)
-        store.read(container.records[0], new_slab(RECORD_ALIGNMENT), lambda: False)
+            store.read(record, new_slab(record.slot_bytes))
+        store.read(container.records[0], new_slab(RECORD_ALIGNMENT))
     finally:
         store.close()
 
@@ -276,7 +305,7 @@ def test_a_file_that_shrinks_while_it_is_used_is_an_error(tmp_path: Path) -> Non
     try:
         os.truncate(tmp_path / "m.emoe", 32768)
         with pytest.raises(StorageError, match="shorter"):
-            store.read(container.records[-1], new_slab(RECORD_ALIGNMENT), lambda: False)
+            store.read(container.records[-1], new_slab(RECORD_ALIGNMENT))
     finally:
         store.close()
 
@@ -292,7 +321,7 @@ def test_emulated_storage_takes_its_time_and_no_more(tmp_path: Path) -> None:
     store = open_store(container, "pread", bytes_per_s=1e6, clock=lambda: now[0], sleep=sleep)
     try:
         for record in container.records:
-            store.read(record, new_slab(record.slot_bytes), lambda: False)
+            store.read(record, new_slab(record.slot_bytes))
     finally:
         store.close()
     ideal = container.expert_bytes / 1e6

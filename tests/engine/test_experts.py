@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -212,7 +213,7 @@ def patched_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable
     original = ExpertStore.read
 
     def install(before: Callable[[Record], None]) -> None:
-        def read(self: ExpertStore, record: Record, slab: np.ndarray, broken_off: Callable[[], bool]) -> int:
+        def read(self: ExpertStore, record: Record, slab: np.ndarray, broken_off: Any = None) -> int:
             before(record)
             return original(self, record, slab, broken_off)
 
@@ -235,7 +236,7 @@ def test_random_timing_changes_no_token(
 
 def test_a_speculative_read_gives_way_to_a_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunk by chunk: with reads broken off all the time, the answer stays and the waste is accounted for."""
-    monkeypatch.setattr("engine.experts.store.CHUNK_BYTES", 1024)
+    monkeypatch.setattr("engine.experts.store.MOST_CHUNK_BYTES", 1024)
     write_random_model(str(tmp_path / "m.emoe"), [Format("fp32")])
     container = Container.open(str(tmp_path / "m.emoe"))
     # A profile that is always wrong: it predicts what was chosen least.

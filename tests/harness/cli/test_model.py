@@ -221,7 +221,9 @@ def test_trace_and_replay(shipped: Path, tmp_path: Path) -> None:
     result = json.loads(farm("replay", trace, "--profile", profile, "--json").stdout)
     assert len(result["predictors"]["path"]["recall_at_2"]["by_layer"]) == 8
     assert [row["buffer_experts"] for row in result["policies"]["lru"]] == [16, 32, 48, 64, 96]
-    table = farm("replay", trace, "--profile", profile, "--buffer-experts", "20").stdout
+    table = farm("replay", trace, "--profile", profile, "--buffer-experts", "20", "--by-layer").stdout
+    assert "recall at 2" in table.split("by layer")[0]
+    assert table.count("\n7 ") == 1
     assert "belady" in table
     assert "20 experts" in table
     assert "write numbers of experts" in refused("replay", trace, "--profile", profile, "--buffer-experts", "many")
