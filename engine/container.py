@@ -11,7 +11,7 @@ The header stands last so that a container is written in one pass. A container i
 a file under the final name is complete. Opening checks magic, version, lengths, bounds, overlap and the header's
 checksum, and trusts nothing that it has not checked; reading an expert checks that expert's own checksum.
 
-History of VERSION: 1 first.
+History of VERSION: 1 first; 2 packs quantised experts in the order of the native kernels.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from engine.files import replacing
 from engine.quantize import FLOATS, PART_ALIGNMENT, Format, MatrixShape, RecordLayout, align, float32_from_bf16
 
 MAGIC = b"EDGEMOE\x00"
-VERSION = 1
+VERSION = 2
 RECORD_ALIGNMENT = 16 << 10
 MAX_HEADER_BYTES = 64 << 20
 MAX_FILE_BYTES = 1 << 44

@@ -20,7 +20,7 @@ from engine.experts.relief import CacheAwareRouting, LowBitMisses, Relief
 from engine.experts.slabs import DequantisedSlabs, PackedSlabs, Slabs
 from engine.experts.store import ExpertStore
 from engine.experts.supply import Counters, ExpertSupply
-from engine.kernels import Kernels
+from engine.kernels import Kernels, make_kernels
 from engine.models import load_model
 from engine.models.interface import Model, Observer, check_tokens
 from engine.protocol import ExpertBudget, Load, Passage, RunRequest, Sample, Sampling, Steps, Totals
@@ -46,6 +46,7 @@ class Engine:
         reader: str = "pread",
         keep_cached: bool = True,
         emulated_read_bytes_per_s: Optional[float] = None,
+        backend: str = "auto",
         clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -64,7 +65,9 @@ class Engine:
         slabs = _slabs(strategy, container, records)
         largest_bytes = max(slabs.bytes(record) for record in records.values())
         self.budget_bytes = _budget_bytes(strategy, expert_budget, largest_bytes)
-        self._kernels = Kernels()
+        # Experts that stand dequantised in memory are numpy's: native kernels are faster on packed ones.
+        kernels, self.warnings = (Kernels(), []) if strategy.form == "dequantised" else make_kernels(backend)
+        self._kernels = kernels
         self.model = load_model(container, self._kernels)
         first_layer = self.model.first_layer
         policy = policy_named(
@@ -196,7 +199,8 @@ class Engine:
             strategy=self.strategy.parts(),
             reader=self.reader,
             backend=self._kernels.backend,
-            warnings=tuple(self._store.warnings),
+            variant=self._kernels.variant,
+            warnings=tuple(self.warnings + self._store.warnings),
             notes=tuple(self.notes),
         )
 
@@ -228,7 +232,8 @@ def run(request: RunRequest, emit: Emit, *, clock: Callable[[], float] = time.pe
     load_start = clock()
     engine = Engine(
         container, strategy, expert_budget=request.expert_budget, profile=profile, reader=request.reader,
-        keep_cached=not cold, emulated_read_bytes_per_s=request.emulated_read_bytes_per_s, clock=clock,
+        keep_cached=not cold, emulated_read_bytes_per_s=request.emulated_read_bytes_per_s,
+        backend=request.backend, clock=clock,
     )  # fmt: skip
     try:
         if cold:

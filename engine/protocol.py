@@ -11,8 +11,8 @@ The controller writes one RunRequest as JSON. The engine answers with JSON lines
 Every message is checked on arrival: an unknown key, a missing key, a wrong type or an unknown version is a
 ProtocolError that names the place. Units stand in the names.
 
-History of VERSION: 1 first; since then Sample.recall, RunRequest.passages and Totals.passage_nats were added, which may
-be missing.
+History of VERSION: 1 first; since then Sample.recall, RunRequest.passages, Totals.passage_nats and Load.variant were
+added, which may be missing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from engine.errors import ProtocolError
 VERSION = 1
 READERS = ("pread", "direct", "mmap")
 PAGE_CACHES = ("cold", "warm")
-BACKENDS = ("auto", "numpy")
+BACKENDS = ("auto", "native", "numpy")
 MAX_LINE_BYTES = 16 << 20  # of one event: anything longer is damage or malice, never a sample
 
 T = TypeVar("T")
@@ -184,6 +184,7 @@ class Load:
     strategy: Dict[str, str]  # the parts that engaged
     reader: str  # the method that engaged
     backend: str
+    variant: Optional[str] = None  # of the backend: which native library; None for numpy
     warnings: Tuple[str, ...] = ()  # something is not as asked for: the numbers are suspect
     notes: Tuple[str, ...] = ()  # what one should know of the configuration; makes no number suspect
 

@@ -9,20 +9,24 @@ Symmetric formats have no offset and scale by the absolute maximum, as EdgeMoE d
 asymmetric ones spread the codes from the group's minimum to its maximum, which matters most at two bits.
 Codes are rounded with the scale as stored, so that rounding the scale to FP16 costs no accuracy.
 
-Packing is group-major with rows innermost, (groups, bytes of one group, rows): the arithmetic walks the groups
-once, front to back, and every operation on codes runs over long contiguous rows. Within a group of g columns
+Packing is in the order in which engine/kernels/native.c consumes it: blocks of 32 rows, in them the groups, in them
+words of 32 bits, of which the block's rows have one each, side by side: (blocks, groups, words of a row, 32). The low
+half of a word holds even columns and the high half odd ones, so that one shift and one mask give the pairs of
+neighbouring columns that processors multiply and add at once. With fields of b bits, bits `16 * h + b * f` and up of
+word w hold column `w * 32 / b + 2 * f + h` of the group, h 0 or 1:
 
-    int8   byte j holds column j, as a signed byte
-    int4   byte j holds columns j (low nibble) and j + g/2
-    int2   byte j holds columns j (lowest bits), j + g/4, j + g/2 and j + 3g/4
-    int3   the low two bits as int2, then a plane of the high bits: byte j holds columns j, j + g/8, ... (lowest first)
+    int8   4 columns a word, signed bytes          int4   8 columns a word
+    int2   16 columns a word                       int3   its low two bits as int2, and a plane of the high bits,
+                                                          32 columns a word
+
+Rows are padded to 32, the last group's columns to a whole one.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -33,6 +37,7 @@ BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
 LOW_BITS = {"int8": 8, "int4": 4, "int3": 2, "int2": 2}  # of a code in `codes`; int3 keeps its high bit apart
 PRECISIONS = (*FLOATS, *BITS)
 GROUPS = (0, 32, 64)  # columns that share a scale; 0: all of them, that is one scale per output channel
+BLOCK = 32  # rows that lie side by side
 PART_ALIGNMENT = 64  # bytes, of every array in a record: a cache line, and the widest vector register
 
 
@@ -66,11 +71,22 @@ class Packed(NamedTuple):
     format: Format
     rows: int
     columns: int
-    codes: np.ndarray  # dense: (columns, rows) floats; else (groups, bytes of a group, rows)
-    high: Optional[np.ndarray]  # int3 only: the plane of high bits (groups, group/8, rows)
-    scales: Optional[np.ndarray]  # (groups, rows) float16
-    offsets: Optional[np.ndarray]  # (groups, rows) float16, asymmetric only
-    expanded: bool = False  # everything is float32, and codes are (groups, group, rows): see RecordLayout.expanded
+    codes: np.ndarray  # dense: (columns, rows) floats; else (blocks, groups, words, BLOCK) uint32
+    high: Optional[np.ndarray]  # int3 only: the plane of high bits (blocks, groups, words, BLOCK) uint32
+    scales: Optional[np.ndarray]  # (blocks, groups, BLOCK) float16
+    offsets: Optional[np.ndarray]  # (blocks, groups, BLOCK) float16, asymmetric only
+    # Everything is float32, codes are (groups, group, padded rows), scales and offsets (groups, padded rows).
+    expanded: bool = False
+
+
+class Expert(Dict[str, Packed]):
+    """The matrices of an expert by name, and a place for what kernels make of their addresses once."""
+
+    __slots__ = ("prepared",)
+
+    def __init__(self, matrices: Dict[str, Packed]) -> None:
+        super().__init__(matrices)
+        self.prepared: Any = None
 
 
 class Part(NamedTuple):
@@ -117,7 +133,7 @@ class RecordLayout:
         """
         return RecordLayout.of(self.format, self.matrices, is_expanded=True)
 
-    def unpack(self, record: np.ndarray) -> Dict[str, Packed]:
+    def unpack(self, record: np.ndarray) -> Expert:
         """A record (uint8, at least `bytes` long) -> its matrices as views."""
         result = {}
         for shape, parts in zip(self.matrices, self.parts):
@@ -129,7 +145,7 @@ class RecordLayout:
                 self.format, shape.rows, shape.columns,
                 arrays["codes"], arrays.get("high"), arrays.get("scales"), arrays.get("offsets"), self.is_expanded,
             )  # fmt: skip
-        return result
+        return Expert(result)
 
     def pack(self, weights: Dict[str, np.ndarray]) -> np.ndarray:
         """float32 matrices (rows, columns) by name -> a record (uint8, `bytes` long)."""
@@ -151,8 +167,8 @@ def align(value: int, to: int) -> int:
 
 
 def group_size(fmt: Format, columns: int) -> int:
-    """Columns of one group, padding included: a multiple of 8, so that every packing comes out even."""
-    return fmt.group or align(columns, 8)
+    """Columns of one group, padding included: a multiple of 32, so that every packing comes out even."""
+    return fmt.group or align(columns, 32)
 
 
 def bf16_from_float32(values: np.ndarray) -> np.ndarray:
@@ -171,15 +187,16 @@ def _parts(fmt: Format, shape: MatrixShape) -> List[Tuple[str, np.dtype, Tuple[i
         return [("codes", FLOATS[fmt.precision], (columns, rows))]
     size = group_size(fmt, columns)
     groups = -(-columns // size)
-    low_bits = LOW_BITS[fmt.precision]
-    byte = np.dtype(np.int8 if low_bits == 8 else np.uint8)
-    half = np.dtype("<f2")
-    parts: List[Tuple[str, np.dtype, Tuple[int, ...]]] = [("codes", byte, (groups, size * low_bits // 8, rows))]
+    blocks, low_bits = -(-rows // BLOCK), LOW_BITS[fmt.precision]
+    word, half = np.dtype("<u4"), np.dtype("<f2")
+    parts: List[Tuple[str, np.dtype, Tuple[int, ...]]] = [
+        ("codes", word, (blocks, groups, size * low_bits // 32, BLOCK))
+    ]
     if fmt.precision == "int3":
-        parts.append(("high", np.dtype(np.uint8), (groups, size // 8, rows)))
-    parts.append(("scales", half, (groups, rows)))
+        parts.append(("high", word, (blocks, groups, size // 32, BLOCK)))
+    parts.append(("scales", half, (blocks, groups, BLOCK)))
     if not fmt.symmetric:
-        parts.append(("offsets", half, (groups, rows)))
+        parts.append(("offsets", half, (blocks, groups, BLOCK)))
     return parts
 
 
@@ -189,10 +206,9 @@ def _expanded_parts(fmt: Format, shape: MatrixShape) -> List[Tuple[str, np.dtype
         return [("codes", single, (1, shape.columns, shape.rows))]
     size = group_size(fmt, shape.columns)
     groups = -(-shape.columns // size)
-    parts: List[Tuple[str, np.dtype, Tuple[int, ...]]] = [("codes", single, (groups, size, shape.rows))]
-    parts += [
-        (name, single, (groups, shape.rows)) for name in (("scales",) if fmt.symmetric else ("scales", "offsets"))
-    ]
+    rows = align(shape.rows, BLOCK)
+    parts: List[Tuple[str, np.dtype, Tuple[int, ...]]] = [("codes", single, (groups, size, rows))]
+    parts += [(name, single, (groups, rows)) for name in (("scales",) if fmt.symmetric else ("scales", "offsets"))]
     return parts
 
 
@@ -216,9 +232,10 @@ def _quantise(weight: np.ndarray, into: Packed, name: str) -> None:
     centre, top = 1 << (bits - 1), (1 << bits) - 1
     size = group_size(fmt, into.columns)
     groups = -(-into.columns // size)
+    rows = align(into.rows, BLOCK)
     # Padding repeats the last column, so that it widens no group's range.
-    padded = np.pad(weight, ((0, 0), (0, groups * size - into.columns)), mode="edge")
-    grouped = padded.reshape(into.rows, groups, size).transpose(1, 2, 0)  # (groups, size, rows)
+    padded = np.pad(weight, ((0, rows - into.rows), (0, groups * size - into.columns)), mode="edge")
+    grouped = padded.reshape(rows, groups, size).transpose(1, 2, 0)  # (groups, size, rows)
 
     if fmt.symmetric:
         scales = np.abs(grouped).max(axis=1) / (centre - 1)
@@ -228,12 +245,12 @@ def _quantise(weight: np.ndarray, into: Packed, name: str) -> None:
         scales = (high - low) / top
     assert into.scales is not None
     with np.errstate(over="ignore"):
-        into.scales[...] = scales
-        stored = into.scales.astype(np.float32)
+        into.scales[...] = in_blocks(scales)
+        stored = in_rows(into.scales).astype(np.float32)
         if not fmt.symmetric:
             assert into.offsets is not None
-            into.offsets[...] = low + centre * stored
-            offsets = into.offsets.astype(np.float32)
+            into.offsets[...] = in_blocks(low + centre * stored)
+            offsets = in_rows(into.offsets).astype(np.float32)
     if not (np.isfinite(stored).all() and np.isfinite(offsets).all()):
         raise ContainerError(f"{name}: a scale is beyond the range of fp16: import it as bf16")
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -242,19 +259,29 @@ def _quantise(weight: np.ndarray, into: Packed, name: str) -> None:
     codes = np.clip(np.rint(steps) + centre, lowest, top).astype(np.int16)  # (groups, size, rows), centred on `centre`
 
     if bits == 8:
-        into.codes[...] = codes - centre
-        return
+        codes -= centre
     if bits == 3:
         assert into.high is not None
         _pack_fields(codes >> 2, 1, into.high)
-    low_bits = LOW_BITS[fmt.precision]
-    _pack_fields(codes & ((1 << low_bits) - 1), low_bits, into.codes)
+    _pack_fields(codes, LOW_BITS[fmt.precision], into.codes)
 
 
 def _pack_fields(values: np.ndarray, bits: int, into: np.ndarray) -> None:
-    """values (groups, size, rows) of `bits` bits each -> bytes (groups, size * bits / 8, rows); see the module."""
-    per_byte = 8 // bits
-    length = values.shape[1] // per_byte
+    """The low `bits` of values (groups, size, rows) -> words (blocks, groups, words, BLOCK); see the module."""
+    groups, size, rows = values.shape
+    fields = values.reshape(groups, bits * size // 32, 16 // bits, 2, rows // BLOCK, BLOCK)
+    fields = fields.transpose(2, 3, 4, 0, 1, 5)  # (field, half, blocks, groups, words, BLOCK)
     into[...] = 0
-    for field in range(per_byte):
-        into |= (values[:, field * length : (field + 1) * length] << (field * bits)).astype(np.uint8)
+    for field, halves in enumerate(fields):
+        for half, columns in enumerate(halves):
+            into |= (columns & ((1 << bits) - 1)).astype(np.uint32) << np.uint32(16 * half + bits * field)
+
+
+def in_blocks(values: np.ndarray) -> np.ndarray:
+    """(groups, padded rows) -> (blocks, groups, BLOCK)."""
+    return values.reshape(len(values), -1, BLOCK).transpose(1, 0, 2)
+
+
+def in_rows(values: np.ndarray) -> np.ndarray:
+    """(blocks, groups, BLOCK) -> (groups, padded rows)."""
+    return values.transpose(1, 0, 2).reshape(values.shape[1], -1)

@@ -41,9 +41,11 @@ class Candidate:
         return cls(strategy_named(name), container)
 
     @property
-    def exact(self) -> tuple[str, str] | None:
+    def exact(self) -> tuple[str, ...] | None:
         """Candidates that share this give the same tokens; None: it may lose accuracy on the way."""
-        return None if self.strategy.relief is not None else (self.container, self.strategy.precision)
+        return (
+            None if self.strategy.relief is not None else (self.container, self.strategy.precision, self.strategy.form)
+        )
 
 
 @dataclass
@@ -183,7 +185,7 @@ def _add(measured: Measured, tokens: tuple[int, ...], steps: Steps, compute_s: f
 
 def _check_tokens(measured: Sequence[Measured]) -> None:
     """A candidate that answers differently is not fast, it is wrong."""
-    expected: dict[tuple[str, str], Measured] = {}
+    expected: dict[tuple[str, ...], Measured] = {}
     for m in measured:
         if m.candidate.exact is None:
             continue

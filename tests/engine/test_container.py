@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.container import RECORD_ALIGNMENT, Container, ContainerWriter
+from engine.container import RECORD_ALIGNMENT, VERSION, Container, ContainerWriter
 from engine.errors import ContainerError, EngineError, StorageError
 from engine.experts.store import ExpertStore, new_slab
 from engine.generate import Engine
@@ -93,7 +93,7 @@ def rewrite_header(source: Path, target: Path, change: Callable[[dict[str, Any]]
     header = json.loads(data[start : start + size])
     change(header)
     text = json.dumps(header).encode()
-    preamble = struct.pack("<8sIIQQQI", b"EDGEMOE\0", 1, 0, start, len(text), start + len(text), zlib.crc32(text))
+    preamble = struct.pack("<8sIIQQQI", b"EDGEMOE\0", VERSION, 0, start, len(text), start + len(text), zlib.crc32(text))
     preamble += struct.pack("<I", zlib.crc32(preamble))
     target.write_bytes(preamble.ljust(64, b"\0") + data[64:start] + text)
 

@@ -89,6 +89,7 @@ def logits_of(container: Container, strategy: str, profile: PathProfile, budget:
         STRATEGIES[strategy],
         profile=profile,
         expert_budget=None if budget is None else ExpertBudget(experts=budget),
+        backend="numpy",  # which both forms have
     )
     try:
         state = engine.model.start(16, 4)

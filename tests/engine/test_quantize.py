@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 
 from engine.errors import ContainerError
 from engine.kernels import Kernels
-from engine.quantize import BITS, FLOATS, Format, MatrixShape, Packed, RecordLayout, bf16_from_float32, group_size
+from engine.quantize import (
+    BITS,
+    FLOATS,
+    Format,
+    MatrixShape,
+    Packed,
+    RecordLayout,
+    bf16_from_float32,
+    group_size,
+    in_rows,
+)
 from engine.selftest import all_formats
 
 FORMATS = all_formats()
@@ -29,23 +39,26 @@ def decode(packed: Packed) -> np.ndarray:
                 values = (values.astype(np.uint32) << 16).view(np.float32)
             weight[:, column] = values
             continue
-        size = group_size(fmt, columns)
-        group, place = divmod(column, size)
-        if fmt.precision == "int8":
-            code = packed.codes[group, place].astype(int)
-        else:
-            bits = 2 if fmt.precision == "int3" else BITS[fmt.precision]
-            length = size * bits // 8
-            code = packed.codes[group, place % length].astype(int) >> (place // length * bits) & ((1 << bits) - 1)
-            if fmt.precision == "int3":
-                assert packed.high is not None
-                code += (packed.high[group, place % (size // 8)].astype(int) >> (place // (size // 8)) & 1) << 2
-            code -= 1 << (BITS[fmt.precision] - 1)
+        bits = BITS[fmt.precision]
+        group, place = divmod(column, group_size(fmt, columns))
+        code = fields(packed.codes[:, group], 2 if bits == 3 else bits, place)
+        if bits == 3:
+            assert packed.high is not None
+            code += fields(packed.high[:, group], 1, place) << 2
+        code = np.where(code > 127, code - 256, code) if bits == 8 else code - (1 << (bits - 1))
         assert packed.scales is not None
-        weight[:, column] = code * packed.scales[group].astype(float)
+        values = code * packed.scales[:, group].ravel().astype(float)
         if packed.offsets is not None:
-            weight[:, column] += packed.offsets[group].astype(float)
+            values += packed.offsets[:, group].ravel().astype(float)
+        weight[:, column] = values[:rows]
     return weight
+
+
+def fields(words: np.ndarray, bits: int, column: int) -> np.ndarray:
+    """words (blocks, words of a group, 32) -> the code of that column of the group in each row."""
+    word, rest = divmod(column, 32 // bits)
+    field, half = divmod(rest, 2)
+    return (words[:, word].ravel().astype(np.int64) >> (16 * half + bits * field)) & ((1 << bits) - 1)
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.label)
@@ -58,7 +71,8 @@ def test_weights_come_back_within_half_a_step(fmt: Format, shape: tuple[int, int
         assert error.max() <= np.abs(weight).max() * {"fp32": 0, "fp16": 2**-11, "bf16": 2**-8}[fmt.precision]
         return
     assert packed.scales is not None
-    step = np.repeat(packed.scales.astype(float), group_size(fmt, shape[1]), axis=0)[: shape[1]].T  # (rows, columns)
+    scales = in_rows(packed.scales.astype(float))[:, : shape[0]]
+    step = np.repeat(scales, group_size(fmt, shape[1]), axis=0)[: shape[1]].T  # (rows, columns)
     # Half a step, and what rounding a group's scale and offset to fp16 moves its outermost codes.
     slack = np.abs(weight).max() * 2**-10 * (1 << BITS[fmt.precision]) / 8 + 1e-6
     assert (error <= 0.5 * step + slack).all()

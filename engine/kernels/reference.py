@@ -8,11 +8,11 @@ was expanded beforehand (`expand_into`) skips the first step, with the same bits
 
 from __future__ import annotations
 
-from typing import Dict, Optional, Tuple
+from typing import Dict, Iterator, Optional, Tuple
 
 import numpy as np
 
-from engine.quantize import BITS, FLOATS, LOW_BITS, Packed, group_size
+from engine.quantize import BITS, BLOCK, FLOATS, LOW_BITS, Packed, group_size, in_rows
 
 # Above this many rows of x, scaling the weights once and one large product beat scaling every group's result.
 WHOLE_PRODUCT_ROWS = 4
@@ -22,6 +22,7 @@ class Kernels:
     """Products with packed experts. Holds scratch memory, so one instance serves one thread."""
 
     backend = "numpy"
+    variant: Optional[str] = None  # of a native library
 
     def __init__(self) -> None:
         self._scratch: Dict[Tuple[str, Tuple[int, ...]], np.ndarray] = {}
@@ -46,26 +47,26 @@ class Kernels:
         assert weight.scales is not None
         n, columns = x.shape
         size = group_size(weight.format, columns)
-        groups = weight.scales.shape[0]
+        groups = -(-columns // size)
         if groups * size != columns:  # the padding's codes meet zeros
             x = np.concatenate((x, np.zeros((n, groups * size - columns), np.float32)), axis=1)
-        codes = self.expand(weight)  # (groups, size, rows)
-        scales = weight.scales.astype(np.float32, copy=False)  # (groups, rows)
+        codes = self.expand(weight)  # (groups, size, padded rows)
+        scales = _flat(weight.scales)  # (groups, padded rows)
         grouped = x.reshape(n, groups, size)
         sums = grouped.sum(axis=2)  # (n, groups)
         bits = BITS[weight.format.precision]
         shift = np.zeros_like(scales) if bits == 8 else scales * -np.float32(1 << (bits - 1))  # what `centre` costs
         if weight.offsets is not None:
-            shift += weight.offsets
+            shift += _flat(weight.offsets)
         if n <= WHOLE_PRODUCT_ROWS:
             dots = np.matmul(grouped.transpose(1, 0, 2), codes)  # (groups, n, rows)
             dots *= scales[:, None]
             result: np.ndarray = dots.sum(axis=0)
         else:
             scaled = np.multiply(codes, scales[:, None], out=self._array("codes", codes.shape, np.float32))
-            result = x @ scaled.reshape(groups * size, weight.rows)
+            result = x @ scaled.reshape(groups * size, -1)
         result += sums @ shift
-        return result
+        return result[:, : weight.rows]
 
     def expand_into(self, weight: Packed, into: Packed) -> None:
         """Fills the views `into` of an expanded layout (see RecordLayout.expanded) from a matrix as stored."""
@@ -73,12 +74,12 @@ class Kernels:
         if codes is not into.codes:
             into.codes[...] = codes
         if weight.scales is not None and into.scales is not None:
-            into.scales[...] = weight.scales
+            into.scales[...] = in_rows(weight.scales)
         if weight.offsets is not None and into.offsets is not None:
-            into.offsets[...] = weight.offsets
+            into.offsets[...] = in_rows(weight.offsets)
 
     def expand(self, weight: Packed, out: Optional[np.ndarray] = None) -> np.ndarray:
-        """Codes as float32, (groups, size, rows), centred for int8, from 0 below; floats as (1, columns, rows).
+        """Codes as float32, (groups, size, padded rows), centred for int8, from 0 below; floats as (1, columns, rows).
 
         Where they are float32 already they are returned as they are; else in `out`, or in scratch memory.
         """
@@ -100,28 +101,26 @@ class Kernels:
                 np.bitwise_and(bits, -0x70002000, out=bits)  # the sign was extended over the exponent
                 out *= np.float32(2.0**112)
             return out
-        low_bits = LOW_BITS[precision]
-        per_byte = 8 // low_bits
-        groups, length, rows = codes.shape
+        bits = LOW_BITS[precision]
+        blocks, groups, words, _ = codes.shape
         if out is None:
-            out = self._array("codes", (groups, length * per_byte, rows), np.float32)
-        if precision == "int8":
-            out[...] = codes
-            return out
-        field = self._array("field", codes.shape, np.uint8)
-        for i in range(per_byte):
-            np.right_shift(codes, i * low_bits, out=field)
-            if i < per_byte - 1:
-                np.bitwise_and(field, (1 << low_bits) - 1, out=field)
-            out[:, i * length : (i + 1) * length] = field
+            out = self._array("codes", (groups, words * 32 // bits, blocks * BLOCK), np.float32)
+        field = self._array("field", codes.shape, np.int32)
+        for view, at in _fields(out, words, bits):
+            if bits == 8:  # to the top and down again, for the sign
+                np.left_shift(codes.view(np.int32), 24 - at, out=field)
+                np.right_shift(field, 24, out=field)
+            else:
+                np.right_shift(codes.view(np.int32), at, out=field)
+                np.bitwise_and(field, (1 << bits) - 1, out=field)
+            view[...] = field
         if weight.high is not None:
-            length = weight.high.shape[1]
-            field = self._array("high", weight.high.shape, np.uint8)
-            for i in range(8):
-                np.right_shift(weight.high, i, out=field)
+            field = self._array("field", weight.high.shape, np.int32)
+            for view, at in _fields(out, weight.high.shape[2], 1):
+                np.right_shift(weight.high.view(np.int32), at, out=field)
                 np.bitwise_and(field, 1, out=field)
                 np.left_shift(field, 2, out=field)
-                out[:, i * length : (i + 1) * length] += field
+                view += field
         return out
 
     def _array(self, name: str, shape: Tuple[int, ...], dtype: type) -> np.ndarray:
@@ -135,3 +134,20 @@ class Kernels:
 def sigmoid(x: np.ndarray) -> np.ndarray:
     """Without overflow for any float32."""
     return 0.5 * (1 + np.tanh(0.5 * x))
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    """Scales or offsets, as stored or expanded -> (groups, padded rows) float32."""
+    return values if values.ndim == 2 else in_rows(values.astype(np.float32))
+
+
+def _fields(codes: np.ndarray, words: int, bits: int) -> Iterator[Tuple[np.ndarray, int]]:
+    """Where in codes (groups, size, padded rows) each field of the words goes, and at which bit of them it starts.
+
+    The former is a view of the words' shape, (blocks, groups, words, BLOCK).
+    """
+    groups, _, rows = codes.shape
+    split = codes.reshape(groups, words, 16 // bits, 2, rows // BLOCK, BLOCK).transpose(2, 3, 4, 0, 1, 5)
+    for field, halves in enumerate(split):
+        for half, view in enumerate(halves):
+            yield view, 16 * half + bits * field

@@ -1,0 +1,185 @@
+"""Native kernels: native.c as built by ci/build-kernels, loaded with ctypes and checked against numpy."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+from typing import Any, Dict, FrozenSet, List, Tuple
+
+import numpy as np
+
+from engine.kernels.reference import Kernels
+from engine.quantize import BITS, FLOATS, Expert, Format, MatrixShape, Packed, RecordLayout, group_size
+
+FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib")
+
+# By machine, the best first: the library, and what /proc/cpuinfo must list for it.
+VARIANTS: Dict[str, Tuple[Tuple[str, Tuple[str, ...]], ...]] = {
+    "x86_64": (
+        ("x86_64-avx512vnni", ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni")),
+        ("x86_64-avx2", ("avx2", "fma", "f16c")),
+    ),
+    "aarch64": (("aarch64-neon", ("asimd",)),),
+    "armv7": (("armv7-neon", ("neon", "vfpv4")),),
+}
+_PRECISIONS = {name: number for number, name in enumerate(("int8", "int4", "int3", "int2", "fp32", "fp16", "bf16"))}
+_BLOCK = 32  # columns that share an activation's scale in native.c
+_AGREEMENT = 1e-3  # largest error of the self-test, relative to the largest result
+
+
+class NativeUnavailableError(Exception):
+    """There is no library for this processor, or it does not work here."""
+
+
+class _Matrix(ctypes.Structure):
+    """`matrix` in native.c."""
+
+    _fields_ = [
+        ("codes", ctypes.c_void_p),
+        ("high", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("offsets", ctypes.c_void_p),
+        ("precision", ctypes.c_int32),
+        ("rows", ctypes.c_int32),
+        ("columns", ctypes.c_int32),
+        ("group", ctypes.c_int32),
+    ]
+
+
+class NativeKernels(Kernels):
+    """Products in C, on this thread and without the interpreter's lock.
+
+    Raises NativeUnavailableError where there are none. Experts that were expanded beforehand stay with numpy: packed
+    ones are faster here.
+    """
+
+    backend = "native"
+
+    def __init__(self, folder: str = FOLDER) -> None:
+        super().__init__()
+        self.variant, library = _load(folder)
+        self._product, self._swiglu, self._relu_ffn = library.product, library.swiglu, library.relu_ffn
+        for function in (self._product, self._swiglu, self._relu_ffn):
+            function.restype = None
+            function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64, ctypes.c_void_p]
+        self._work = np.empty(0, np.uint8)
+        error = self._self_test()
+        if not error < _AGREEMENT:
+            raise NativeUnavailableError(f"{self.variant} is {error:.1e} off numpy's results on this processor")
+
+    def swiglu(self, expert: Dict[str, Packed], x: np.ndarray) -> np.ndarray:
+        if expert["gate"].expanded:
+            return super().swiglu(expert, x)
+        return self._run(self._swiglu, _prepared(expert, ("gate", "up", "down")), x, expert["down"].rows)
+
+    def relu_ffn(self, expert: Dict[str, Packed], x: np.ndarray) -> np.ndarray:
+        if expert["wi"].expanded:
+            return super().relu_ffn(expert, x)
+        return self._run(self._relu_ffn, _prepared(expert, ("wi", "wo")), x, expert["wo"].rows)
+
+    def product(self, weight: Packed, x: np.ndarray) -> np.ndarray:
+        if weight.expanded:
+            return super().product(weight, x)
+        return self._run(self._product, _Prepared([weight]), x, weight.rows)
+
+    def _run(self, function: Any, prepared: _Prepared, x: np.ndarray, rows: int) -> np.ndarray:
+        x = np.ascontiguousarray(x, np.float32)
+        if x.ndim != 2 or x.shape[1] != prepared.columns:
+            raise ValueError(f"x has shape {x.shape} where (n, {prepared.columns}) is expected")
+        result = np.empty((len(x), rows), np.float32)
+        if self._work.nbytes < prepared.work_bytes:
+            self._work = np.empty(prepared.work_bytes, np.uint8)
+        function(prepared.address, x.ctypes.data, result.ctypes.data, len(x), self._work.ctypes.data)
+        return result
+
+    def _self_test(self) -> float:
+        """The largest error against numpy, relative: of every precision, of odd sizes, of both kinds of experts."""
+        reference, random, worst = Kernels(), np.random.default_rng(0), 0.0
+        x = random.standard_normal((2, 70)).astype(np.float32)
+        for precision in (*FLOATS, *BITS):
+            fmt = Format(precision) if precision in FLOATS else Format(precision, 32, symmetric=False)
+            for names in (("gate", "up", "down"), ("wi", "wo")):
+                shapes = [MatrixShape(name, *((70, 45) if name == names[-1] else (45, 70))) for name in names]
+                layout = RecordLayout.of(fmt, shapes)
+                weights = {s.name: random.standard_normal((s.rows, s.columns)).astype(np.float32) for s in shapes}
+                expert = layout.unpack(layout.pack(weights))
+                gated = len(names) == 3
+                ours = self.swiglu(expert, x) if gated else self.relu_ffn(expert, x)
+                expected = reference.swiglu(expert, x) if gated else reference.relu_ffn(expert, x)
+                error = float(np.abs(ours - expected).max() / np.abs(expected).max())
+                worst = error if not error <= worst else worst  # also where it is not a number
+        return worst
+
+
+class _Prepared:
+    """Matrices as native.c wants them: made once for an expert in a slab."""
+
+    __slots__ = ("_matrices", "_views", "address", "columns", "work_bytes")
+
+    def __init__(self, views: List[Packed]) -> None:
+        self._views = views  # the memory that the addresses point to
+        self._matrices = (_Matrix * len(views))(*(_matrix(view) for view in views))
+        self.address = ctypes.addressof(self._matrices)
+        self.columns = views[0].columns
+        width, widest = views[0].rows, max(view.columns for view in views)
+        blocks = -(-widest // _BLOCK)
+        self.work_bytes = 2 * 4 * width + blocks * (3 * 4 + 2 * _BLOCK) + 64
+
+
+def _prepared(expert: Dict[str, Packed], names: Tuple[str, ...]) -> _Prepared:
+    """Kept with an expert that can keep it: the addresses cost more than a small product."""
+    if not isinstance(expert, Expert):
+        return _Prepared([expert[name] for name in names])
+    if expert.prepared is None:
+        expert.prepared = _Prepared([expert[name] for name in names])
+    prepared: _Prepared = expert.prepared
+    return prepared
+
+
+def _matrix(view: Packed) -> _Matrix:
+    arrays = [view.codes, view.high, view.scales, view.offsets]
+    addresses = [None if array is None else array.ctypes.data for array in arrays]
+    assert all(array is None or array.flags.c_contiguous for array in arrays)
+    group = 0 if view.scales is None else group_size(view.format, view.columns) // _BLOCK
+    return _Matrix(*addresses, _PRECISIONS[view.format.precision], view.rows, view.columns, group)
+
+
+def _load(folder: str) -> Tuple[str, ctypes.CDLL]:
+    machine = machine_name()
+    variants = VARIANTS.get(machine, ())
+    features = cpu_features()
+    fitting = [name for name, needed in variants if set(needed) <= features]
+    if not fitting:
+        missing = "" if not variants else f" with {' '.join(variants[-1][1])}"
+        raise NativeUnavailableError(f"there is no library for {machine}{missing and ' without' + missing[5:]}")
+    path = os.path.join(folder, fitting[0] + ".so")
+    try:
+        return fitting[0], ctypes.CDLL(path)
+    except OSError as error:
+        raise NativeUnavailableError(f"{path} cannot be loaded: {error}") from None
+
+
+def machine_name() -> str:
+    """As VARIANTS has it: what this process runs as, which on ARM may be 32 bits under a kernel of 64."""
+    machine = platform.machine().lower()
+    if machine in ("aarch64", "arm64", "armv8l", "armv7l"):
+        return "aarch64" if struct.calcsize("P") == 8 else "armv7"
+    return "x86_64" if machine in ("x86_64", "amd64") and struct.calcsize("P") == 8 else machine
+
+
+def cpu_features() -> FrozenSet[str]:
+    """What Linux lists of the first processor; a 64-bit kernel does not list what every ARMv8 has."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                name, _, value = line.partition(":")
+                if name.strip().lower() in ("flags", "features"):
+                    found = set(value.split())
+                    if "asimd" in found:
+                        found |= {"neon", "vfpv4"}
+                    return frozenset(found)
+    except OSError:
+        pass
+    return frozenset()
