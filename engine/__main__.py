@@ -17,6 +17,7 @@ from typing import Any, Dict, List, Optional
 from engine import __version__
 from engine.errors import EngineError, RequestError
 from engine.protocol import (
+    BACKENDS,
     PAGE_CACHES,
     READERS,
     ExpertBudget,
@@ -126,6 +127,7 @@ def _generate(options: argparse.Namespace) -> int:
         page_cache=options.page_cache,
         emulated_read_bytes_per_s=options.emulated_read_bytes_per_s,
         threads=options.threads,
+        backend=options.backend,
     )
     run(request, emit)
     result = {"tokens": samples[0]["tokens"], "sample": samples[0]}
@@ -195,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--reader", choices=READERS, default="pread", help="how experts are read (default pread)")
     generate.add_argument("--page-cache", choices=PAGE_CACHES, default="warm", help="(default warm)")
     generate.add_argument("--emulated-read-bytes-per-s", type=float, metavar="RATE", help="emulate slower storage")
+    generate.add_argument("--backend", choices=BACKENDS, default="auto", help="kernels (default auto: native or numpy)")
     generate.add_argument("--threads", type=int, default=1, help="of the arithmetic (default 1)")
 
     commands.add_parser("probe", help="print facts about this device")

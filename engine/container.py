@@ -29,7 +29,7 @@ import numpy as np
 
 from engine.errors import ContainerError
 from engine.files import replacing
-from engine.quantize import FLOATS, PART_ALIGNMENT, Format, MatrixShape, RecordLayout, align, float32_from_bf16
+from engine.quantize import FLOATS, PART_ALIGNMENT, Format, MatrixShape, RecordLayout, align, as_float32
 
 MAGIC = b"EDGEMOE\x00"
 VERSION = 2
@@ -100,12 +100,15 @@ class Container:
 
     def read_tensor(self, name: str) -> np.ndarray:
         """A non-expert tensor in float32, checked."""
+        return as_float32(self.read_stored(name))
+
+    def read_stored(self, name: str) -> np.ndarray:
+        """A non-expert tensor as it is stored, checked: float32, float16, or uint16 for bf16."""
         tensor = self.tensors.get(name)
         if tensor is None:
             raise ContainerError(f"{self.path}: tensor {name!r} is missing; import it again")
         raw = self._read(tensor.offset, tensor.bytes, tensor.crc32, f"tensor {name!r}")
-        array = raw.view(FLOATS[tensor.precision]).reshape(tensor.shape)
-        return float32_from_bf16(array) if tensor.precision == "bf16" else array.astype(np.float32, copy=False)
+        return raw.view(FLOATS[tensor.precision]).reshape(tensor.shape)
 
     def read_expert(self, record: Record) -> np.ndarray:
         """A whole record as uint8, checked: for offline tools; the engine reads through experts.store."""

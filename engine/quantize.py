@@ -177,8 +177,11 @@ def bf16_from_float32(values: np.ndarray) -> np.ndarray:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
-def float32_from_bf16(halves: np.ndarray) -> np.ndarray:
-    return (halves.astype(np.uint32) << 16).view(np.float32)
+def as_float32(stored: np.ndarray) -> np.ndarray:
+    """An array in a float format, bf16 as uint16 -> float32."""
+    if stored.dtype == np.uint16:
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored.astype(np.float32, copy=False)
 
 
 def _parts(fmt: Format, shape: MatrixShape) -> List[Tuple[str, np.dtype, Tuple[int, ...]]]:

@@ -28,6 +28,10 @@ class Sampler:
         if temperature == 0:
             return int(np.argmax(logits))
         probabilities = softmax(logits.astype(np.float64) / temperature)
+        if top_p == 1:  # nothing is left out: no need to sort
+            cumulative = np.cumsum(probabilities)
+            place = int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right"))
+            return min(place, len(cumulative) - 1)
         order = np.argsort(-probabilities, kind="stable")
         cumulative = np.cumsum(probabilities[order])
         kept = 1 + int(np.searchsorted(cumulative, top_p * cumulative[-1]))  # the smallest set that reaches top_p

@@ -49,6 +49,9 @@ INLINE floats half(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si25
 INLINE floats brain(const uint16_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
 }
+INLINE floats larger(floats a, floats b) { return _mm512_max_ps(a, b); }
+INLINE floats smaller(floats a, floats b) { return _mm512_min_ps(a, b); }
+INLINE float across(floats v) { return _mm512_reduce_add_ps(v); }
 #elif defined(__AVX2__)
 #define LANES 8
 typedef __m256i ints;
@@ -72,6 +75,13 @@ INLINE void store(float *p, floats v) { _mm256_storeu_ps(p, v); }
 INLINE floats half(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 INLINE floats brain(const uint16_t *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
+}
+INLINE floats larger(floats a, floats b) { return _mm256_max_ps(a, b); }
+INLINE floats smaller(floats a, floats b) { return _mm256_min_ps(a, b); }
+INLINE float across(floats v) {
+    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
 }
 #elif defined(__ARM_NEON)
 #include <arm_neon.h>
@@ -111,6 +121,16 @@ INLINE floats loadf(const float *p) { return vld1q_f32(p); }
 INLINE void store(float *p, floats v) { vst1q_f32(p, v); }
 INLINE floats half(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 INLINE floats brain(const uint16_t *p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
+INLINE floats larger(floats a, floats b) { return vmaxq_f32(a, b); }
+INLINE floats smaller(floats a, floats b) { return vminq_f32(a, b); }
+#if defined(__aarch64__)
+INLINE float across(floats v) { return vaddvq_f32(v); }
+#else
+INLINE float across(floats v) {
+    float32x2_t sum = vadd_f32(vget_low_f32(v), vget_high_f32(v));
+    return vget_lane_f32(vpadd_f32(sum, sum), 0);
+}
+#endif
 #else
 #error "no vectors for this target"
 #endif
@@ -126,28 +146,45 @@ typedef struct {
     int32_t *totals; /* of the codes of each BLOCK columns: what the centre of unsigned codes multiplies */
 } rounded;
 
-INLINE float absolute(float v) { return v < 0 ? -v : v; }
+/* To the nearest whole number, for magnitudes under 4 million: adding 1.5 * 2 ** 23 leaves no place for a fraction. */
+INLINE floats nearest_whole(floats v) { return v + all(12582912.0f) - all(12582912.0f); }
+
+typedef int32_t whole __attribute__((vector_size(4 * LANES)));
+typedef int16_t shorts __attribute__((vector_size(2 * LANES)));
+typedef shorts shorts_anywhere __attribute__((aligned(2)));
+
+INLINE float largest(floats v) {
+    float lanes[LANES];
+    store(lanes, v);
+    for (int n = LANES / 2; n; n /= 2)
+        for (int i = 0; i < n; i++) lanes[i] = lanes[i] > lanes[i + n] ? lanes[i] : lanes[i + n];
+    return lanes[0];
+}
 
 static void round_activations(const float *x, long columns, rounded to) {
     for (long start = 0, block = 0; start < columns; start += BLOCK, block++) {
-        long n = columns - start < BLOCK ? columns - start : BLOCK;
-        float most = 0, sum = 0;
-        for (long i = 0; i < n; i++) {
-            float v = absolute(x[start + i]);
-            most = v > most ? v : most;
-            sum += x[start + i];
+        float padded[BLOCK];
+        const float *given = x + start;
+        if (columns - start < BLOCK) {
+            for (long i = 0; i < BLOCK; i++) padded[i] = start + i < columns ? x[start + i] : 0;
+            given = padded;
         }
-        float scale = most / 32767, inverse = most > 0 ? 32767 / most : 0;
-        int32_t all_codes = 0;
-        for (long i = 0; i < BLOCK; i++) {
-            float v = i < n ? x[start + i] * inverse : 0;
-            int32_t code = (int32_t)(v < 0 ? v - 0.5f : v + 0.5f);
-            to.codes[start + i] = (int16_t)code;
-            all_codes += code;
+        floats most = all(0), sum = all(0);
+        for (int s = 0; s < PARTS; s++) {
+            floats v = loadf(given + s * LANES);
+            most = larger(most, larger(v, -v));
+            sum += v;
         }
-        to.scales[block] = scale;
-        to.sums[block] = sum;
-        to.totals[block] = all_codes;
+        float peak = largest(most), inverse = peak > 0 ? 32767 / peak : 0;
+        whole total_codes = {0};
+        for (int s = 0; s < PARTS; s++) {
+            whole codes = __builtin_convertvector(nearest_whole(loadf(given + s * LANES) * all(inverse)), whole);
+            total_codes += codes;
+            *(shorts_anywhere *)(to.codes + start + s * LANES) = __builtin_convertvector(codes, shorts);
+        }
+        to.scales[block] = peak / 32767;
+        to.sums[block] = across(sum);
+        to.totals[block] = __builtin_reduce_add(total_codes);
     }
 }
 
@@ -325,20 +362,19 @@ static __attribute__((noinline)) void prepare(const matrix *m, const float *x, r
 }
 
 /* e to the power of v, for v <= 0 and within 2e-7 of it: 2 ** whole * 2 ** rest, the latter by its Taylor series. */
-INLINE float exponential(float v) {
-    union { int32_t bits; float value; } power;
-    float scaled = v * 1.44269504f;
-    scaled = scaled < -126 ? -126 : scaled;
-    int32_t whole = (int32_t)(scaled - 0.5f);
-    float rest = (scaled - (float)whole) * 0.693147181f;
-    power.bits = (whole + 127) << 23;
-    float series = 1 + rest * (1.0f / 7);
-    series = 1 + rest * series * (1.0f / 6);
-    series = 1 + rest * series * (1.0f / 5);
-    series = 1 + rest * series * (1.0f / 4);
-    series = 1 + rest * series * (1.0f / 3);
-    series = 1 + rest * series * (1.0f / 2);
-    return power.value * (1 + rest * series);
+INLINE floats exponential(floats v) {
+    floats scaled = larger(v * all(1.44269504f), all(-126));
+    floats nearest = nearest_whole(scaled), rest = (scaled - nearest) * all(0.693147181f);
+    whole bits = (__builtin_convertvector(nearest, whole) + 127) << 23;
+    floats series = all(1.0f / 5040);
+    series = fma(series, rest, all(1.0f / 720));
+    series = fma(series, rest, all(1.0f / 120));
+    series = fma(series, rest, all(1.0f / 24));
+    series = fma(series, rest, all(1.0f / 6));
+    series = fma(series, rest, all(1.0f / 2));
+    series = fma(series, rest, all(1));
+    series = fma(series, rest, all(1));
+    return series * (floats)bits;
 }
 
 /* x (n, columns) -> y (n, rows). Scratch: see scratch_bytes in engine/kernels/native.py. */
@@ -352,16 +388,18 @@ EXPORT void product(const matrix *m, const float *x, float *y, int64_t n, void *
 
 /* down(silu(gate(x)) * up(x)): gate, up and down are m[0], m[1], m[2]. */
 EXPORT void swiglu(const matrix *m, const float *x, float *y, int64_t n, void *scratch) {
-    long width = m[0].rows;
-    float *gated = (float *)scratch, *up = gated + width;
-    rounded given = within(up + width, m[0].columns > width ? m[0].columns : width);
+    long width = m[0].rows, padded = (width + BLOCK - 1) / BLOCK * BLOCK;
+    float *gated = (float *)scratch, *up = gated + padded;
+    rounded given = within(up + padded, m[0].columns > width ? m[0].columns : width);
     for (int64_t i = 0; i < n; i++, x += m[0].columns, y += m[2].rows) {
         prepare(m, x, given);
         times(m, x, given, gated);
         times(m + 1, x, given, up);
-        for (long j = 0; j < width; j++) {
-            float power = exponential(-absolute(gated[j]));
-            gated[j] *= (gated[j] < 0 ? power : 1) / (1 + power) * up[j];
+        for (long j = 0; j < width; j += LANES) { /* past the width, into what is padding of both */
+            floats v = loadf(gated + j), power = exponential(-larger(v, -v));
+            /* 1 / (1 + e^-v), and e^v / (1 + e^v) below 0 */
+            floats above = larger(v, all(0)), below = smaller(v, all(0));
+            store(gated + j, (above + below * power) / (all(1) + power) * loadf(up + j));
         }
         prepare(m + 2, gated, given);
         times(m + 2, gated, given, y);
@@ -380,4 +418,146 @@ EXPORT void relu_ffn(const matrix *m, const float *x, float *y, int64_t n, void 
         prepare(m + 1, inner, given);
         times(m + 1, inner, given, y);
     }
+}
+
+/* --- non-experts: (rows, columns), a row's columns side by side ------------------------------------------------------ */
+
+/* Four rows at a time: four streams of memory, and x is loaded once for them. */
+#define ROWS(NAME, TYPE, LOAD, ONE)                                                                                     \
+    static void NAME(const TYPE *weights, const float *x, float *y, long rows, long columns) {                           \
+        for (long r = 0; r < rows; r += 4) {                                                                             \
+            const TYPE *w[4];                                                                                            \
+            floats sum[4], more[4];                                                                                      \
+            long c = 0;                                                                                                  \
+            for (long i = 0; i < 4; i++) {                                                                               \
+                w[i] = weights + (r + i < rows ? r + i : rows - 1) * columns;                                            \
+                sum[i] = more[i] = all(0);                                                                               \
+            }                                                                                                            \
+            for (; c + 2 * LANES <= columns; c += 2 * LANES) {                                                           \
+                floats first = loadf(x + c), second = loadf(x + c + LANES);                                              \
+                for (int i = 0; i < 4; i++) {                                                                            \
+                    sum[i] = fma(LOAD(w[i] + c), first, sum[i]);                                                         \
+                    more[i] = fma(LOAD(w[i] + c + LANES), second, more[i]);                                              \
+                }                                                                                                        \
+            }                                                                                                            \
+            for (int i = 0; i < 4 && r + i < rows; i++) {                                                                \
+                float rest = across(sum[i] + more[i]);                                                                   \
+                for (long j = c; j < columns; j++) rest += ONE(w[i][j]) * x[j];                                          \
+                y[r + i] = rest;                                                                                         \
+            }                                                                                                            \
+        }                                                                                                                \
+    }
+ROWS(rows_fp32, float, loadf, SAME)
+ROWS(rows_fp16, uint16_t, half, half_to_float)
+ROWS(rows_bf16, uint16_t, brain, brain_to_float)
+
+static __attribute__((noinline)) void by_rows(
+    int32_t precision, const void *weights, const float *x, float *y, long rows, long columns) {
+    switch (precision) {
+    case FP16: rows_fp16(weights, x, y, rows, columns); break;
+    case BF16: rows_bf16(weights, x, y, rows, columns); break;
+    default: rows_fp32(weights, x, y, rows, columns);
+    }
+}
+
+/* x (n, columns) -> y (n, rows), by weights (rows, columns) in a float format. */
+EXPORT void linear(const void *weights, const float *x, float *y, int64_t n, int64_t rows, int64_t columns, int64_t precision) {
+    for (int64_t i = 0; i < n; i++) by_rows((int32_t)precision, weights, x + i * columns, y + i * rows, rows, columns);
+}
+
+static float dot_product(const float *a, const float *b, long n) {
+    floats sum = all(0);
+    long i = 0;
+    for (; i + LANES <= n; i += LANES) sum = fma(loadf(a + i), loadf(b + i), sum);
+    float total_sum = across(sum);
+    for (; i < n; i++) total_sum += a[i] * b[i];
+    return total_sum;
+}
+
+static void add_scaled(float *to, const float *v, float factor, long n) {
+    long i = 0;
+    for (; i + LANES <= n; i += LANES) store(to + i, fma(loadf(v + i), all(factor), loadf(to + i)));
+    for (; i < n; i++) to[i] += v[i] * factor;
+}
+
+INLINE float square_root(float v) {
+#if defined(__AVX2__)
+    return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(v)));
+#else
+    return __builtin_sqrtf(v);
+#endif
+}
+
+static void rms_norm(const float *x, const float *weight, float eps, float *to, long n) {
+    float scale = 1 / square_root(dot_product(x, x, n) / (float)n + eps);
+    for (long i = 0; i < n; i++) to[i] = x[i] * scale * weight[i];
+}
+
+typedef struct { /* mirrored in engine/kernels/native.py */
+    const float *norm; /* (hidden) */
+    const void *q, *k, *v, *o;
+    int32_t precisions[4]; /* of q, k, v, o */
+    int32_t hidden, heads, kv_heads, head_dim;
+    int32_t window; /* positions that one sees, itself included; 0: all */
+    float eps;
+} attention_layer;
+
+INLINE void rotate(float *head, const float *cosine, const float *sine, long half_dim) {
+    for (long i = 0; i < half_dim; i++) {
+        float first = head[i], second = head[i + half_dim];
+        head[i] = first * cosine[i] - second * sine[i];
+        head[i + half_dim] = second * cosine[i] + first * sine[i];
+    }
+}
+
+/* One token's attention block: x (hidden) -> y = x + o(attention(norm(x))), at `position`; keys and values
+   (kv_heads, positions, head_dim) gain a row. cosine, sine (positions, head_dim / 2). */
+EXPORT void attend(
+    const attention_layer *a, float *keys, float *values, const float *cosine, const float *sine, int64_t positions,
+    int64_t position, const float *x, float *y, void *scratch) {
+    long dim = a->head_dim, queries = (long)a->heads * dim, shared = a->heads / a->kv_heads, seen = position + 1;
+    float *normed = (float *)scratch, *q = normed + a->hidden, *mixed = q + queries, *scores = mixed + queries;
+    long from = a->window && seen > a->window ? seen - a->window : 0;
+    float scale = 1 / square_root((float)dim);
+
+    rms_norm(x, a->norm, a->eps, normed, a->hidden);
+    by_rows(a->precisions[0], a->q, normed, q, queries, a->hidden);
+    float *k = mixed, *v = scores; /* until they are in the cache */
+    by_rows(a->precisions[1], a->k, normed, k, a->kv_heads * dim, a->hidden);
+    by_rows(a->precisions[2], a->v, normed, v, a->kv_heads * dim, a->hidden);
+    cosine += position * (dim / 2);
+    sine += position * (dim / 2);
+    for (long h = 0; h < a->heads; h++) rotate(q + h * dim, cosine, sine, dim / 2);
+    for (long h = 0; h < a->kv_heads; h++) {
+        rotate(k + h * dim, cosine, sine, dim / 2);
+        float *key = keys + (h * positions + position) * dim, *value = values + (h * positions + position) * dim;
+        for (long i = 0; i < dim; i++) {
+            key[i] = k[h * dim + i];
+            value[i] = v[h * dim + i];
+        }
+    }
+    for (long h = 0; h < a->heads; h++) {
+        const float *head_keys = keys + h / shared * positions * dim, *head_values = values + h / shared * positions * dim;
+        float *out = mixed + h * dim, most = -3e38f, sum = 0;
+        for (long p = from; p < seen; p++) {
+            scores[p] = dot_product(q + h * dim, head_keys + p * dim, dim) * scale;
+            most = scores[p] > most ? scores[p] : most;
+        }
+        for (long p = from; p < seen; p += LANES) { /* past the end, into padding: which is not added */
+            store(scores + p, exponential(smaller(loadf(scores + p) - all(most), all(0))));
+        }
+        for (long p = from; p < seen; p++) sum += scores[p];
+        for (long i = 0; i < dim; i++) out[i] = 0;
+        for (long p = from; p < seen; p++) add_scaled(out, head_values + p * dim, scores[p] / sum, dim);
+    }
+    by_rows(a->precisions[3], a->o, mixed, y, a->hidden, queries);
+    for (long i = 0; i < a->hidden; i++) y[i] += x[i];
+}
+
+/* x (hidden) -> normed (hidden), and logits (rows) = weights (rows, hidden) of it: a router, or the head. */
+EXPORT void normed_linear(
+    const float *norm, const void *weights, const float *x, float *normed, float *logits, int64_t rows, int64_t hidden,
+    int64_t precision, float eps) {
+    rms_norm(x, norm, eps, normed, hidden);
+    by_rows((int32_t)precision, weights, normed, logits, rows, hidden);
 }

@@ -6,12 +6,15 @@ import ctypes
 import os
 import platform
 import struct
-from typing import Any, Dict, FrozenSet, List, Tuple
+from typing import TYPE_CHECKING, Any, Dict, FrozenSet, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from engine.kernels.reference import Kernels
-from engine.quantize import BITS, FLOATS, Expert, Format, MatrixShape, Packed, RecordLayout, group_size
+from engine.quantize import BITS, FLOATS, Expert, Format, MatrixShape, Packed, RecordLayout, as_float32, group_size
+
+if TYPE_CHECKING:
+    from engine.models.layers import KeyValueCache, RotaryEmbedding
 
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib")
 
@@ -25,6 +28,8 @@ VARIANTS: Dict[str, Tuple[Tuple[str, Tuple[str, ...]], ...]] = {
     "armv7": (("armv7-neon", ("neon", "vfpv4")),),
 }
 _PRECISIONS = {name: number for number, name in enumerate(("int8", "int4", "int3", "int2", "fp32", "fp16", "bf16"))}
+_DENSE = {"<f4": _PRECISIONS["fp32"], "<f2": _PRECISIONS["fp16"], "<u2": _PRECISIONS["bf16"]}  # by numpy's dtype
+_BLAS_ROWS = 16  # of x, from which on expanding the matrix for BLAS is faster
 _BLOCK = 32  # columns that share an activation's scale in native.c
 _AGREEMENT = 1e-3  # largest error of the self-test, relative to the largest result
 
@@ -60,10 +65,14 @@ class NativeKernels(Kernels):
     def __init__(self, folder: str = FOLDER) -> None:
         super().__init__()
         self.variant, library = _load(folder)
-        self._product, self._swiglu, self._relu_ffn = library.product, library.swiglu, library.relu_ffn
-        for function in (self._product, self._swiglu, self._relu_ffn):
-            function.restype = None
-            function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64, ctypes.c_void_p]
+        batch = [ctypes.c_void_p] * 3 + [ctypes.c_int64, ctypes.c_void_p]
+        self._product, self._swiglu, self._relu_ffn = (
+            _declare(function, batch) for function in (library.product, library.swiglu, library.relu_ffn)
+        )
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        self._linear = _declare(library.linear, [pointer] * 3 + [number] * 4)
+        self._normed_linear = _declare(library.normed_linear, [pointer] * 5 + [number] * 3 + [ctypes.c_float])
+        self._attend = _declare(library.attend, [pointer] * 5 + [number] * 2 + [pointer] * 3)
         self._work = np.empty(0, np.uint8)
         error = self._self_test()
         if not error < _AGREEMENT:
@@ -94,6 +103,49 @@ class NativeKernels(Kernels):
         function(prepared.address, x.ctypes.data, result.ctypes.data, len(x), self._work.ctypes.data)
         return result
 
+    def hold(self, stored: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(stored)
+
+    def linear(self, weight: np.ndarray, x: np.ndarray) -> np.ndarray:
+        if len(x) >= _BLAS_ROWS:
+            return x @ as_float32(weight).T
+        x = np.ascontiguousarray(x, np.float32)
+        rows, columns = weight.shape
+        assert x.shape[1] == columns and weight.flags.c_contiguous
+        result = np.empty((len(x), rows), np.float32)
+        self._linear(
+            weight.ctypes.data, x.ctypes.data, result.ctypes.data, len(x), rows, columns, _DENSE[weight.dtype.str]
+        )
+        return result
+
+    def normed_linear(
+        self, norm: np.ndarray, eps: float, weight: np.ndarray, x: np.ndarray
+    ) -> Tuple[np.ndarray, np.ndarray]:
+        """x (1, hidden) -> its RMS norm (1, hidden), and logits (1, rows) of that, for a matrix that was held."""
+        rows, hidden = weight.shape
+        assert x.shape == (1, hidden) and x.flags.c_contiguous and weight.flags.c_contiguous
+        normed, logits = np.empty_like(x), np.empty((1, rows), np.float32)
+        self._normed_linear(
+            norm.ctypes.data, weight.ctypes.data, x.ctypes.data, normed.ctypes.data, logits.ctypes.data, rows, hidden,
+            _DENSE[weight.dtype.str], eps,
+        )  # fmt: skip
+        return normed, logits
+
+    def attend(
+        self, layer: AttentionLayer, cache: KeyValueCache, rotary: RotaryEmbedding, position: int, x: np.ndarray
+    ) -> np.ndarray:
+        """One token's attention block, x (1, hidden) -> (1, hidden), residual stream to residual stream."""
+        assert x.flags.c_contiguous and x.shape == (1, layer.hidden)
+        needed = layer.work_floats(cache.positions) * 4
+        if self._work.nbytes < needed:
+            self._work = np.empty(needed, np.uint8)
+        result = np.empty_like(x)
+        self._attend(
+            layer.address, cache.addresses[0], cache.addresses[1], rotary.addresses[0], rotary.addresses[1],
+            cache.positions, position, x.ctypes.data, result.ctypes.data, self._work.ctypes.data,
+        )  # fmt: skip
+        return result
+
     def _self_test(self) -> float:
         """The largest error against numpy, relative: of every precision, of odd sizes, of both kinds of experts."""
         reference, random, worst = Kernels(), np.random.default_rng(0), 0.0
@@ -113,6 +165,52 @@ class NativeKernels(Kernels):
         return worst
 
 
+class _AttentionLayer(ctypes.Structure):
+    """`attention_layer` in native.c."""
+
+    _fields_ = [
+        ("norm", ctypes.c_void_p),
+        ("matrices", ctypes.c_void_p * 4),
+        ("precisions", ctypes.c_int32 * 4),
+        ("hidden", ctypes.c_int32),
+        ("heads", ctypes.c_int32),
+        ("kv_heads", ctypes.c_int32),
+        ("head_dim", ctypes.c_int32),
+        ("window", ctypes.c_int32),
+        ("eps", ctypes.c_float),
+    ]
+
+
+class AttentionLayer:
+    """A layer's attention block as `attend` wants it: matrices q, k, v, o that were held."""
+
+    def __init__(
+        self,
+        norm: np.ndarray,
+        matrices: Sequence[np.ndarray],
+        *,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        window: Optional[int],
+        eps: float,
+    ) -> None:
+        self._views = (norm, *matrices)  # the memory that the addresses point to
+        self.hidden = len(norm)
+        self._heads = heads * head_dim
+        self._kv_heads = kv_heads * head_dim
+        assert norm.dtype == np.float32 and all(view.flags.c_contiguous for view in self._views)
+        self._layer = _AttentionLayer(
+            norm.ctypes.data, (ctypes.c_void_p * 4)(*(m.ctypes.data for m in matrices)),
+            (ctypes.c_int32 * 4)(*(_DENSE[m.dtype.str] for m in matrices)), self.hidden, heads, kv_heads, head_dim,
+            window or 0, eps,
+        )  # fmt: skip
+        self.address = ctypes.addressof(self._layer)
+
+    def work_floats(self, positions: int) -> int:
+        return self.hidden + 2 * self._heads + max(self._kv_heads, positions) + _BLOCK
+
+
 class _Prepared:
     """Matrices as native.c wants them: made once for an expert in a slab."""
 
@@ -125,7 +223,7 @@ class _Prepared:
         self.columns = views[0].columns
         width, widest = views[0].rows, max(view.columns for view in views)
         blocks = -(-widest // _BLOCK)
-        self.work_bytes = 2 * 4 * width + blocks * (3 * 4 + 2 * _BLOCK) + 64
+        self.work_bytes = 2 * 4 * (width + _BLOCK) + blocks * (3 * 4 + 2 * _BLOCK) + 64
 
 
 def _prepared(expert: Dict[str, Packed], names: Tuple[str, ...]) -> _Prepared:
@@ -144,6 +242,11 @@ def _matrix(view: Packed) -> _Matrix:
     assert all(array is None or array.flags.c_contiguous for array in arrays)
     group = 0 if view.scales is None else group_size(view.format, view.columns) // _BLOCK
     return _Matrix(*addresses, _PRECISIONS[view.format.precision], view.rows, view.columns, group)
+
+
+def _declare(function: Any, arguments: List[Any]) -> Any:
+    function.restype, function.argtypes = None, arguments
+    return function
 
 
 def _load(folder: str) -> Tuple[str, ctypes.CDLL]:

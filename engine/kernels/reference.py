@@ -12,7 +12,7 @@ from typing import Dict, Iterator, Optional, Tuple
 
 import numpy as np
 
-from engine.quantize import BITS, BLOCK, FLOATS, LOW_BITS, Packed, group_size, in_rows
+from engine.quantize import BITS, BLOCK, FLOATS, LOW_BITS, Packed, as_float32, group_size, in_rows
 
 # Above this many rows of x, scaling the weights once and one large product beat scaling every group's result.
 WHOLE_PRODUCT_ROWS = 4
@@ -39,6 +39,15 @@ class Kernels:
         inner = self.product(expert["wi"], x)  # (n, width)
         np.maximum(inner, 0, out=inner)
         return self.product(expert["wo"], inner)
+
+    def hold(self, stored: np.ndarray) -> np.ndarray:
+        """A matrix of the non-experts (rows, columns) in a float format, bf16 as uint16 -> as `linear` wants it."""
+        return as_float32(stored)
+
+    def linear(self, weight: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """x (n, columns) float32 -> x @ W.T, (n, rows) float32, for a matrix that was held."""
+        result: np.ndarray = x @ weight.T
+        return result
 
     def product(self, weight: Packed, x: np.ndarray) -> np.ndarray:
         """x (n, columns) float32 -> x @ W.T, (n, rows) float32. Writes nothing into `weight`."""

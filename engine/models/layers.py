@@ -28,6 +28,7 @@ class RotaryEmbedding:
         angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies  # (positions, head_dim / 2)
         self._cos = np.cos(angles).astype(np.float32)
         self._sin = np.sin(angles).astype(np.float32)
+        self.addresses = (self._cos.ctypes.data, self._sin.ctypes.data)  # for native kernels
 
     def apply(self, x: np.ndarray, start: int) -> np.ndarray:
         """x (n, heads, head_dim) at positions start .. start + n."""
@@ -47,6 +48,8 @@ class KeyValueCache:
     def __init__(self, kv_heads: int, positions: int, head_dim: int) -> None:
         self._keys = np.empty((kv_heads, positions, head_dim), np.float32)
         self._values = np.empty((kv_heads, positions, head_dim), np.float32)
+        self.positions = positions
+        self.addresses = (self._keys.ctypes.data, self._values.ctypes.data)  # for native kernels
 
     def extend(self, start: int, keys: np.ndarray, values: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
         """Adds keys and values (n, kv_heads, head_dim); returns all so far, (kv_heads, start + n, head_dim)."""

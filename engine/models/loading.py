@@ -57,13 +57,13 @@ def check_experts(container: Container, layers: int, experts: int, matrices: Lis
         raise ContainerError(f"{container.path}: it does not hold the experts that its configuration names")
 
 
-def tensor_reader(container: Container) -> Callable[..., np.ndarray]:
-    """read(name, *shape) -> that tensor in float32. Raises ContainerError for one of another shape, or none."""
+def tensor_reader(container: Container, *, stored: bool = False) -> Callable[..., np.ndarray]:
+    """read(name, *shape) -> that tensor in float32, or as stored. Raises ContainerError for another shape, or none."""
 
     def read(name: str, *shape: int) -> np.ndarray:
         tensor = container.tensors.get(name)
         if tensor is not None and tensor.shape != shape:
             raise ContainerError(f"{container.path}: tensor {name!r} is {tensor.shape} where {shape} is expected")
-        return container.read_tensor(name)
+        return container.read_stored(name) if stored else container.read_tensor(name)
 
     return read

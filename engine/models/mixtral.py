@@ -9,11 +9,12 @@ import numpy as np
 
 from engine.container import Container
 from engine.errors import ContainerError, RequestError
-from engine.kernels import Kernels
+from engine.kernels import Kernels, NativeKernels
+from engine.kernels.native import AttentionLayer
 from engine.models.interface import Experts, Observer, check_tokens
 from engine.models.layers import KeyValueCache, RotaryEmbedding, causal_attention, rms_norm, route_top_k
 from engine.models.loading import check_experts, parse_config, tensor_reader
-from engine.quantize import Packed
+from engine.quantize import Packed, as_float32
 
 PREFILL_CHUNK = 512  # tokens that go through a layer together: bounds the working memory of a long prompt
 
@@ -64,7 +65,7 @@ _RANGES = (
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """Non-experts of one layer; matrices are (output, input)."""
+    """Non-experts of one layer; matrices are (output, input), as the kernels hold them."""
 
     attention_norm: np.ndarray  # (hidden,)
     q: np.ndarray  # (heads * head_dim, hidden)
@@ -99,6 +100,14 @@ class Mixtral:
         self._embed, self._layers, self._norm, self._head = embed, layers, norm, head
         self._kernels = kernels
         self.first_layer = 0
+        self._native: Optional[NativeKernels] = kernels if isinstance(kernels, NativeKernels) else None
+        self._attention = [
+            AttentionLayer(
+                w.attention_norm, (w.q, w.k, w.v, w.o), heads=config.heads, kv_heads=config.kv_heads,
+                head_dim=config.head_dim, window=config.sliding_window, eps=config.norm_eps,
+            )
+            for w in (layers if self._native else ())
+        ]  # fmt: skip
 
     @classmethod
     def load(cls, container: Container, kernels: Kernels) -> Mixtral:
@@ -107,21 +116,25 @@ class Mixtral:
         wide, narrow = config.expert_size, hidden
         matrices = [("gate", wide, narrow), ("up", wide, narrow), ("down", narrow, wide)]
         check_experts(container, config.layers, config.experts, matrices)
-        read = tensor_reader(container)
-        embed = read("embed", config.vocab_size, hidden)
+        read, read_stored = tensor_reader(container), tensor_reader(container, stored=True)
+
+        def held(name: str, rows: int, columns: int) -> np.ndarray:
+            return kernels.hold(read_stored(name, rows, columns))
+
+        embed = held("embed", config.vocab_size, hidden)
         layers = [
             LayerWeights(
                 attention_norm=read(f"layers.{i}.attention_norm", hidden),
-                q=read(f"layers.{i}.q", queries, hidden),
-                k=read(f"layers.{i}.k", keys, hidden),
-                v=read(f"layers.{i}.v", keys, hidden),
-                o=read(f"layers.{i}.o", hidden, queries),
+                q=held(f"layers.{i}.q", queries, hidden),
+                k=held(f"layers.{i}.k", keys, hidden),
+                v=held(f"layers.{i}.v", keys, hidden),
+                o=held(f"layers.{i}.o", hidden, queries),
                 moe_norm=read(f"layers.{i}.moe_norm", hidden),
-                router=read(f"layers.{i}.router", config.experts, hidden),
+                router=held(f"layers.{i}.router", config.experts, hidden),
             )
             for i in range(config.layers)
         ]
-        head = embed if config.tied_head else read("head", config.vocab_size, hidden)
+        head = embed if config.tied_head else held("head", config.vocab_size, hidden)
         return cls(config, embed, layers, read("norm", hidden), head, kernels)
 
     @property
@@ -133,7 +146,7 @@ class Mixtral:
     def preview_router(self, layer: int, hidden: np.ndarray) -> np.ndarray:
         """What the router of `layer` would say of the residual stream `hidden` (hidden,): logits (experts,)."""
         weights = self._layers[layer]
-        return rms_norm(hidden[None], weights.moe_norm, self.config.norm_eps)[0] @ weights.router.T
+        return self._normed_linear(weights.moe_norm, weights.router, hidden[None])[1][0]
 
     def start(self, prompt_tokens: int, new_tokens: int = 0) -> MixtralState:
         """A state for one sequence of up to so many tokens together. Raises RequestError if the model knows fewer."""
@@ -177,13 +190,11 @@ class Mixtral:
 
     def embed(self, tokens: np.ndarray) -> np.ndarray:
         """Token ids (n,) -> the residual stream (n, hidden)."""
-        embedded: np.ndarray = self._embed[tokens]
-        return embedded
+        return as_float32(self._embed[tokens])
 
     def head(self, x: np.ndarray) -> np.ndarray:
         """The residual stream after the last layer (n, hidden) -> logits (n, vocab)."""
-        logits: np.ndarray = rms_norm(x, self._norm, self.config.norm_eps) @ self._head.T
-        return logits
+        return self._normed_linear(self._norm, self._head, x)[1]
 
     def expert_input(self, layer: int, x: np.ndarray) -> np.ndarray:
         """The residual stream before the experts of `layer` (n, hidden) -> what they are given."""
@@ -220,16 +231,8 @@ class Mixtral:
         """One layer on the residual stream (n, hidden) at the state's position, which does not move."""
         weights, config = self._layers[layer], self.config
         n = len(x)
-        normed = rms_norm(x, weights.attention_norm, config.norm_eps)
-        q = (normed @ weights.q.T).reshape(n, config.heads, config.head_dim)
-        k = (normed @ weights.k.T).reshape(n, config.kv_heads, config.head_dim)
-        v = (normed @ weights.v.T).reshape(n, config.kv_heads, config.head_dim)
-        q, k = state.rotary.apply(q, state.position), state.rotary.apply(k, state.position)
-        keys, values = state.caches[layer].extend(state.position, k, v)
-        x = x + causal_attention(q, keys, values, state.position, config.sliding_window) @ weights.o.T
-
-        normed = rms_norm(x, weights.moe_norm, config.norm_eps)
-        logits = normed @ weights.router.T  # (n, experts)
+        x = self._attend(layer, x, state)
+        normed, logits = self._normed_linear(weights.moe_norm, weights.router, x)  # (n, hidden), (n, experts)
         chosen, shares = route_top_k(logits, experts.prefer(layer, logits), config.top_k)  # (n, k) each
         if observe is not None:
             observe(layer, chosen)
@@ -239,3 +242,24 @@ class Mixtral:
             row, place = np.nonzero(chosen == expert)
             outputs[row, place] = self.expert_output(matrices, normed[row]) * shares[row, place, None]
         return x + outputs.sum(axis=1)
+
+    def _attend(self, layer: int, x: np.ndarray, state: MixtralState) -> np.ndarray:
+        """The attention block on the residual stream (n, hidden)."""
+        weights, config, cache = self._layers[layer], self.config, state.caches[layer]
+        n, linear = len(x), self._kernels.linear
+        if n == 1 and self._native is not None:
+            return self._native.attend(self._attention[layer], cache, state.rotary, state.position, x)
+        normed = rms_norm(x, weights.attention_norm, config.norm_eps)
+        q = linear(weights.q, normed).reshape(n, config.heads, config.head_dim)
+        k = linear(weights.k, normed).reshape(n, config.kv_heads, config.head_dim)
+        v = linear(weights.v, normed).reshape(n, config.kv_heads, config.head_dim)
+        q, k = state.rotary.apply(q, state.position), state.rotary.apply(k, state.position)
+        keys, values = cache.extend(state.position, k, v)
+        return x + linear(weights.o, causal_attention(q, keys, values, state.position, config.sliding_window))
+
+    def _normed_linear(self, norm: np.ndarray, weight: np.ndarray, x: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+        """x (n, hidden) -> its RMS norm (n, hidden), and that through a matrix, (n, rows)."""
+        if len(x) == 1 and self._native is not None:
+            return self._native.normed_linear(norm, self.config.norm_eps, weight, x)
+        normed = rms_norm(x, norm, self.config.norm_eps)
+        return normed, self._kernels.linear(weight, normed)

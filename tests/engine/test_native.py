@@ -1,0 +1,164 @@
+"""Native kernels beside numpy and float64, and what happens where they cannot be had."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import engine.kernels.native as native
+from engine.container import Container
+from engine.errors import RequestError
+from engine.generate import Engine
+from engine.kernels import Kernels, NativeKernels, make_kernels
+from engine.kernels.native import NativeUnavailableError
+from engine.offline.importer import import_checkpoint
+from engine.protocol import Sampling
+from engine.quantize import FLOATS, Format, MatrixShape, RecordLayout, as_float32, bf16_from_float32
+from engine.selftest import all_formats, write_random_model
+from engine.strategies import STRATEGIES
+from tests.golden.checkpoints import RECIPES
+
+SHAPES = [(64, 96), (40, 100), (5, 7), (1, 1), (33, 31), (31, 65), (256, 32)]
+
+
+@pytest.fixture(scope="module")
+def kernels() -> NativeKernels:
+    try:
+        return NativeKernels()
+    except NativeUnavailableError as error:
+        pytest.skip(f"no native kernels here: {error}")
+
+
+def random_matrix(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("fmt", all_formats(), ids=lambda f: f.label)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+@pytest.mark.parametrize("n", [1, 2, 9])
+def test_a_product_is_that_of_float64(kernels: NativeKernels, fmt: Format, shape: tuple[int, int], n: int) -> None:
+    """The packed weights, exactly, times the activations: an error of their rounding to 16 bits, and no more."""
+    layout = RecordLayout.of(fmt, [MatrixShape("w", *shape)])
+    packed = layout.unpack(layout.pack({"w": random_matrix(*shape)}))["w"]
+    exact = Kernels().product(packed, np.eye(shape[1], dtype=np.float32)).astype(np.float64)  # (columns, rows)
+    x = random_matrix(n, shape[1])
+    result = kernels.product(packed, x)
+    assert result.shape == (n, shape[0])
+    assert result.dtype == np.float32
+    # Of each sum: half a step of 16 bits of the largest activation, times the weights that it meets.
+    step = 2**-20 if fmt.precision in FLOATS else 2**-15
+    bound = np.abs(exact).sum(axis=0) * np.abs(x).max() * step
+    assert (np.abs(result - x @ exact) <= bound + 1e-6).all()
+
+
+@pytest.mark.parametrize("fmt", all_formats(), ids=lambda f: f.label)
+@pytest.mark.parametrize("names", [("gate", "up", "down"), ("wi", "wo")], ids=["swiglu", "relu"])
+def test_an_expert_is_that_of_numpy(kernels: NativeKernels, fmt: Format, names: tuple[str, ...]) -> None:
+    shapes = [MatrixShape(name, *((70, 45) if name == names[-1] else (45, 70))) for name in names]
+    layout = RecordLayout.of(fmt, shapes)
+    expert = layout.unpack(layout.pack({s.name: random_matrix(s.rows, s.columns) for s in shapes}))
+    x = random_matrix(3, 70) * np.float32(4)  # also where the sigmoid is flat
+    ours, theirs = (getattr(k, "swiglu" if len(names) == 3 else "relu_ffn")(expert, x) for k in (kernels, Kernels()))
+    assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
+    again = kernels.swiglu(expert, x) if len(names) == 3 else kernels.relu_ffn(expert, x)
+    assert np.array_equal(ours, again)
+    alone = kernels.swiglu(expert, x[1:2]) if len(names) == 3 else kernels.relu_ffn(expert, x[1:2])
+    assert np.array_equal(ours[1:2], alone)  # a prompt's tokens get the bits that they would get one by one
+
+
+@pytest.mark.parametrize("kind", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+@pytest.mark.parametrize("n", [1, 3, 20])
+def test_matrices_of_the_non_experts(kernels: NativeKernels, kind: str, shape: tuple[int, int], n: int) -> None:
+    matrix = random_matrix(*shape)
+    stored = bf16_from_float32(matrix) if kind == "bf16" else matrix.astype("<f2" if kind == "fp16" else "<f4")
+    x = random_matrix(n, shape[1])
+    exact = x.astype(np.float64) @ as_float32(stored).T.astype(np.float64)
+    held = kernels.hold(stored)
+    assert held.nbytes == stored.nbytes
+    assert np.abs(kernels.linear(held, x) - exact).max() < 1e-5 * max(1, np.abs(exact).max())
+    assert np.abs(Kernels().linear(Kernels().hold(stored), x) - exact).max() < 1e-5 * max(1, np.abs(exact).max())
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r.name)
+def test_whole_models_token_by_token(kernels: NativeKernels, recipe: Any, tmp_path: Path) -> None:
+    """Grouped queries, sliding windows, odd sizes, every float: the logits of numpy along 24 tokens."""
+    container = import_checkpoint(recipe.write(tmp_path / "hf"), tmp_path / "m.emoe")
+    found = []
+    for backend in ("numpy", "native"):
+        engine = Engine(container, STRATEGIES["full-load"], backend=backend)
+        try:
+            prompt = np.array(recipe.prompt[:3])
+            state = engine.model.start(3, 24)
+            rows = [engine.model.prefill(prompt, state, engine.supply)]
+            for token in recipe.prompt[3:27]:
+                rows.append(engine.model.forward(np.array([token]), state, engine.supply))
+            found.append(np.concatenate(rows))
+        finally:
+            engine.close()
+    assert np.abs(found[1] - found[0]).max() < 1e-4 * max(1.0, float(np.abs(found[0]).max()))
+
+
+def test_a_shape_that_does_not_fit_is_refused(kernels: NativeKernels) -> None:
+    layout = RecordLayout.of(Format("int4", 32), [MatrixShape("w", 8, 64)])
+    packed = layout.unpack(layout.pack({"w": random_matrix(8, 64)}))["w"]
+    for shape in ((1, 63), (64,), (1, 65)):
+        with pytest.raises(ValueError, match="is expected"):
+            kernels.product(packed, np.zeros(shape, np.float32))
+
+
+def test_without_a_library_numpy_computes_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_random_model(str(tmp_path / "m.emoe"), [Format("int4", 32)])
+    container = Container.open(str(tmp_path / "m.emoe"))
+    expected = generated(container, "auto")
+    for why, change in (
+        ("there is no library for mips64", lambda: monkeypatch.setattr(native, "machine_name", lambda: "mips64")),
+        ("without asimd", lambda: monkeypatch.setattr(native, "machine_name", lambda: "aarch64")),
+        ("cannot be loaded", lambda: monkeypatch.setattr(native, "_load", lambda folder: broken(tmp_path))),
+        ("off numpy's results", lambda: monkeypatch.setattr(NativeKernels, "_self_test", lambda self: 0.5)),
+        ("off numpy's results", lambda: monkeypatch.setattr(NativeKernels, "_self_test", lambda self: np.nan)),
+    ):
+        with monkeypatch.context():
+            change()
+            chosen, warnings = make_kernels("auto")
+            assert chosen.backend == "numpy"
+            assert why in warnings[0]
+            assert generated(container, "auto") == expected
+            with pytest.raises(RequestError, match="ask for numpy or auto"):
+                make_kernels("native")
+        monkeypatch.undo()
+
+
+def broken(folder: Path) -> Any:
+    """What loading a file gives that is no library."""
+    machine = native.machine_name()
+    for name, _ in native.VARIANTS[machine]:
+        (folder / f"{name}.so").write_bytes(b"no library")
+    return real_load(str(folder))
+
+
+real_load = native._load
+
+
+def generated(container: Container, backend: str) -> tuple[int, ...]:
+    engine = Engine(container, STRATEGIES["full-load"], backend=backend)
+    try:
+        return engine.generate((1, 2, 3), 12, Sampling())[0]
+    finally:
+        engine.close()
+
+
+def test_records_say_which_backend_computed(kernels: NativeKernels, tmp_path: Path) -> None:
+    write_random_model(str(tmp_path / "m.emoe"), [Format("int4", 32)])
+    container = Container.open(str(tmp_path / "m.emoe"))
+    for backend in ("numpy", "native", "auto"):
+        engine = Engine(container, STRATEGIES["full-load"], backend=backend)
+        load = engine.load_report(0.0, None)
+        engine.close()
+        assert load.backend == ("numpy" if backend == "numpy" else "native")
+        assert (load.variant is None) == (backend == "numpy")
+    with pytest.raises(RequestError, match="backend 'fortran' is not one of"):
+        make_kernels("fortran")
