@@ -561,3 +561,13 @@ EXPORT void normed_linear(
     rms_norm(x, norm, eps, normed, hidden);
     by_rows((int32_t)precision, weights, normed, logits, rows, hidden);
 }
+
+/* Reads memory and does nothing else worth mentioning: what products are measured against. */
+EXPORT float read_memory(const float *values, int64_t n) {
+    floats sum[8];
+    for (int s = 0; s < 8; s++) sum[s] = all(0);
+    for (int64_t i = 0; i + 8 * LANES <= n; i += 8 * LANES)
+        for (int s = 0; s < 8; s++) sum[s] += loadf(values + i + s * LANES);
+    for (int s = 1; s < 8; s++) sum[0] += sum[s];
+    return across(sum[0]);
+}

@@ -73,6 +73,8 @@ class NativeKernels(Kernels):
         self._linear = _declare(library.linear, [pointer] * 3 + [number] * 4)
         self._normed_linear = _declare(library.normed_linear, [pointer] * 5 + [number] * 3 + [ctypes.c_float])
         self._attend = _declare(library.attend, [pointer] * 5 + [number] * 2 + [pointer] * 3)
+        self._read_memory = library.read_memory
+        self._read_memory.restype, self._read_memory.argtypes = ctypes.c_float, [pointer, number]
         self._work = np.empty(0, np.uint8)
         error = self._self_test()
         if not error < _AGREEMENT:
@@ -145,6 +147,11 @@ class NativeKernels(Kernels):
             cache.positions, position, x.ctypes.data, result.ctypes.data, self._work.ctypes.data,
         )  # fmt: skip
         return result
+
+    def read_memory(self, values: np.ndarray) -> float:
+        """Their sum, float32, read once from front to back: what products are measured against."""
+        assert values.dtype == np.float32 and values.flags.c_contiguous
+        return float(self._read_memory(values.ctypes.data, values.size))
 
     def _self_test(self) -> float:
         """The largest error against numpy, relative: of every precision, of odd sizes, of both kinds of experts."""

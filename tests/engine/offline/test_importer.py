@@ -13,7 +13,7 @@ from engine.errors import ContainerError
 from engine.offline.checkpoint import CheckpointError
 from engine.offline.importer import formats_of, import_checkpoint
 from engine.offline.summary import summarise, verify
-from engine.quantize import PRECISIONS, Format, float32_from_bf16
+from engine.quantize import PRECISIONS, Format, as_float32
 from tests.engine.offline.conftest import TINY
 from tests.golden.checkpoints import SHIPPED
 
@@ -34,7 +34,7 @@ def test_by_default_everything_keeps_its_precision_and_every_bit(dtype: str, pre
     packed = container.layouts[0].unpack(container.read_expert(container.primary[1, 2]))
     for matrix, name in (("gate", "w1"), ("up", "w3"), ("down", "w2")):
         codes = packed[matrix].codes
-        values = float32_from_bf16(codes) if dtype == "bfloat16" else codes.astype(np.float32)
+        values = as_float32(codes) if dtype == "bfloat16" else codes.astype(np.float32)
         expected = weights[f"model.layers.1.block_sparse_moe.experts.2.{name}.weight"].astype(np.float32)
         np.testing.assert_array_equal(values.T, expected)
 
