@@ -203,6 +203,10 @@ typedef struct { /* mirrored in engine/kernels/native.py */
     int32_t group; /* columns that share a scale, divided by BLOCK */
 } matrix;
 
+/* The two lines that are needed 8 KiB from here: processors look less far ahead by themselves, and INT4 runs at 25 GB/s
+   instead of 37 where memory delivers 40. What lies past the end is not read. */
+#define PREFETCH(words) (__builtin_prefetch((words) + 2048), __builtin_prefetch((words) + 2048 + 16))
+
 #define PAIR(field) pair(x + 2 * (field))
 
 /* One block of rows, and all columns. WORDS of a row hold BLOCK columns; UNPACK multiplies those of word `v`. */
@@ -219,11 +223,13 @@ typedef struct { /* mirrored in engine/kernels/native.py */
             sums even[PARTS], odd[PARTS];                                                                                \
             const int16_t *x = given.codes + k * BLOCK;                                                                  \
             for (int s = 0; s < PARTS; s++) even[s] = odd[s] = none();                                                   \
-            for (int word = 0; word < WORDS; word++, x += BLOCK / WORDS)                                                 \
+            for (int word = 0; word < WORDS; word++, x += BLOCK / WORDS) {                                               \
+                PREFETCH(codes + word * BLOCK);                                                                          \
                 for (int s = 0; s < PARTS; s++) {                                                                        \
                     ints v = load(codes + word * BLOCK + s * LANES);                                                     \
                     UNPACK                                                                                               \
                 }                                                                                                        \
+            }                                                                                                            \
             codes += WORDS * BLOCK;                                                                                      \
             high += BLOCK;                                                                                               \
             floats scale = all(given.scales[k]), given_sum = all(given.sums[k]);                                         \
@@ -265,6 +271,7 @@ BLOCK_PRODUCT(product_int2, 2, 2, LOW_TWO_BITS)
 #define HIGH_BIT(field, shifted) mask(shifted, 4)
 BLOCK_PRODUCT(product_int3, 2, 4,
     LOW_TWO_BITS
+    if (s == 0 && word == 0) PREFETCH(high);
     ints h = load(high + s * LANES);
     if (word) h = DOWN(h, 8);
     even[s] = dot(even[s], mask(UP(h, 2), 4), PAIR(0));
@@ -422,6 +429,7 @@ EXPORT void relu_ffn(const matrix *m, const float *x, float *y, int64_t n, void 
 
 /* --- non-experts: (rows, columns), a row's columns side by side ------------------------------------------------------ */
 
+#define ROWS_AHEAD 1024
 /* Four rows at a time: four streams of memory, and x is loaded once for them. */
 #define ROWS(NAME, TYPE, LOAD, ONE)                                                                                     \
     static void NAME(const TYPE *weights, const float *x, float *y, long rows, long columns) {                           \
@@ -436,6 +444,7 @@ EXPORT void relu_ffn(const matrix *m, const float *x, float *y, int64_t n, void 
             for (; c + 2 * LANES <= columns; c += 2 * LANES) {                                                           \
                 floats first = loadf(x + c), second = loadf(x + c + LANES);                                              \
                 for (int i = 0; i < 4; i++) {                                                                            \
+                    __builtin_prefetch(w[i] + c + ROWS_AHEAD);                                                           \
                     sum[i] = fma(LOAD(w[i] + c), first, sum[i]);                                                         \
                     more[i] = fma(LOAD(w[i] + c + LANES), second, more[i]);                                              \
                 }                                                                                                        \
@@ -567,7 +576,10 @@ EXPORT float read_memory(const float *values, int64_t n) {
     floats sum[8];
     for (int s = 0; s < 8; s++) sum[s] = all(0);
     for (int64_t i = 0; i + 8 * LANES <= n; i += 8 * LANES)
-        for (int s = 0; s < 8; s++) sum[s] += loadf(values + i + s * LANES);
+        for (int s = 0; s < 8; s++) {
+            __builtin_prefetch(values + i + s * LANES + 2048);
+            sum[s] += loadf(values + i + s * LANES);
+        }
     for (int s = 1; s < 8; s++) sum[0] += sum[s];
     return across(sum[0]);
 }

@@ -8,6 +8,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from engine.protocol import ExpertBudget
 from harness.cli.options import Budget, json_option, print_json
@@ -76,6 +77,137 @@ def ablation(full: Path, adapted: Path, **options: Any) -> None:
     _compare(tuple(chain), ABLATION, **options)
 
 
+@bench.command()
+@click.option("--rows", type=click.IntRange(1, 1 << 20), default=14336, show_default=True, help="Of the matrix.")
+@click.option("--columns", type=click.IntRange(1, 1 << 20), default=4096, show_default=True, help="Of the matrix.")
+@click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True, help="Vectors in a product.")
+@click.option("--rounds", type=click.IntRange(2), default=9, show_default=True, help="Turns of each kernel.")
+@json_option
+def kernels(rows: int, columns: int, batch: int, rounds: int, as_json: bool) -> None:
+    """Compare native kernels with numpy and with a plain read of memory, on one thread.
+
+    Each product walks over copies of the matrix that no cache holds. The last column but one is the rate at which a
+    product gets through packed weights, over the rate at which one core reads memory and does nothing else.
+
+    \b
+    Example:
+      edgemoe-farm bench kernels --rows 3584 --columns 1024
+    """
+    from engine.offline.kernel_benchmarks import bench_kernels
+    from harness.cli.model import progress_bar
+
+    with threadpool_limits(1), progress_bar("formats") as progress:
+        found = bench_kernels(rows, columns, batch, rounds=rounds, progress=progress)
+    if as_json:
+        print_json(found)
+        return
+    table = Table("format", "kernels", "ms", "least to most", "over numpy", "GB/s", "of memory", "error", box=None,
+                  pad_edge=False, title=f"{rows} x {columns}, batch of {batch}; memory reads at "
+                  f"{found[-1]['dram_bytes_per_s'] / 1e9:.1f} GB/s", title_justify="left")  # fmt: skip
+    for row in found:
+        table.add_row(
+            f"{row['precision']}{' in groups of ' + str(row['group']) if row['group'] else ''}",
+            row["variant"] or row["backend"], f"{row['ms_median']:.2f}",
+            f"{row['ms_least']:.2f} to {row['ms_most']:.2f}", f"{row['numpy_ratio']:.1f}",
+            f"{row['bytes_per_s'] / 1e9:.1f}", f"{row['dram_fraction']:.0%}", f"{row['relative_error']:.0e}",
+        )  # fmt: skip
+    Console(highlight=False, markup=False).print(table)
+
+
+@bench.command()
+@click.argument("path", metavar="PATH", type=click.Path(path_type=Path))
+@click.option("--block-bytes", type=click.IntRange(4096), help="Read at once.  [default: a container's largest expert, "
+              "else 2.75 MiB]")  # fmt: skip
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Turns of each method.")
+@click.option("--seconds", type=click.FloatRange(0.05, 60), default=1.0, show_default=True, help="Of a turn, at most.")
+@json_option
+def storage(path: Path, block_bytes: int | None, rounds: int, seconds: float, as_json: bool) -> None:
+    """Compare ways of reading experts from PATH, cold, with the storage's sequential rate past the page cache.
+
+    PATH is a container or any other large file; it is only read, and leaves the page cache.
+
+    \b
+    Example:
+      edgemoe-farm bench storage model.emoe
+    """
+    from engine.container import Container
+    from engine.offline.importer import is_container
+    from engine.offline.storage_benchmarks import bench_storage
+    from harness.cli.model import progress_bar
+
+    if block_bytes is None:
+        known = path.is_file() and is_container(path)
+        block_bytes = Container.open(str(path)).largest_slot_bytes if known else 11 << 18
+    with progress_bar("turns") as progress:
+        found = bench_storage(str(path), block_bytes, rounds=rounds, seconds=seconds, progress=progress)
+    if as_json:
+        print_json(found)
+        return
+    table = Table("method", "lanes", "MB/s", "least to most", "of sequential", box=None, pad_edge=False,
+                  title=f"blocks of {block_bytes:,} bytes; sequentially "
+                  f"{found[0]['sequential_direct_bytes_per_s'] / 1e6:.0f} MB/s", title_justify="left")  # fmt: skip
+    for row in found:
+        rates = row["bytes_per_s_rounds"]
+        table.add_row(
+            row["method"], str(row["lanes"]), f"{row['bytes_per_s'] / 1e6:.0f}",
+            f"{min(rates) / 1e6:.0f} to {max(rates) / 1e6:.0f}", f"{row['fraction_of_sequential_direct']:.0%}",
+        )  # fmt: skip
+    Console(highlight=False, markup=False).print(table)
+
+
+@bench.command()
+@click.argument("container", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--strategy", default="full-load", show_default=True, help="See `strategies`.")
+@click.option("--expert-budget", type=Budget(), help="Of the expert buffer.")
+@click.option("--profile", type=click.Path(path_type=Path), metavar="PROFILE", help="See `model profile`.")
+@click.option("--text", type=click.Path(path_type=Path), metavar="PATH", help="A prompt; else some token ids.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Turns of each backend.")
+@click.option("--tokens", "new_tokens", type=click.IntRange(2), default=32, show_default=True,
+              help="Tokens to generate in a turn.")  # fmt: skip
+@json_option
+def decode(
+    container: Path,
+    strategy: str,
+    expert_budget: ExpertBudget | None,
+    profile: Path | None,
+    text: Path | None,
+    rounds: int,
+    new_tokens: int,
+    as_json: bool,
+) -> None:
+    """Compare decoding FILE with native kernels and with numpy, on one thread.
+
+    \b
+    Example:
+      edgemoe-farm bench decode model.emoe --text held-out.txt
+    """
+    from engine.experts.profile import PathProfile
+    from engine.offline.kernel_benchmarks import bench_decode
+    from engine.offline.tokenizer import Tokenizer
+    from harness.cli.model import progress_bar, read_text
+
+    tokens = (
+        tuple(range(3, 35)) if text is None else Tokenizer.from_container(str(container)).encode(read_text(text))[:32]
+    )
+    with threadpool_limits(1), progress_bar("turns") as progress:
+        found = bench_decode(
+            str(container), strategy, tokens, budget=expert_budget,
+            profile=None if profile is None else PathProfile.load(str(profile)), rounds=rounds, new_tokens=new_tokens,
+            progress=progress,
+        )  # fmt: skip
+    if as_json:
+        print_json(found)
+        return
+    for backend, row in found["backends"].items():
+        rates, stacked = row["tokens_per_s_rounds"], row["stacked_s"]
+        click.echo(
+            f"{row['variant'] or backend}: {row['tokens_per_s']:.1f} tokens/s ({min(rates):.1f} to {max(rates):.1f}), "
+            f"a token: {stacked['arithmetic_and_interpreter'] * 1e3:.2f} ms of arithmetic and interpreter, "
+            f"{stacked['stall'] * 1e3:.2f} ms of waiting for experts"
+        )
+    click.echo(f"native over numpy: {found['ratio']:.2f}")
+
+
 def _compare(
     candidates: tuple[str, ...],
     paper: dict[str, float] | None,
@@ -102,7 +234,7 @@ def _compare(
     tokens = Tokenizer.from_container(parsed[0].container).encode(read_text(text))
     known = None if profile is None else PathProfile.load(str(profile))
     turns, rows = len(bytes_per_s) * (rounds + 1) * len(parsed), []
-    with progress_bar("turns") as progress:
+    with threadpool_limits(1), progress_bar("turns") as progress:
         done = 0
 
         def advance() -> None:
