@@ -183,6 +183,11 @@ class Engine:
         self._store.close()
 
     @property
+    def backend(self) -> str:
+        """That computes: numpy, or native."""
+        return self._kernels.backend
+
+    @property
     def reader(self) -> str:
         """The one that engaged."""
         return self._store.reader
@@ -198,7 +203,7 @@ class Engine:
             page_cache_resident_fraction=resident_fraction,
             strategy=self.strategy.parts(),
             reader=self.reader,
-            backend=self._kernels.backend,
+            backend=self.backend,
             variant=self._kernels.variant,
             warnings=tuple(self.warnings + self._store.warnings),
             notes=tuple(self.notes),

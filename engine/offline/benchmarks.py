@@ -55,6 +55,7 @@ class Measured:
     candidate: Candidate
     budget_bytes: int | None
     expert_bytes: int  # of the container, primary records
+    backend: str  # that computed
     tpot_s: list[float] = field(default_factory=list)  # mean time per output token
     stall_share: list[float] = field(default_factory=list)
     hit_rate: list[float] = field(default_factory=list)
@@ -112,7 +113,7 @@ def compare(
             container = containers[candidate.container]
             engines.append(opened(candidate.strategy, container))
             expert_bytes = sum(record.slot_bytes for record in container.primary.values())
-            measured.append(Measured(candidate, engines[-1].budget_bytes, expert_bytes))
+            measured.append(Measured(candidate, engines[-1].budget_bytes, expert_bytes, engines[-1].backend))
         for nth in range(rounds + 1):
             start = max(0, nth - 1) * stride
             prompt, sampling = tuple(text[start : start + PROMPT_TOKENS]), Sampling(temperature=1.0, seed=nth)
@@ -150,6 +151,7 @@ def summarise(
                 "bytes_per_s": bytes_per_s,
                 "budget_bytes": m.budget_bytes,
                 "expert_bytes": m.expert_bytes,
+                "backend": m.backend,
                 "tpot_ms": median(m.tpot_s) * 1e3,
                 "tpot_ms_rounds": [t * 1e3 for t in m.tpot_s],
                 "ratio": median(speedup),
