@@ -113,7 +113,7 @@ class NativeKernels(Kernels):
             return x @ as_float32(weight).T
         x = np.ascontiguousarray(x, np.float32)
         rows, columns = weight.shape
-        assert x.shape[1] == columns and weight.flags.c_contiguous
+        _require(x.shape[1] == columns and weight.flags.c_contiguous)
         result = np.empty((len(x), rows), np.float32)
         self._linear(
             weight.ctypes.data, x.ctypes.data, result.ctypes.data, len(x), rows, columns, _DENSE[weight.dtype.str]
@@ -125,7 +125,8 @@ class NativeKernels(Kernels):
     ) -> Tuple[np.ndarray, np.ndarray]:
         """x (1, hidden) -> its RMS norm (1, hidden), and logits (1, rows) of that, for a matrix that was held."""
         rows, hidden = weight.shape
-        assert x.shape == (1, hidden) and x.flags.c_contiguous and weight.flags.c_contiguous
+        _require(x.shape == (1, hidden) and len(norm) == hidden)
+        _require(x.flags.c_contiguous and weight.flags.c_contiguous and x.dtype == norm.dtype == np.float32)
         normed, logits = np.empty_like(x), np.empty((1, rows), np.float32)
         self._normed_linear(
             norm.ctypes.data, weight.ctypes.data, x.ctypes.data, normed.ctypes.data, logits.ctypes.data, rows, hidden,
@@ -137,7 +138,8 @@ class NativeKernels(Kernels):
         self, layer: AttentionLayer, cache: KeyValueCache, rotary: RotaryEmbedding, position: int, x: np.ndarray
     ) -> np.ndarray:
         """One token's attention block, x (1, hidden) -> (1, hidden), residual stream to residual stream."""
-        assert x.flags.c_contiguous and x.shape == (1, layer.hidden)
+        _require(x.flags.c_contiguous and x.shape == (1, layer.hidden) and x.dtype == np.float32)
+        _require(0 <= position < cache.positions)
         needed = layer.work_floats(cache.positions) * 4
         if self._work.nbytes < needed:
             self._work = np.empty(needed, np.uint8)
@@ -150,7 +152,7 @@ class NativeKernels(Kernels):
 
     def read_memory(self, values: np.ndarray) -> float:
         """Their sum, float32, read once from front to back: what products are measured against."""
-        assert values.dtype == np.float32 and values.flags.c_contiguous
+        _require(values.dtype == np.float32 and values.flags.c_contiguous)
         return float(self._read_memory(values.ctypes.data, values.size))
 
     def _self_test(self) -> float:
@@ -206,7 +208,7 @@ class AttentionLayer:
         self.hidden = len(norm)
         self._heads = heads * head_dim
         self._kv_heads = kv_heads * head_dim
-        assert norm.dtype == np.float32 and all(view.flags.c_contiguous for view in self._views)
+        _require(norm.dtype == np.float32 and all(view.flags.c_contiguous for view in self._views))
         self._layer = _AttentionLayer(
             norm.ctypes.data, (ctypes.c_void_p * 4)(*(m.ctypes.data for m in matrices)),
             (ctypes.c_int32 * 4)(*(_DENSE[m.dtype.str] for m in matrices)), self.hidden, heads, kv_heads, head_dim,
@@ -246,9 +248,15 @@ def _prepared(expert: Dict[str, Packed], names: Tuple[str, ...]) -> _Prepared:
 def _matrix(view: Packed) -> _Matrix:
     arrays = [view.codes, view.high, view.scales, view.offsets]
     addresses = [None if array is None else array.ctypes.data for array in arrays]
-    assert all(array is None or array.flags.c_contiguous for array in arrays)
+    _require(all(array is None or array.flags.c_contiguous for array in arrays))
     group = 0 if view.scales is None else group_size(view.format, view.columns) // _BLOCK
     return _Matrix(*addresses, _PRECISIONS[view.format.precision], view.rows, view.columns, group)
+
+
+def _require(condition: bool) -> None:
+    """What C cannot check: a bug here must not become a write somewhere in memory."""
+    if not condition:
+        raise ValueError("an array is not of the shape, type or order that native kernels take")
 
 
 def _declare(function: Any, arguments: List[Any]) -> Any:

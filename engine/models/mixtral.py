@@ -178,6 +178,8 @@ class Mixtral:
         `observe(layer, chosen)` is told what the routers chose, (tokens, k), for profiles and tests.
         """
         tokens = check_tokens(tokens, self.config.vocab_size)
+        if state.position + len(tokens) > state.positions:
+            raise RequestError(f"the sequence was started with {state.positions} positions, and has no more of them")
         outputs = []
         for first in range(0, len(tokens), PREFILL_CHUNK):
             x = self.embed(tokens[first : first + PREFILL_CHUNK])

@@ -110,6 +110,21 @@ def test_a_shape_that_does_not_fit_is_refused(kernels: NativeKernels) -> None:
             kernels.product(packed, np.zeros(shape, np.float32))
 
 
+@pytest.mark.parametrize("backend", ["numpy", "native"])
+def test_a_sequence_does_not_grow_past_its_positions(kernels: NativeKernels, tmp_path: Path, backend: str) -> None:
+    """Which for native kernels would be memory of somebody else."""
+    write_random_model(str(tmp_path / "m.emoe"), [Format("int4", 32)])
+    engine = Engine(Container.open(str(tmp_path / "m.emoe")), STRATEGIES["full-load"], backend=backend)
+    try:
+        state = engine.model.start(3, 1)
+        engine.model.prefill(np.array([1, 2, 3]), state, engine.supply)
+        engine.model.forward(np.array([4]), state, engine.supply)
+        with pytest.raises(RequestError, match="started with 4 positions"):
+            engine.model.forward(np.array([5]), state, engine.supply)
+    finally:
+        engine.close()
+
+
 def test_without_a_library_numpy_computes_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_random_model(str(tmp_path / "m.emoe"), [Format("int4", 32)])
     container = Container.open(str(tmp_path / "m.emoe"))
