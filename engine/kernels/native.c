@@ -429,10 +429,11 @@ EXPORT void relu_ffn(const matrix *m, const float *x, float *y, int64_t n, void 
 
 /* --- non-experts: (rows, columns), a row's columns side by side ------------------------------------------------------ */
 
-#define ROWS_AHEAD 1024
-/* Four rows at a time: four streams of memory, and x is loaded once for them. */
+/* Four rows at a time: four streams of memory, and x is loaded once for them. Halves are consumed twice as fast, so that
+   the next four rows have to be asked for now. */
 #define ROWS(NAME, TYPE, LOAD, ONE)                                                                                     \
     static void NAME(const TYPE *weights, const float *x, float *y, long rows, long columns) {                           \
+        long ahead = sizeof(TYPE) == 4 ? 1024 : columns < 1024 ? 4096 : 4 * columns;                                     \
         for (long r = 0; r < rows; r += 4) {                                                                             \
             const TYPE *w[4];                                                                                            \
             floats sum[4], more[4];                                                                                      \
@@ -444,7 +445,7 @@ EXPORT void relu_ffn(const matrix *m, const float *x, float *y, int64_t n, void 
             for (; c + 2 * LANES <= columns; c += 2 * LANES) {                                                           \
                 floats first = loadf(x + c), second = loadf(x + c + LANES);                                              \
                 for (int i = 0; i < 4; i++) {                                                                            \
-                    __builtin_prefetch(w[i] + c + ROWS_AHEAD);                                                           \
+                    __builtin_prefetch(w[i] + c + ahead);                                                                \
                     sum[i] = fma(LOAD(w[i] + c), first, sum[i]);                                                         \
                     more[i] = fma(LOAD(w[i] + c + LANES), second, more[i]);                                              \
                 }                                                                                                        \
