@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,8 @@ def test_without_a_library_numpy_computes_and_says_so(tmp_path: Path, monkeypatc
     for why, change in (
         ("there is no library for mips64", lambda: monkeypatch.setattr(native, "machine_name", lambda: "mips64")),
         ("without asimd", lambda: monkeypatch.setattr(native, "machine_name", lambda: "aarch64")),
-        ("cannot be loaded", lambda: monkeypatch.setattr(native, "_load", lambda folder: broken(tmp_path))),
+        ("cannot be loaded", lambda: monkeypatch.setattr(native, "FOLDER", broken(tmp_path))),
+        ("cannot be loaded", lambda: monkeypatch.setattr(native, "FOLDER", str(tmp_path / "nowhere"))),
         ("off numpy's results", lambda: monkeypatch.setattr(NativeKernels, "_self_test", lambda self: 0.5)),
         ("off numpy's results", lambda: monkeypatch.setattr(NativeKernels, "_self_test", lambda self: np.nan)),
     ):
@@ -147,15 +149,50 @@ def test_without_a_library_numpy_computes_and_says_so(tmp_path: Path, monkeypatc
         monkeypatch.undo()
 
 
-def broken(folder: Path) -> Any:
-    """What loading a file gives that is no library."""
-    machine = native.machine_name()
-    for name, _ in native.VARIANTS[machine]:
-        (folder / f"{name}.so").write_bytes(b"no library")
-    return real_load(str(folder))
+def broken(folder: Path) -> str:
+    """A folder with files that are no libraries."""
+    for variants in native.VARIANTS.values():
+        for name, _ in variants:
+            (folder / f"{name}.so").write_bytes(b"no library")
+    return str(folder)
 
 
-real_load = native._load
+def test_where_the_best_library_does_not_work_the_next_one_does(
+    kernels: NativeKernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitting = native._fitting_variants()
+    if len(fitting) < 2:
+        pytest.skip("one library at most fits this processor")
+    shutil.copy(Path(native.FOLDER) / f"{fitting[1]}.so", tmp_path)
+    (tmp_path / f"{fitting[0]}.so").write_bytes(b"no library")
+    assert NativeKernels(str(tmp_path)).variant == fitting[1]
+    numpy_off = iter([0.5, 0.0])
+    monkeypatch.setattr(NativeKernels, "_self_test", lambda self: next(numpy_off))
+    assert NativeKernels().variant == fitting[1]
+
+
+@pytest.mark.parametrize("fmt", all_formats(), ids=lambda f: f.label)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("column", [0, 31, 40, 99])
+def test_what_is_not_a_number_is_not_lost(kernels: NativeKernels, fmt: Format, value: float, column: int) -> None:
+    layout = RecordLayout.of(fmt, [MatrixShape("w", 40, 100)])
+    packed = layout.unpack(layout.pack({"w": random_matrix(40, 100)}))["w"]
+    x = random_matrix(2, 100)
+    x[1, column] = value
+    result = kernels.product(packed, x)
+    assert np.isfinite(result[0]).all()
+    assert not np.isfinite(result[1]).any()
+
+
+def test_views_that_do_not_fit_one_another_are_refused(kernels: NativeKernels) -> None:
+    shapes = [MatrixShape("gate", 40, 70), MatrixShape("up", 45, 70), MatrixShape("down", 70, 40)]
+    layout = RecordLayout.of(Format("int4", 32), shapes)
+    expert = layout.unpack(layout.pack({s.name: random_matrix(s.rows, s.columns) for s in shapes}))
+    with pytest.raises(ValueError, match="native kernels take"):
+        kernels.swiglu(expert, random_matrix(1, 70))
+    short = expert["gate"]._replace(rows=72)
+    with pytest.raises(ValueError, match="native kernels take"):
+        kernels.product(short, random_matrix(1, 70))
 
 
 def generated(container: Container, backend: str) -> tuple[int, ...]:
