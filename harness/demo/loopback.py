@@ -14,6 +14,7 @@ import secrets
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -206,8 +207,21 @@ class _HomeSFTP(asyncssh.SFTPServer):
 
 def kill_marked(mark: str) -> None:
     """Ends every process that was started under `mark`, detached engines too. Needs /proc; elsewhere does nothing."""
-    wanted = f"{_MARK}={mark}".encode()
+    deadline = time.monotonic() + STOP_DEADLINE_S
+    while _kill_once(f"{_MARK}={mark}".encode()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _kill_once(wanted: bytes) -> bool:
+    """Returns whether to look again: something was killed that may have had a child, or cannot be told yet."""
+    again = False
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+            environment = (folder / "environ").read_bytes()
+            if wanted in environment.split(b"\0"):
                 os.kill(int(folder.name), signal.SIGKILL)
+                again = True
+            elif not environment:  # so for a moment in exec: memory already, but neither arguments nor environment
+                starting = not (folder / "cmdline").read_bytes() and (folder / "statm").read_bytes().split()[0] != b"0"
+                again = again or starting
+    return again

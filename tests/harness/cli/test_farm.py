@@ -325,8 +325,11 @@ def resume_and_check(folder: Path) -> None:
 
 def test_nothing_of_a_loopback_device_outlives_it(tmp_path: Path) -> None:
     environment = {**os.environ, "EDGEMOE_FARM_LOOPBACK": "mark-of-this-test"}
-    process = subprocess.Popen(["sleep", "600"], env=environment, start_new_session=True)
-    kill_marked("mark-of-this-tes")
-    assert process.poll() is None
-    kill_marked("mark-of-this-test")
-    assert process.wait(timeout=30) == -signal.SIGKILL
+    with subprocess.Popen(["sleep", "600"], env=environment, start_new_session=True) as process:
+        try:
+            kill_marked("mark-of-this-tes")
+            assert process.poll() is None
+            kill_marked("mark-of-this-test")
+            assert process.wait(timeout=30) == -signal.SIGKILL
+        finally:
+            process.kill()
