@@ -17,19 +17,30 @@ History of VERSION: 1 first; 2 packs quantised experts in the order of the nativ
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import sys
 import zlib
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, BinaryIO, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, Type
+from typing import Any, BinaryIO, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, Type, Union
 
 import numpy as np
 
 from engine.errors import ContainerError
 from engine.files import replacing
-from engine.quantize import FLOATS, PART_ALIGNMENT, Format, MatrixShape, RecordLayout, align, as_float32
+from engine.quantize import (
+    FLOATS,
+    PART_ALIGNMENT,
+    Format,
+    MatrixShape,
+    Packed,
+    RecordLayout,
+    align,
+    as_float32,
+    int8_rows,
+)
 
 MAGIC = b"EDGEMOE\x00"
 VERSION = 2
@@ -44,11 +55,15 @@ _PREAMBLE_BYTES = 64
 ExpertKey = Tuple[int, int]  # (MoE layer, expert)
 
 
+# Of a matrix of the non-experts, where it is not kept in floats.
+TENSOR_INT8 = Format("int8", group=32)
+
+
 class Tensor(NamedTuple):
     """A non-expert tensor in the file."""
 
     name: str
-    precision: str  # fp32, fp16 or bf16
+    precision: str  # fp32, fp16, bf16; or int8, packed as TENSOR_INT8
     shape: Tuple[int, ...]
     offset: int
     bytes: int
@@ -100,15 +115,22 @@ class Container:
 
     def read_tensor(self, name: str) -> np.ndarray:
         """A non-expert tensor in float32, checked."""
-        return as_float32(self.read_stored(name))
+        stored = self.read_matrix(name)
+        return int8_rows(stored) if isinstance(stored, Packed) else as_float32(stored)
 
-    def read_stored(self, name: str) -> np.ndarray:
-        """A non-expert tensor as it is stored, checked: float32, float16, or uint16 for bf16."""
+    def read_matrix(self, name: str) -> Union[np.ndarray, Packed]:
+        """A non-expert tensor as it is stored, checked: float32, float16, uint16 for bf16, or packed."""
         tensor = self.tensors.get(name)
         if tensor is None:
             raise ContainerError(f"{self.path}: tensor {name!r} is missing; import it again")
-        raw = self._read(tensor.offset, tensor.bytes, tensor.crc32, f"tensor {name!r}")
-        return raw.view(FLOATS[tensor.precision]).reshape(tensor.shape)
+        raw = self.read_bytes(tensor)
+        if tensor.precision in FLOATS:
+            return raw.view(FLOATS[tensor.precision]).reshape(tensor.shape)
+        return _int8_layout(tensor.shape).unpack(raw)[""]
+
+    def read_bytes(self, tensor: Tensor) -> np.ndarray:
+        """A non-expert tensor as uint8, checked."""
+        return self._read(tensor.offset, tensor.bytes, tensor.crc32, f"tensor {tensor.name!r}")
 
     def read_expert(self, record: Record) -> np.ndarray:
         """A whole record as uint8, checked: for offline tools; the engine reads through experts.store."""
@@ -202,13 +224,27 @@ class ContainerWriter:
         return self
 
     def add_tensor(self, name: str, array: np.ndarray, *, dtype: Optional[str] = None) -> None:
-        """float32 or float16 as it is; bfloat16 as uint16 halves with dtype="bf16"."""
+        """float32 or float16 as it is; bfloat16 as uint16 halves with dtype="bf16"; float32, packed, with "int8"."""
+        if dtype == "int8":
+            try:
+                self._put_tensor(name, dtype, array.shape, _int8_layout(array.shape).pack({"": array}).tobytes())
+            except ContainerError as error:
+                raise ContainerError(f"tensor {name!r}{error}") from None
+            return
         precision = dtype or {np.dtype(np.float32): "fp32", np.dtype(np.float16): "fp16"}.get(array.dtype, "")
         if precision not in FLOATS or array.dtype.itemsize != FLOATS[precision].itemsize:
             raise ContainerError(f"tensor {name!r}: {array.dtype} cannot be stored")
+        self._put_tensor(name, precision, array.shape, np.ascontiguousarray(array).view(FLOATS[precision]).tobytes())
+
+    def copy_tensor(self, container: Container, name: str) -> None:
+        """As it is stored there."""
+        tensor = container.tensors[name]
+        data = container.read_bytes(tensor)
+        self._put_tensor(name, tensor.precision, tensor.shape, data.tobytes())
+
+    def _put_tensor(self, name: str, precision: str, shape: Tuple[int, ...], data: bytes) -> None:
         self._pad(PART_ALIGNMENT)
-        data = np.ascontiguousarray(array).view(FLOATS[precision]).tobytes()
-        self._tensors.append([name, precision, list(array.shape), self._offset, len(data), zlib.crc32(data)])
+        self._tensors.append([name, precision, list(shape), self._offset, len(data), zlib.crc32(data)])
         self._put(data)
 
     def add_expert(
@@ -341,12 +377,11 @@ def _parse_header(path: str, header: Any, end: int, file_bytes: int) -> Containe
     tensors = {}
     for name, precision, shape, offset, size, crc in header["tensors"]:
         tensor = Tensor(str(name), precision, tuple(_natural(d, name, 1) for d in shape), offset, size, _crc(crc))
-        if precision not in FLOATS or len(shape) > 8 or tensor.name in tensors:
+        packed = precision == "int8" and len(shape) == 2
+        if not (packed or precision in FLOATS) or len(shape) > 8 or tensor.name in tensors:
             raise ContainerError(f"tensor {tensor.name[:80]!r} is malformed or stands twice")
-        values = 1
-        for d in tensor.shape:
-            values *= d
-        if _natural(size, name) != values * FLOATS[precision].itemsize:
+        expected = _int8_layout(tensor.shape).bytes if packed else math.prod(tensor.shape) * FLOATS[precision].itemsize
+        if _natural(size, name) != expected:
             raise ContainerError(f"tensor {tensor.name[:80]!r}: its size and its shape disagree")
         spans.append(_span(offset, size, end, f"tensor {tensor.name[:80]!r}"))
         tensors[tensor.name] = tensor
@@ -385,6 +420,11 @@ def _parse_header(path: str, header: Any, end: int, file_bytes: int) -> Containe
         path, header["architecture"], header["config"], formats, layouts, tensors, tuple(records), primary,
         header["origin"], tokenizer, file_bytes,
     )  # fmt: skip
+
+
+def _int8_layout(shape: Tuple[int, ...]) -> RecordLayout:
+    rows, columns = shape
+    return RecordLayout.of(TENSOR_INT8, [MatrixShape("", rows, columns)])
 
 
 def _natural(value: Any, what: Any, least: int = 0) -> int:

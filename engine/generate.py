@@ -47,6 +47,7 @@ class Engine:
         keep_cached: bool = True,
         emulated_read_bytes_per_s: Optional[float] = None,
         backend: str = "auto",
+        threads: int = 1,
         clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -66,7 +67,7 @@ class Engine:
         largest_bytes = max(slabs.bytes(record) for record in records.values())
         self.budget_bytes = _budget_bytes(strategy, expert_budget, largest_bytes)
         # Experts that stand dequantised in memory are numpy's: native kernels are faster on packed ones.
-        kernels, self.warnings = (Kernels(), []) if strategy.form == "dequantised" else make_kernels(backend)
+        kernels, self.warnings = (Kernels(), []) if strategy.form == "dequantised" else make_kernels(backend, threads)
         self._kernels = kernels
         self.model = load_model(container, self._kernels)
         first_layer = self.model.first_layer
@@ -181,6 +182,7 @@ class Engine:
     def close(self) -> None:
         self.supply.close()
         self._store.close()
+        self._kernels.close()
 
     @property
     def backend(self) -> str:
@@ -238,7 +240,7 @@ def run(request: RunRequest, emit: Emit, *, clock: Callable[[], float] = time.pe
     engine = Engine(
         container, strategy, expert_budget=request.expert_budget, profile=profile, reader=request.reader,
         keep_cached=not cold, emulated_read_bytes_per_s=request.emulated_read_bytes_per_s,
-        backend=request.backend, clock=clock,
+        backend=request.backend, threads=request.threads, clock=clock,
     )  # fmt: skip
     try:
         if cold:

@@ -184,6 +184,18 @@ def as_float32(stored: np.ndarray) -> np.ndarray:
     return stored.astype(np.float32, copy=False)
 
 
+def int8_rows(packed: Packed, numbers: Optional[np.ndarray] = None) -> np.ndarray:
+    """Rows (n,) int of an INT8 matrix, or all of them -> (n, columns) float32."""
+    assert packed.format.precision == "int8" and packed.scales is not None
+    block, row = np.divmod(np.arange(packed.rows) if numbers is None else numbers, BLOCK)
+    words = np.ascontiguousarray(packed.codes[block, :, :, row])  # (n, groups, words)
+    values = words.view(np.int8).reshape(*words.shape, 4)[..., [0, 2, 1, 3]].astype(np.float32)
+    values = values.reshape(*words.shape[:2], -1) * packed.scales[block, :, row].astype(np.float32)[..., None]
+    if packed.offsets is not None:
+        values += packed.offsets[block, :, row].astype(np.float32)[..., None]
+    return values.reshape(len(words), -1)[:, : packed.columns]
+
+
 def _parts(fmt: Format, shape: MatrixShape) -> List[Tuple[str, np.dtype, Tuple[int, ...]]]:
     rows, columns = shape.rows, shape.columns
     if fmt.precision in FLOATS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from engine.experts.predictors import Predictor
 from engine.experts.relief import ExactRelief, Relief
 from engine.experts.slabs import Slabs
 from engine.experts.store import ExpertStore
+from engine.models.interface import ExpertGroup
 from engine.protocol import Recall
 from engine.quantize import Packed
 
@@ -95,14 +96,14 @@ class ExpertSupply:
             resident = [e for e in range(logits.shape[1]) if (layer, e) in entries and entries[layer, e].ready]
         return self._relief.prefer(logits, resident)
 
-    def fetch(
-        self, layer: int, chosen: np.ndarray, shares: np.ndarray, hidden: np.ndarray
-    ) -> Iterator[Tuple[int, Dict[str, Packed]]]:
+    def fetch(self, layer: int, chosen: np.ndarray, shares: np.ndarray, hidden: np.ndarray) -> Iterator[ExpertGroup]:
         """The router of MoE layer `layer` chose experts (tokens, k) int: yields each of them once, with its weights.
+
+        They come in groups: those of one token that are resident together, and then each as it arrives.
 
         `shares` (tokens, k) weigh them; `hidden` (tokens, hidden) is the residual stream before them, for predictors.
 
-        The weights are valid until the next one is asked for. While the caller computes, the loader reads on.
+        The weights are valid until the next group is asked for. While the caller computes, the loader reads on.
         Raises StorageError.
         """
         wanted = [(layer, int(expert)) for expert in np.unique(chosen)]
@@ -140,10 +141,11 @@ class ExpertSupply:
             self._late += len(coming) - len(missing)
             loader.demand(missing)
             self._preload(ranking)
-        for entry in ready:
-            if entry.key in wanted:
-                yield entry.key[1], self._weights(entry)
-            self._release(entry)
+        for group in [ready] if len(chosen) == 1 else [[entry] for entry in ready]:
+            resident = [(entry.key[1], self._weights(entry)) for entry in group if entry.key in wanted]
+            if resident:
+                yield resident
+            self._release(group)
         while coming:
             with loader.lock:
                 start = self._clock()
@@ -151,8 +153,8 @@ class ExpertSupply:
                 self._stall_s += self._clock() - start
             coming.remove(entry.key)
             if entry.key in wanted:
-                yield entry.key[1], self._weights(entry)
-            self._release(entry)
+                yield [(entry.key[1], self._weights(entry))]
+            self._release([entry])
 
     def take_counters(self) -> Counters:
         loader = self._loader
@@ -201,14 +203,15 @@ class ExpertSupply:
             entry.weights = self._slabs.weights(entry.record, entry.slab)
         return entry.weights
 
-    def _release(self, entry: Entry) -> None:
-        """The arithmetic is done with this expert."""
+    def _release(self, group: Sequence[Entry]) -> None:
+        """The arithmetic is done with these experts."""
         with self._loader.lock:
-            entry.pins -= 1
-            if self._keep:
-                self.buffer.touch(entry)
-            else:
-                self.buffer.drop(entry)
+            for entry in group:
+                entry.pins -= 1
+                if self._keep:
+                    self.buffer.touch(entry)
+                else:
+                    self.buffer.drop(entry)
             self._loader.freed()
 
     def _too_coarse(self, entry: Entry, substitutes: Mapping[ExpertKey, Record]) -> bool:

@@ -12,8 +12,10 @@ from engine.protocol import BACKENDS
 __all__ = ["Kernels", "NativeKernels", "make_kernels"]
 
 
-def make_kernels(backend: str) -> Tuple[Kernels, List[str]]:
-    """The kernels of `backend`, one of BACKENDS, and what should be known of the choice: `auto` falls back to numpy.
+def make_kernels(backend: str, threads: int = 1) -> Tuple[Kernels, List[str]]:
+    """The kernels of `backend`, one of BACKENDS, on so many threads, and what is to be known of it.
+
+    `auto` falls back to numpy.
 
     Raises RequestError where `native` was asked for and does not work here.
     """
@@ -22,7 +24,7 @@ def make_kernels(backend: str) -> Tuple[Kernels, List[str]]:
     if backend == "numpy":
         return Kernels(), []
     try:
-        return NativeKernels(), []
+        return NativeKernels(threads), []
     except NativeUnavailableError as error:
         if backend == "native":
             raise RequestError(f"backend native: {error}; ask for numpy or auto") from None

@@ -7,12 +7,26 @@ import functools
 import os
 import platform
 import struct
-from typing import TYPE_CHECKING, Any, Dict, FrozenSet, List, Optional, Sequence, Tuple
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Dict, FrozenSet, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from engine.kernels.reference import Kernels
-from engine.quantize import BITS, FLOATS, Expert, Format, MatrixShape, Packed, RecordLayout, as_float32, group_size
+from engine.quantize import (
+    BITS,
+    BLOCK,
+    FLOATS,
+    Expert,
+    Format,
+    MatrixShape,
+    Packed,
+    RecordLayout,
+    as_float32,
+    group_size,
+    int8_rows,
+)
 
 if TYPE_CHECKING:
     from engine.models.layers import KeyValueCache, RotaryEmbedding
@@ -21,19 +35,23 @@ FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib")
 
 # All that the compiler may use, whether or not it does: what it uses unlisted ends the process.
 _X86_64_V3 = ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe")
+_ARMV8_2 = ("asimd", "atomics", "crc32", "fphp", "asimdhp", "asimdrdm", "lrcpc")  # of a Cortex-A76
 # By machine, the best first: the library, and what /proc/cpuinfo must list for it.
 VARIANTS: Dict[str, Tuple[Tuple[str, Tuple[str, ...]], ...]] = {
     "x86_64": (
         ("x86_64-avx512vnni", (*_X86_64_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni")),
         ("x86_64-avx2", _X86_64_V3),
     ),
-    "aarch64": (("aarch64-neon", ("asimd",)),),
+    "aarch64": (("aarch64-dotprod", (*_ARMV8_2, "asimddp")), ("aarch64-neon", ("asimd",))),
     "armv7": (("armv7-neon", ("neon", "vfpv4")),),
 }
 _PRECISIONS = {name: number for number, name in enumerate(("int8", "int4", "int3", "int2", "fp32", "fp16", "bf16"))}
-_DENSE = {"<f4": _PRECISIONS["fp32"], "<f2": _PRECISIONS["fp16"], "<u2": _PRECISIONS["bf16"]}  # by numpy's dtype
+_ROWS = {"<f4": 7, "<f2": 8, "<u2": 9}  # (rows, columns) in a float format, by numpy's dtype
+_MOST_EXPERTS = 16  # in a call
+_LINE = 64  # bytes of a line of the cache
 _BLAS_ROWS = 16  # of x, from which on expanding the matrix for BLAS is faster
-_BLOCK = 32  # columns that share an activation's scale in native.c
+AWAKE_S = 150e-6  # that a worker looks for work: longer than the interpreter needs between two products
+_LOOKS_TIMED = 2000
 _AGREEMENT = 3e-4  # largest error of the self-test, relative to the largest result
 
 
@@ -56,98 +74,149 @@ class _Matrix(ctypes.Structure):
     ]
 
 
-class NativeKernels(Kernels):
-    """Products in C, on this thread and without the interpreter's lock.
+class HeldMatrix:
+    """A matrix of the non-experts as native.c wants it: (rows, columns) in a float format, or packed."""
 
-    Raises NativeUnavailableError where there are none. Experts that were expanded beforehand stay with numpy: packed
+    def __init__(self, stored: Union[np.ndarray, Packed]) -> None:
+        if isinstance(stored, Packed):
+            self.stored: Union[np.ndarray, Packed] = stored
+            self.rows, self.columns = stored.rows, stored.columns
+            self.matrix = _matrix(stored)
+            self.nbytes = sum(array.nbytes for array in (stored.codes, stored.scales) if array is not None)
+        else:
+            self.stored = stored = np.ascontiguousarray(stored)
+            self.rows, self.columns = stored.shape
+            precision = _ROWS[stored.dtype.str]
+            self.matrix = _Matrix(stored.ctypes.data, None, None, None, precision, self.rows, self.columns, 0)
+            self.nbytes = stored.nbytes
+        self.address = ctypes.addressof(self.matrix)
+
+
+class NativeKernels(Kernels):
+    """Arithmetic in C, on `threads` threads and without the interpreter's lock. To be closed.
+
+    Raises NativeUnavailableError where there is none. Experts that were expanded beforehand stay with numpy: packed
     ones are faster here.
     """
 
     backend = "native"
 
-    def __init__(self, folder: Optional[str] = None) -> None:
+    def __init__(self, threads: int = 1, folder: Optional[str] = None) -> None:
         super().__init__()
         reasons = []
         for name in _fitting_variants():
             path = os.path.join(FOLDER if folder is None else folder, name + ".so")
             try:
-                self._bind(ctypes.CDLL(path))
+                self._library = library = _declare(ctypes.CDLL(path))
             except (OSError, AttributeError) as error:  # AttributeError: a function is missing
                 reasons.append(f"{path} cannot be loaded: {error}")
                 continue
+            self._pool = _Pool(library, 1)
+            self._memory = np.empty(0, np.uint8)
+            self._calls = (_ExpertCall * _MOST_EXPERTS)()
             error_found = self._self_test()
             if error_found < _AGREEMENT:
                 self.variant = name
+                self._pool = _Pool(library, threads)
                 return
             reasons.append(f"{name} is {error_found:.1e} off numpy's results on this processor")
         raise NativeUnavailableError("; ".join(reasons))
 
-    def _bind(self, library: ctypes.CDLL) -> None:
-        """Raises AttributeError for a library that lacks a function."""
-        pointer, number = ctypes.c_void_p, ctypes.c_int64
-        batch = [pointer] * 3 + [number, pointer]
-        self._product = _declare(library.product, batch)
-        self._swiglu = _declare(library.swiglu, batch)
-        self._relu_ffn = _declare(library.relu_ffn, batch)
-        self._linear = _declare(library.linear, [pointer] * 3 + [number] * 4)
-        self._normed_linear = _declare(library.normed_linear, [pointer] * 5 + [number] * 3 + [ctypes.c_float])
-        self._attend = _declare(library.attend, [pointer] * 5 + [number] * 2 + [pointer] * 3)
-        self._read_memory = _declare(library.read_memory, [pointer, number], ctypes.c_float)
-        self._work = np.empty(0, np.uint8)
+    def close(self) -> None:
+        self._pool.close()
 
     def swiglu(self, expert: Dict[str, Packed], x: np.ndarray) -> np.ndarray:
         if expert["gate"].expanded:
             return super().swiglu(expert, x)
-        return self._run(self._swiglu, _prepared(expert, ("gate", "up", "down")), x, expert["down"].rows)
+        return self._expert(_prepared(expert, ("gate", "up", "down")), x)
 
     def relu_ffn(self, expert: Dict[str, Packed], x: np.ndarray) -> np.ndarray:
         if expert["wi"].expanded:
             return super().relu_ffn(expert, x)
-        return self._run(self._relu_ffn, _prepared(expert, ("wi", "wo")), x, expert["wo"].rows)
+        return self._expert(_prepared(expert, ("wi", "wo")), x)
+
+    def weighed_swiglu(
+        self,
+        experts: Sequence[Dict[str, Packed]],
+        x: np.ndarray,
+        shares: np.ndarray,
+        places: Sequence[int],
+        outputs: np.ndarray,
+    ) -> None:
+        if len(experts) > _MOST_EXPERTS or any(expert["gate"].expanded for expert in experts):
+            super().weighed_swiglu(experts, x, shares, places, outputs)
+            return
+        _require(x.flags.c_contiguous and shares.flags.c_contiguous and outputs.flags.c_contiguous)
+        _require(x.dtype == shares.dtype == outputs.dtype == np.float32 and len(x) == 1)
+        _require(outputs.shape == (len(shares), x.shape[1]) and all(0 <= place < len(shares) for place in places))
+        given, weights, to = x.ctypes.data, shares.ctypes.data, outputs.ctypes.data
+        for call, expert, place in zip(self._calls, experts, places):
+            prepared = _prepared(expert, ("gate", "up", "down"))
+            _require(prepared.columns == prepared.rows == x.shape[1])
+            call.matrices, call.x, call.n = prepared.address, given, 1
+            call.shares, call.y = weights + 4 * place, to + 4 * place * prepared.rows
+        self._run_experts(len(experts), 3)
+
+    def _expert(self, prepared: _Prepared, x: np.ndarray) -> np.ndarray:
+        x = _vectors(x, prepared.columns)
+        result = np.empty((len(x), prepared.rows), np.float32)
+        call = self._calls[0]
+        call.matrices, call.x, call.n = prepared.address, x.ctypes.data, len(x)
+        call.shares, call.y = None, result.ctypes.data
+        self._run_experts(1, prepared.count)
+        return result
+
+    def _run_experts(self, count: int, matrices: int) -> None:
+        calls = ctypes.addressof(self._calls)
+        memory = self._memory_for(self._library.experts_memory(calls, count))
+        self._library.experts(self._pool.address, calls, count, matrices, memory)
 
     def product(self, weight: Packed, x: np.ndarray) -> np.ndarray:
         if weight.expanded:
             return super().product(weight, x)
-        return self._run(self._product, _Prepared([weight]), x, weight.rows)
+        return self._product(_matrix(weight), x)
 
-    def _run(self, function: Any, prepared: _Prepared, x: np.ndarray, rows: int) -> np.ndarray:
-        x = np.ascontiguousarray(x, np.float32)
-        if x.ndim != 2 or x.shape[1] != prepared.columns:
-            raise ValueError(f"x has shape {x.shape} where (n, {prepared.columns}) is expected")
-        result = np.empty((len(x), rows), np.float32)
-        if self._work.nbytes < prepared.work_bytes:
-            self._work = np.empty(prepared.work_bytes, np.uint8)
-        function(prepared.address, x.ctypes.data, result.ctypes.data, len(x), self._work.ctypes.data)
-        return result
+    def hold(self, stored: Union[np.ndarray, Packed]) -> HeldMatrix:
+        return HeldMatrix(stored)
 
-    def hold(self, stored: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(stored)
+    def rows(self, weight: HeldMatrix, numbers: np.ndarray) -> np.ndarray:
+        if isinstance(weight.stored, Packed):
+            return int8_rows(weight.stored, numbers)
+        return as_float32(weight.stored[numbers])
 
-    def linear(self, weight: np.ndarray, x: np.ndarray) -> np.ndarray:
-        if len(x) >= _BLAS_ROWS:
-            return x @ as_float32(weight).T
-        x = np.ascontiguousarray(x, np.float32)
-        rows, columns = weight.shape
-        _require(x.shape[1] == columns and weight.flags.c_contiguous)
-        result = np.empty((len(x), rows), np.float32)
-        self._linear(
-            weight.ctypes.data, x.ctypes.data, result.ctypes.data, len(x), rows, columns, _DENSE[weight.dtype.str]
-        )
+    def linear(self, weight: HeldMatrix, x: np.ndarray) -> np.ndarray:
+        if len(x) >= _BLAS_ROWS and not isinstance(weight.stored, Packed):
+            return x @ as_float32(weight.stored).T
+        return self._product(weight.matrix, x)
+
+    def _product(self, matrix: _Matrix, x: np.ndarray) -> np.ndarray:
+        x = _vectors(x, matrix.columns)
+        result = np.empty((len(x), matrix.rows), np.float32)
+        address = ctypes.addressof(matrix)
+        memory = self._memory_for(self._library.product_memory(address, len(x)))
+        self._library.product(self._pool.address, address, x.ctypes.data, result.ctypes.data, len(x), memory)
         return result
 
     def normed_linear(
-        self, norm: np.ndarray, eps: float, weight: np.ndarray, x: np.ndarray
+        self, norm: np.ndarray, eps: float, weight: HeldMatrix, x: np.ndarray
     ) -> Tuple[np.ndarray, np.ndarray]:
-        """x (1, hidden) -> its RMS norm (1, hidden), and logits (1, rows) of that, for a matrix that was held."""
-        rows, hidden = weight.shape
-        _require(x.shape == (1, hidden) and len(norm) == hidden)
-        _require(x.flags.c_contiguous and weight.flags.c_contiguous and x.dtype == norm.dtype == np.float32)
-        normed, logits = np.empty_like(x), np.empty((1, rows), np.float32)
-        self._normed_linear(
-            norm.ctypes.data, weight.ctypes.data, x.ctypes.data, normed.ctypes.data, logits.ctypes.data, rows, hidden,
-            _DENSE[weight.dtype.str], eps,
+        """x (1, hidden) -> its RMS norm (1, hidden), and logits (1, rows) of that."""
+        _require(x.shape == (1, weight.columns) and len(norm) == weight.columns)
+        _require(x.flags.c_contiguous and x.dtype == norm.dtype == np.float32)
+        normed, logits = np.empty_like(x), np.empty((1, weight.rows), np.float32)
+        memory = self._memory_for(self._library.product_memory(weight.address, 1))
+        self._library.normed_product(
+            self._pool.address, norm.ctypes.data, eps, weight.address, x.ctypes.data, normed.ctypes.data,
+            logits.ctypes.data, memory,
         )  # fmt: skip
         return normed, logits
+
+    def route(self, logits: np.ndarray, k: int) -> Tuple[np.ndarray, np.ndarray]:
+        """One token's logits (1, experts) -> as engine.models.layers.route_top_k, (1, k) each."""
+        _require(logits.flags.c_contiguous and logits.dtype == np.float32 and 0 < k <= logits.size == logits.shape[1])
+        chosen, shares = np.empty((1, k), np.int64), np.empty((1, k), np.float32)
+        self._library.route(logits.ctypes.data, logits.size, k, chosen.ctypes.data, shares.ctypes.data)
+        return chosen, shares
 
     def attend(
         self, layer: AttentionLayer, cache: KeyValueCache, rotary: RotaryEmbedding, position: int, x: np.ndarray
@@ -155,20 +224,27 @@ class NativeKernels(Kernels):
         """One token's attention block, x (1, hidden) -> (1, hidden), residual stream to residual stream."""
         _require(x.flags.c_contiguous and x.shape == (1, layer.hidden) and x.dtype == np.float32)
         _require(0 <= position < cache.positions)
-        needed = layer.work_floats(cache.positions) * 4
-        if self._work.nbytes < needed:
-            self._work = np.empty(needed, np.uint8)
+        memory = self._memory_for(self._library.attention_memory(layer.address, cache.positions))
         result = np.empty_like(x)
-        self._attend(
-            layer.address, cache.addresses[0], cache.addresses[1], rotary.addresses[0], rotary.addresses[1],
-            cache.positions, position, x.ctypes.data, result.ctypes.data, self._work.ctypes.data,
+        self._library.attend(
+            self._pool.address, layer.address, cache.addresses[0], cache.addresses[1], rotary.addresses[0],
+            rotary.addresses[1], cache.positions, position, x.ctypes.data, result.ctypes.data, memory,
         )  # fmt: skip
         return result
 
     def read_memory(self, values: np.ndarray) -> float:
-        """Their sum, float32, read once from front to back: what products are measured against."""
-        _require(values.dtype == np.float32 and values.flags.c_contiguous)
-        return float(self._read_memory(values.ctypes.data, values.size))
+        """Their sum, float32, read once from front to back: what products are measured against. 4 KiB blocks."""
+        _require(values.dtype == np.float32 and values.flags.c_contiguous and values.size % 1024 == 0)
+        sums = np.empty(values.size // 1024, np.float32)
+        self._library.read_memory(self._pool.address, values.ctypes.data, len(sums), sums.ctypes.data)
+        return float(sums.sum())
+
+    def _memory_for(self, size: int) -> int:
+        """An address of at least so many bytes, the same ones every time."""
+        if self._memory.nbytes < size + _LINE:
+            self._memory = np.empty(size + _LINE, np.uint8)
+            self._memory_address = self._memory.ctypes.data + -self._memory.ctypes.data % _LINE
+        return self._memory_address
 
     def _self_test(self) -> float:
         """The largest error against numpy, relative: of every precision, of odd sizes, of both kinds of experts."""
@@ -189,14 +265,46 @@ class NativeKernels(Kernels):
         return worst
 
 
+class _Pool:
+    """The threads of the arithmetic: `pool` in pool.h, and whoever calls `work` of it."""
+
+    def __init__(self, library: Any, threads: int) -> None:
+        self._library = library
+        # Shared with the threads, which may outlive this object where nobody closes it.
+        self._state = state = np.zeros(256 + _LINE, np.uint8)
+        self.address = state.ctypes.data + -state.ctypes.data % _LINE
+        fields = state[-state.ctypes.data % _LINE :][:24].view(np.uint32)
+        fields[4], fields[5] = threads, _looks(library) if threads > 1 else 0
+
+        def work(address: int = self.address) -> None:
+            library.work(address)
+            state.size  # noqa: B018 - the thread holds on to this memory for as long as it works in it
+
+        self._threads = [threading.Thread(target=work, name=f"arithmetic-{n}", daemon=True) for n in range(1, threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        self._library.release(self.address)
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
+
+
+@functools.lru_cache(maxsize=1)
+def _looks(library: Any) -> int:
+    """How often a worker looks for work before it sleeps: as often as fits into AWAKE_S."""
+    start = time.perf_counter()
+    library.look_around(_LOOKS_TIMED)
+    return max(1, int(AWAKE_S * _LOOKS_TIMED / (time.perf_counter() - start)))
+
+
 class _AttentionLayer(ctypes.Structure):
     """`attention_layer` in native.c."""
 
     _fields_ = [
         ("norm", ctypes.c_void_p),
-        ("matrices", ctypes.c_void_p * 4),
-        ("precisions", ctypes.c_int32 * 4),
-        ("hidden", ctypes.c_int32),
+        ("matrices", ctypes.c_void_p),
         ("heads", ctypes.c_int32),
         ("kv_heads", ctypes.c_int32),
         ("head_dim", ctypes.c_int32),
@@ -206,12 +314,12 @@ class _AttentionLayer(ctypes.Structure):
 
 
 class AttentionLayer:
-    """A layer's attention block as `attend` wants it: matrices q, k, v, o that were held."""
+    """A layer's attention block as `attend` wants it: q, k, v, o as they are held."""
 
     def __init__(
         self,
         norm: np.ndarray,
-        matrices: Sequence[np.ndarray],
+        held: Sequence[HeldMatrix],
         *,
         heads: int,
         kv_heads: int,
@@ -219,26 +327,35 @@ class AttentionLayer:
         window: Optional[int],
         eps: float,
     ) -> None:
-        self._views = (norm, *matrices)  # the memory that the addresses point to
+        self._views = (norm, *held)  # the memory that the addresses point to
         self.hidden = len(norm)
-        self._heads = heads * head_dim
-        self._kv_heads = kv_heads * head_dim
-        _require(norm.dtype == np.float32 and all(view.flags.c_contiguous for view in self._views))
+        queries, keys = heads * head_dim, kv_heads * head_dim
+        expected = [(queries, self.hidden), (keys, self.hidden), (keys, self.hidden), (self.hidden, queries)]
+        _require(norm.dtype == np.float32 and norm.flags.c_contiguous and heads % kv_heads == 0)
+        _require([(m.rows, m.columns) for m in held] == expected)
+        self._matrices = (_Matrix * 4)(*(m.matrix for m in held))
         self._layer = _AttentionLayer(
-            norm.ctypes.data, (ctypes.c_void_p * 4)(*(m.ctypes.data for m in matrices)),
-            (ctypes.c_int32 * 4)(*(_DENSE[m.dtype.str] for m in matrices)), self.hidden, heads, kv_heads, head_dim,
-            window or 0, eps,
-        )  # fmt: skip
+            norm.ctypes.data, ctypes.addressof(self._matrices), heads, kv_heads, head_dim, window or 0, eps
+        )
         self.address = ctypes.addressof(self._layer)
 
-    def work_floats(self, positions: int) -> int:
-        return self.hidden + 2 * self._heads + max(self._kv_heads, positions) + _BLOCK
+
+class _ExpertCall(ctypes.Structure):
+    """`expert_call` in native.c."""
+
+    _fields_ = [
+        ("matrices", ctypes.c_void_p),
+        ("x", ctypes.c_void_p),
+        ("shares", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("n", ctypes.c_int64),
+    ]
 
 
 class _Prepared:
     """Matrices as native.c wants them: made once for an expert in a slab."""
 
-    __slots__ = ("_matrices", "_views", "address", "columns", "work_bytes")
+    __slots__ = ("_matrices", "_views", "address", "columns", "count", "rows")
 
     def __init__(self, views: List[Packed]) -> None:
         self._views = views  # the memory that the addresses point to
@@ -247,10 +364,7 @@ class _Prepared:
             _require(view is views[-1] or view.rows == views[0].rows)
         self._matrices = (_Matrix * len(views))(*(_matrix(view) for view in views))
         self.address = ctypes.addressof(self._matrices)
-        self.columns = views[0].columns
-        width, widest = views[0].rows, max(view.columns for view in views)
-        blocks = -(-widest // _BLOCK)
-        self.work_bytes = 2 * 4 * (width + _BLOCK) + blocks * (3 * 4 + 2 * _BLOCK) + 64
+        self.count, self.columns, self.rows = len(views), views[0].columns, views[-1].rows
 
 
 def _prepared(expert: Dict[str, Packed], names: Tuple[str, ...]) -> _Prepared:
@@ -270,7 +384,7 @@ def _matrix(view: Packed) -> _Matrix:
     for name, array in zip(("codes", "high", "scales", "offsets"), arrays):
         _require((None if array is None else array.shape) == shapes.get(name))
         _require(array is None or array.flags.c_contiguous)
-    group = 0 if view.scales is None else group_size(view.format, view.columns) // _BLOCK
+    group = 0 if view.scales is None else group_size(view.format, view.columns) // BLOCK
     return _Matrix(*addresses, _PRECISIONS[view.format.precision], view.rows, view.columns, group)
 
 
@@ -286,9 +400,32 @@ def _require(condition: bool) -> None:
         raise ValueError("an array is not of the shape, type or order that native kernels take")
 
 
-def _declare(function: Any, arguments: List[Any], result: Any = None) -> Any:
-    function.restype, function.argtypes = result, arguments
-    return function
+def _vectors(x: np.ndarray, columns: int) -> np.ndarray:
+    if x.ndim != 2 or x.shape[1] != columns:
+        raise ValueError(f"x has shape {x.shape} where (n, {columns}) is expected")
+    return np.ascontiguousarray(x, np.float32)
+
+
+def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    """The signatures of what native.c exports. Raises AttributeError for a library that lacks a function."""
+    pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+    for name, arguments in (
+        ("product_memory", [pointer, number]),
+        ("product", [pointer] * 4 + [number, pointer]),
+        ("experts_memory", [pointer, number]),
+        ("experts", [pointer, pointer, number, number, pointer]),
+        ("normed_product", [pointer, pointer, real] + [pointer] * 5),
+        ("route", [pointer, number, number, pointer, pointer]),
+        ("attention_memory", [pointer, number]),
+        ("attend", [pointer] * 6 + [number, number] + [pointer] * 3),
+        ("read_memory", [pointer, pointer, number, pointer]),
+        ("work", [pointer]),
+        ("release", [pointer]),
+        ("look_around", [number]),
+    ):
+        function = getattr(library, name)
+        function.restype, function.argtypes = number if name.endswith("_memory") else None, arguments
+    return library
 
 
 def _fitting_variants() -> List[str]:

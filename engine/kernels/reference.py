@@ -8,11 +8,11 @@ was expanded beforehand (`expand_into`) skips the first step, with the same bits
 
 from __future__ import annotations
 
-from typing import Dict, Iterator, Optional, Tuple
+from typing import Any, Dict, Iterator, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from engine.quantize import BITS, BLOCK, FLOATS, LOW_BITS, Packed, as_float32, group_size, in_rows
+from engine.quantize import BITS, BLOCK, FLOATS, LOW_BITS, Packed, as_float32, group_size, in_rows, int8_rows
 
 # Above this many rows of x, scaling the weights once and one large product beat scaling every group's result.
 WHOLE_PRODUCT_ROWS = 4
@@ -40,14 +40,34 @@ class Kernels:
         np.maximum(inner, 0, out=inner)
         return self.product(expert["wo"], inner)
 
-    def hold(self, stored: np.ndarray) -> np.ndarray:
-        """A matrix of the non-experts (rows, columns) in a float format, bf16 as uint16 -> as `linear` wants it."""
-        return as_float32(stored)
+    def weighed_swiglu(
+        self,
+        experts: Sequence[Dict[str, Packed]],
+        x: np.ndarray,
+        shares: np.ndarray,
+        places: Sequence[int],
+        outputs: np.ndarray,
+    ) -> None:
+        """Experts of one token, x (1, hidden): each to its place in outputs (k, hidden), times its of shares (k,)."""
+        for expert, place in zip(experts, places):
+            outputs[place] = self.swiglu(expert, x)[0] * shares[place]
 
-    def linear(self, weight: np.ndarray, x: np.ndarray) -> np.ndarray:
+    def hold(self, stored: Union[np.ndarray, Packed]) -> Any:
+        """A matrix of the non-experts, as Container.read_matrix gives it -> as `linear` and `rows` want it."""
+        return int8_rows(stored) if isinstance(stored, Packed) else as_float32(stored)
+
+    def rows(self, weight: Any, numbers: np.ndarray) -> np.ndarray:
+        """Rows (n,) int of a matrix that was held -> (n, columns) float32."""
+        result: np.ndarray = weight[numbers]
+        return result
+
+    def linear(self, weight: Any, x: np.ndarray) -> np.ndarray:
         """x (n, columns) float32 -> x @ W.T, (n, rows) float32, for a matrix that was held."""
         result: np.ndarray = x @ weight.T
         return result
+
+    def close(self) -> None:
+        """Ends what computes beside this thread: nothing here."""
 
     def product(self, weight: Packed, x: np.ndarray) -> np.ndarray:
         """x (n, columns) float32 -> x @ W.T, (n, rows) float32. Writes nothing into `weight`."""

@@ -5,13 +5,14 @@ MoE layers are numbered in the order in which a token meets them; where there is
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Iterator, Optional, Protocol, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol, Tuple
 
 import numpy as np
 
 from engine.errors import RequestError
 from engine.quantize import Packed
 
+ExpertGroup = List[Tuple[int, Dict[str, Packed]]]  # experts of a layer that can be computed now, and their weights
 Observer = Callable[[int, np.ndarray], None]  # (MoE layer, what its router chose (tokens, k))
 
 
@@ -22,7 +23,7 @@ class Experts(Protocol):
 
     def fetch(
         self, layer: int, chosen: np.ndarray, shares: np.ndarray, hidden: np.ndarray
-    ) -> Iterator[Tuple[int, Dict[str, Packed]]]: ...
+    ) -> Iterator[ExpertGroup]: ...
 
 
 class ModelConfig(Protocol):

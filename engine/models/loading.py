@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Sequence, Tuple, Type, TypeVar
-
-import numpy as np
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Type, TypeVar
 
 from engine.container import Container
 from engine.errors import ContainerError
@@ -57,13 +55,16 @@ def check_experts(container: Container, layers: int, experts: int, matrices: Lis
         raise ContainerError(f"{container.path}: it does not hold the experts that its configuration names")
 
 
-def tensor_reader(container: Container, *, stored: bool = False) -> Callable[..., np.ndarray]:
-    """read(name, *shape) -> that tensor in float32, or as stored. Raises ContainerError for another shape, or none."""
+def tensor_reader(container: Container, read_as: Optional[Callable[[str], Any]] = None) -> Callable[..., Any]:
+    """read(name, *shape) -> that tensor in float32, or as `read_as(name)` gives it, a method of the container.
 
-    def read(name: str, *shape: int) -> np.ndarray:
+    Raises ContainerError for another shape, or none.
+    """
+
+    def read(name: str, *shape: int) -> Any:
         tensor = container.tensors.get(name)
         if tensor is not None and tensor.shape != shape:
             raise ContainerError(f"{container.path}: tensor {name!r} is {tensor.shape} where {shape} is expected")
-        return container.read_stored(name) if stored else container.read_tensor(name)
+        return (read_as or container.read_tensor)(name)
 
     return read

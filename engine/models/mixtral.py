@@ -14,7 +14,7 @@ from engine.kernels.native import AttentionLayer
 from engine.models.interface import Experts, Observer, check_tokens
 from engine.models.layers import KeyValueCache, RotaryEmbedding, causal_attention, rms_norm, route_top_k
 from engine.models.loading import check_experts, parse_config, tensor_reader
-from engine.quantize import Packed, as_float32
+from engine.quantize import Packed
 
 PREFILL_CHUNK = 512  # tokens that go through a layer together: bounds the working memory of a long prompt
 
@@ -65,15 +65,15 @@ _RANGES = (
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """Non-experts of one layer; matrices are (output, input), as the kernels hold them."""
+    """Non-experts of one layer; matrices are (output, input), as Kernels.hold gives them."""
 
     attention_norm: np.ndarray  # (hidden,)
-    q: np.ndarray  # (heads * head_dim, hidden)
-    k: np.ndarray  # (kv_heads * head_dim, hidden)
-    v: np.ndarray  # (kv_heads * head_dim, hidden)
-    o: np.ndarray  # (hidden, heads * head_dim)
+    q: Any  # (heads * head_dim, hidden)
+    k: Any  # (kv_heads * head_dim, hidden)
+    v: Any  # (kv_heads * head_dim, hidden)
+    o: Any  # (hidden, heads * head_dim)
     moe_norm: np.ndarray  # (hidden,)
-    router: np.ndarray  # (experts, hidden)
+    router: Any  # (experts, hidden)
 
 
 class MixtralState:
@@ -90,10 +90,10 @@ class Mixtral:
     def __init__(
         self,
         config: MixtralConfig,
-        embed: np.ndarray,  # (vocab, hidden)
+        embed: Any,  # (vocab, hidden), as the kernels hold it
         layers: List[LayerWeights],
         norm: np.ndarray,  # (hidden,)
-        head: np.ndarray,  # (vocab, hidden)
+        head: Any,  # likewise
         kernels: Kernels,
     ) -> None:
         self.config = config
@@ -116,10 +116,10 @@ class Mixtral:
         wide, narrow = config.expert_size, hidden
         matrices = [("gate", wide, narrow), ("up", wide, narrow), ("down", narrow, wide)]
         check_experts(container, config.layers, config.experts, matrices)
-        read, read_stored = tensor_reader(container), tensor_reader(container, stored=True)
+        read, read_matrix = tensor_reader(container), tensor_reader(container, container.read_matrix)
 
-        def held(name: str, rows: int, columns: int) -> np.ndarray:
-            return kernels.hold(read_stored(name, rows, columns))
+        def held(name: str, rows: int, columns: int) -> Any:
+            return kernels.hold(read_matrix(name, rows, columns))
 
         embed = held("embed", config.vocab_size, hidden)
         layers = [
@@ -192,7 +192,7 @@ class Mixtral:
 
     def embed(self, tokens: np.ndarray) -> np.ndarray:
         """Token ids (n,) -> the residual stream (n, hidden)."""
-        return as_float32(self._embed[tokens])
+        return self._kernels.rows(self._embed, tokens)
 
     def head(self, x: np.ndarray) -> np.ndarray:
         """The residual stream after the last layer (n, hidden) -> logits (n, vocab)."""
@@ -235,14 +235,25 @@ class Mixtral:
         n = len(x)
         x = self._attend(layer, x, state)
         normed, logits = self._normed_linear(weights.moe_norm, weights.router, x)  # (n, hidden), (n, experts)
-        chosen, shares = route_top_k(logits, experts.prefer(layer, logits), config.top_k)  # (n, k) each
+        preference = experts.prefer(layer, logits)
+        if n == 1 and self._native is not None and preference is logits:
+            chosen, shares = self._native.route(logits, config.top_k)  # (1, k) each
+        else:
+            chosen, shares = route_top_k(logits, preference, config.top_k)  # (n, k) each
         if observe is not None:
             observe(layer, chosen)
         # Each share has a place of its own, summed at the end: the order in which experts arrive changes no bit.
         outputs = np.empty((n, config.top_k, config.hidden_size), np.float32)
-        for expert, matrices in experts.fetch(layer, chosen, shares, x):
-            row, place = np.nonzero(chosen == expert)
-            outputs[row, place] = self.expert_output(matrices, normed[row]) * shares[row, place, None]
+        if n == 1:
+            place_of = {expert: place for place, expert in enumerate(chosen[0].tolist())}
+            for group in experts.fetch(layer, chosen, shares, x):
+                places = [place_of[expert] for expert, _ in group]
+                self._kernels.weighed_swiglu([m for _, m in group], normed, shares[0], places, outputs[0])
+        else:
+            for group in experts.fetch(layer, chosen, shares, x):
+                for expert, matrices in group:
+                    row, place = np.nonzero(chosen == expert)
+                    outputs[row, place] = self.expert_output(matrices, normed[row]) * shares[row, place, None]
         return x + outputs.sum(axis=1)
 
     def _attend(self, layer: int, x: np.ndarray, state: MixtralState) -> np.ndarray:
@@ -259,7 +270,7 @@ class Mixtral:
         keys, values = cache.extend(state.position, k, v)
         return x + linear(weights.o, causal_attention(q, keys, values, state.position, config.sliding_window))
 
-    def _normed_linear(self, norm: np.ndarray, weight: np.ndarray, x: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    def _normed_linear(self, norm: np.ndarray, weight: Any, x: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
         """x (n, hidden) -> its RMS norm (n, hidden), and that through a matrix, (n, rows)."""
         if len(x) == 1 and self._native is not None:
             return self._native.normed_linear(norm, self.config.norm_eps, weight, x)

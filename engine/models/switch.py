@@ -345,9 +345,10 @@ class Switch:
         if observe is not None:
             observe(block.moe_layer, chosen)
         x = x.copy()
-        for expert, matrices in experts.fetch(block.moe_layer, chosen, shares, x.copy()):
-            rows = np.nonzero(chosen[:, 0] == expert)[0][:capacity]
-            x[rows] += self.expert_output(matrices, normed[rows]) * shares[rows]
+        for group in experts.fetch(block.moe_layer, chosen, shares, x.copy()):
+            for expert, matrices in group:
+                rows = np.nonzero(chosen[:, 0] == expert)[0][:capacity]
+                x[rows] += self.expert_output(matrices, normed[rows]) * shares[rows]
         return x
 
     def _route(self, block: BlockWeights, normed: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ from engine.errors import RequestError
 from engine.experts.profile import PathProfile
 from engine.files import replacing
 from engine.offline.calibration import Assignment, Calibration, MixedExperts, Score, output_errors, pool, score
-from engine.quantize import Format, align, bf16_from_float32
+from engine.quantize import Format, align
 
 METHODS = ("paper", "best")
 METRICS = ("perplexity", "agreement", "rouge-2")
@@ -334,12 +334,8 @@ def write_adapted(path: str, plan: Plan, to: Path, progress: Progress = lambda d
         tokenizer=source.tokenizer_json(),
         origin=origin,
     ) as writer:
-        for name, tensor in source.tensors.items():
-            values = source.read_tensor(name)
-            if tensor.precision == "bf16":
-                writer.add_tensor(name, bf16_from_float32(values), dtype="bf16")
-            else:
-                writer.add_tensor(name, values.astype("float16" if tensor.precision == "fp16" else "float32"))
+        for name in source.tensors:
+            writer.copy_tensor(source, name)
         for done, (key, number) in enumerate(sorted(plan.assignment.items()), 1):
             writer.add_expert(*key, experts.weights(key), [used.index(number)])
             progress(done, len(plan.assignment))

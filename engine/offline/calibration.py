@@ -18,7 +18,7 @@ from engine.container import Container, ExpertKey
 from engine.errors import ContainerError
 from engine.kernels import Kernels
 from engine.models import load_model
-from engine.models.interface import Model
+from engine.models.interface import ExpertGroup, Model
 from engine.offline.passages import greedy, rouge_2
 from engine.offline.tokenizer import Tokenizer
 from engine.protocol import Passage
@@ -77,11 +77,9 @@ class MixedExperts:
     def prefer(self, layer: int, logits: np.ndarray) -> np.ndarray:
         return logits
 
-    def fetch(
-        self, layer: int, chosen: np.ndarray, shares: np.ndarray, hidden: np.ndarray
-    ) -> Iterator[tuple[int, dict[str, Packed]]]:
+    def fetch(self, layer: int, chosen: np.ndarray, shares: np.ndarray, hidden: np.ndarray) -> Iterator[ExpertGroup]:
         for expert in np.unique(chosen).tolist():
-            yield expert, self.packed((layer, expert), self.assignment[layer, expert])
+            yield [(expert, self.packed((layer, expert), self.assignment[layer, expert]))]
 
 
 @dataclass
@@ -102,9 +100,7 @@ class _Watching:
     def prefer(self, layer: int, logits: np.ndarray) -> np.ndarray:
         return logits
 
-    def fetch(
-        self, layer: int, chosen: np.ndarray, shares: np.ndarray, hidden: np.ndarray
-    ) -> Iterator[tuple[int, dict[str, Packed]]]:
+    def fetch(self, layer: int, chosen: np.ndarray, shares: np.ndarray, hidden: np.ndarray) -> Iterator[ExpertGroup]:
         if layer != self._watched:
             yield from self._experts.fetch(layer, chosen, shares, hidden)
             return
@@ -121,7 +117,7 @@ class _Watching:
                 output = self._model.expert_output(self._experts.packed((layer, expert), number), given[row])
                 error = float(((((output - exact) * share) ** 2).sum(axis=1) / norm).sum())
                 errors[expert, number] = errors.get((expert, number), 0.0) + error
-            yield expert, self._experts.packed((layer, expert), 0)
+            yield [(expert, self._experts.packed((layer, expert), 0))]
 
 
 class Measuring:

@@ -16,11 +16,10 @@ from engine.errors import ContainerError, RequestError
 from engine.files import replacing
 from engine.kernels import Kernels
 from engine.models import load_model
-from engine.models.interface import ModelConfig, Observer
+from engine.models.interface import ExpertGroup, ModelConfig, Observer
 from engine.models.switch import Switch
 from engine.offline.passages import answers, greedy, routing
 from engine.protocol import Passage
-from engine.quantize import Packed
 
 
 class MappedExperts:
@@ -34,9 +33,7 @@ class MappedExperts:
     def prefer(self, layer: int, logits: np.ndarray) -> np.ndarray:
         return logits
 
-    def fetch(
-        self, layer: int, chosen: np.ndarray, shares: np.ndarray, hidden: np.ndarray
-    ) -> Iterator[tuple[int, dict[str, Packed]]]:
+    def fetch(self, layer: int, chosen: np.ndarray, shares: np.ndarray, hidden: np.ndarray) -> Iterator[ExpertGroup]:
         """See engine.experts.supply.ExpertSupply.fetch. Raises ContainerError for a damaged record."""
         for expert in np.unique(chosen).tolist():
             record = self._container.primary[layer, expert]
@@ -47,7 +44,7 @@ class MappedExperts:
                         f"{self._container.path}: layer {layer} expert {expert} is damaged (checksum); copy it again"
                     )
                 self._checked.add(record.offset)
-            yield expert, self._container.layouts[record.format].unpack(data)
+            yield [(expert, self._container.layouts[record.format].unpack(data))]
 
 
 class OfflineModel:

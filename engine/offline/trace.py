@@ -21,9 +21,9 @@ from engine.errors import ContainerError, RequestError
 from engine.files import replacing
 from engine.kernels import Kernels
 from engine.models import load_model
+from engine.models.interface import ExpertGroup
 from engine.offline.model import MappedExperts
 from engine.offline.passages import DEFAULT_CONTEXT, cut, decoder_tokens, routing
-from engine.quantize import Packed
 
 SCHEMA = "edgemoe-trace"
 VERSION = 1
@@ -164,9 +164,7 @@ class _Recorder:
     def prefer(self, layer: int, logits: np.ndarray) -> np.ndarray:
         return logits
 
-    def fetch(
-        self, layer: int, chosen: np.ndarray, shares: np.ndarray, hidden: np.ndarray
-    ) -> Iterator[tuple[int, dict[str, Packed]]]:
+    def fetch(self, layer: int, chosen: np.ndarray, shares: np.ndarray, hidden: np.ndarray) -> Iterator[ExpertGroup]:
         self.chosen[layer].append(chosen.astype(np.uint16))
         if self._first_layer <= layer < self._layers - 1:
             logits = np.stack([self._preview_router(layer + 1, row) for row in hidden])  # (tokens, experts)

@@ -165,7 +165,7 @@ def test_where_the_best_library_does_not_work_the_next_one_does(
         pytest.skip("one library at most fits this processor")
     shutil.copy(Path(native.FOLDER) / f"{fitting[1]}.so", tmp_path)
     (tmp_path / f"{fitting[0]}.so").write_bytes(b"no library")
-    assert NativeKernels(str(tmp_path)).variant == fitting[1]
+    assert NativeKernels(folder=str(tmp_path)).variant == fitting[1]
     numpy_off = iter([0.5, 0.0])
     monkeypatch.setattr(NativeKernels, "_self_test", lambda self: next(numpy_off))
     assert NativeKernels().variant == fitting[1]

@@ -155,13 +155,14 @@ def test_unimportant_misses_are_read_in_few_bits_and_important_ones_never(
     fetch, seen = engine.supply.fetch, []
 
     def check(layer, chosen, shares, hidden):  # type: ignore[no-untyped-def]
-        for expert, matrices in fetch(layer, chosen, shares, hidden):
-            low = matrices["gate"].format == container.formats[smallest]
-            if len(chosen) == 1:
-                seen.append((low, float(shares[0][list(chosen[0]).index(expert)])))
-            else:
-                assert not low
-            yield expert, matrices
+        for group in fetch(layer, chosen, shares, hidden):
+            for expert, matrices in group:
+                low = matrices["gate"].format == container.formats[smallest]
+                if len(chosen) == 1:
+                    seen.append((low, float(shares[0][list(chosen[0]).index(expert)])))
+                else:
+                    assert not low
+            yield group
 
     engine.supply.fetch = check  # type: ignore[method-assign]
     try:
