@@ -56,20 +56,25 @@ def import_checkpoint(
     to: Path,
     formats: Sequence[Format] = (),
     *,
+    int8_non_experts: bool = False,
     origin: dict[str, str] | None = None,
     progress: Progress = lambda done, of: None,
 ) -> Container:
     """Reads `folder` and writes the container `to`, which appears only when it is whole.
 
     `formats` are those of the experts, the first the primary one; without any, experts keep the checkpoint's own
-    precision. Non-experts always keep theirs. Raises CheckpointError, naming tensor or key and file, for what cannot
-    be imported, and ContainerError where the container cannot be written.
+    precision. Non-experts keep theirs, or with `int8_non_experts` their large matrices become INT8. Raises
+    CheckpointError, naming tensor or key and file, for what cannot be imported, and ContainerError where the container
+    cannot be written.
     """
     checkpoint = Checkpoint.open(folder)
     layout = layout_of(checkpoint)
     if to.is_dir():
         raise ContainerError(f"{to}: cannot be written: it is a directory")
     experts = list(layout.experts())
+    in_int8 = set(layout.large_matrices()) if int8_non_experts else set()
+    if int8_non_experts and not in_int8:
+        raise CheckpointError(f"{folder}: the engine computes the non-experts of {layout.architecture} in floats only")
     try:
         with ContainerWriter(
             str(to),
@@ -80,6 +85,9 @@ def import_checkpoint(
             origin={"checkpoint": folder.resolve().name, **(origin or {})},
         ) as writer:
             for theirs, ours, _ in layout.non_experts():
+                if ours in in_int8:
+                    writer.add_tensor(ours, checkpoint.read_float32(theirs), dtype="int8")
+                    continue
                 array = checkpoint.read(theirs)
                 if array.dtype == BFLOAT16:
                     writer.add_tensor(ours, array.view(np.uint16), dtype="bf16")

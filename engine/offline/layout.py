@@ -71,6 +71,10 @@ class Layout(ABC):
     def check(self) -> None:
         """The engine's own check of the configuration. Raises ContainerError."""
 
+    def large_matrices(self) -> Iterator[str]:
+        """Non-experts, by their name in the container, that can be kept in INT8: read whole for every token."""
+        yield from ()
+
     def unused(self) -> Iterator[str]:
         """Tensors that are stored and never used, by transformers neither."""
         yield from ()

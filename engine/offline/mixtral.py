@@ -51,6 +51,12 @@ class MixtralLayout(Layout):
         if not c["tied_head"]:
             yield "lm_head.weight", "head", (c["vocab_size"], hidden)
 
+    def large_matrices(self) -> Iterator[str]:
+        # All but the routers: which experts are chosen hangs on their smallest differences.
+        yield from ("embed",) if self.config["tied_head"] else ("embed", "head")
+        for i in range(self.config["layers"]):
+            yield from (f"layers.{i}.{name}" for name in "qkvo")
+
     def matrices(self) -> dict[str, tuple[int, int]]:
         hidden, width = self.config["hidden_size"], self.config["expert_size"]
         return {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}

@@ -76,6 +76,13 @@ def model() -> None:
     default=None,
     help="Int formats without or with a zero point, which matters most at two bits.  [default: asymmetric]",
 )
+@click.option(
+    "--non-experts",
+    type=click.Choice(["stored", "int8"]),
+    default="stored",
+    show_default=True,
+    help="Precision of embedding, attention and head: the checkpoint's own, or INT8, 32 columns to a scale.",
+)
 @click.option("--origin", metavar="TEXT", help="Where the model comes from: kept in the container.")
 @click.option("--licence", metavar="TEXT", help="Its licence: kept in the container.")
 @click.option("--force", is_flag=True, help="Overwrite FILE even if it is not a container.")
@@ -85,19 +92,21 @@ def import_command(
     precisions: tuple[str, ...],
     group: str | None,
     symmetric: bool | None,
+    non_experts: str,
     origin: str | None,
     licence: str | None,
     force: bool,
 ) -> None:
     """Turn the Hugging Face checkpoint in DIR into a container.
 
-    Everything but the experts keeps the checkpoint's precision. A tokenizer.json beside config.json goes along. An
+    A tokenizer.json beside config.json goes along. An
     existing container is replaced, once the new one is whole.
 
     \b
     Examples:
       edgemoe-farm model import mixtral/ --to mixtral.emoe
       edgemoe-farm model import mixtral/ --to mixtral-int4.emoe --precision int4
+      edgemoe-farm model import mixtral/ --to small.emoe --precision int4 --non-experts int8
       edgemoe-farm model import mixtral/ --to both.emoe --precision int8 --precision int2 --group 64
     """
     from engine.offline.importer import formats_of, import_checkpoint, is_container
@@ -109,8 +118,9 @@ def import_command(
     start = time.monotonic()
     with progress_bar("experts") as progress:
         container = import_checkpoint(
-            checkpoint, to, formats, origin={k: v for k, v in known.items() if v is not None}, progress=progress
-        )
+            checkpoint, to, formats, int8_non_experts=non_experts == "int8",
+            origin={k: v for k, v in known.items() if v is not None}, progress=progress,
+        )  # fmt: skip
     labels = ", ".join(f.label for f in container.formats)
     click.echo(
         f"{to}: {len(container.primary)} experts in {labels}, {container.file_bytes / 1e6:.1f} MB,"
