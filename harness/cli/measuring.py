@@ -20,7 +20,7 @@ from rich.table import Table
 
 from device_inventory import Inventory
 from engine.container import Container
-from engine.generate import check_records
+from engine.experts.provision import check_records
 from engine.models import model_config
 from engine.offline.passages import cut
 from engine.offline.tokenizer import Tokenizer
