@@ -41,6 +41,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
             "probe": _probe,
             "strategies": _strategies,
             "selftest": _selftest,
+            "arithmetic": _arithmetic,
         }[options.command]
         return command(options)
     except EngineError as error:
@@ -143,6 +144,15 @@ def _probe(options: argparse.Namespace) -> int:
     return 0
 
 
+def _arithmetic(options: argparse.Namespace) -> int:
+    _limit_threads(options.threads)
+    from engine.arithmetic import measure_arithmetic
+    from engine.container import Container
+
+    _print(to_json(measure_arithmetic(Container.open(options.container), backend=options.backend)))
+    return 0
+
+
 def _strategies(options: argparse.Namespace) -> int:
     from engine.strategies import STRATEGIES
 
@@ -202,6 +212,10 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("probe", help="print facts about this device")
     commands.add_parser("strategies", help="print the table of strategies")
+    arithmetic = commands.add_parser("arithmetic", help="measure how long a token's arithmetic takes here")
+    arithmetic.add_argument("container", metavar="CONTAINER")
+    arithmetic.add_argument("--backend", choices=BACKENDS, default="auto", help="kernels (default auto)")
+    arithmetic.add_argument("--threads", type=int, default=1, help="of the arithmetic (default 1)")
     selftest = commands.add_parser("selftest", help="prove that everything works on this device, in seconds")
     selftest.add_argument("--folder", metavar="DIR", help="where to put a small container (default: TMPDIR)")
     return parser

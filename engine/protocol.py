@@ -171,6 +171,23 @@ class DeviceFacts:
 
 
 @dataclass(frozen=True)
+class ArithmeticTimes:
+    """What `python3 -m engine arithmetic CONTAINER` measured on a device: one token at a time, waiting for nothing."""
+
+    layer_s: float  # a MoE layer but for its experts, and whatever layers without experts stand before it
+    head_s: float  # all that comes after the last layer's experts
+    expert_s: Dict[str, float]  # one expert on one token, by the label of its format
+    non_expert_bytes: int  # resident
+    base_bytes: Optional[int]  # resident before the model was loaded: the interpreter and numpy
+    backend: str
+    variant: Optional[str]
+
+    def __post_init__(self) -> None:
+        times = (self.layer_s, self.head_s, *self.expert_s.values())
+        _require(all(0 < seconds < 1e6 for seconds in times), "arithmetic: a time is not positive")
+
+
+@dataclass(frozen=True)
 class Load:
     """What happened before the first token, and what engaged (asked for is no proof of it)."""
 
