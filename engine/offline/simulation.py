@@ -39,10 +39,6 @@ class Arithmetic:
     head_s: float  # all that comes after the last layer
     expert_s: Mapping[int, float]  # one expert, by the number of its format in the container
 
-    def token_s(self, demands: Iterable[Record], layers: int) -> float:
-        """`demands`: the records of the experts that a token activates in so many MoE layers."""
-        return layers * self.layer_s + self.head_s + sum(self.expert_s[record.format] for record in demands)
-
 
 @dataclass(frozen=True)
 class Storage:
