@@ -30,6 +30,7 @@ class ContainerFile:
     name: str
     path: Path
     profile: Path | None = None  # activation profile, for strategies with a path predictor
+    trace: Path | None = None  # of a text's routing, for estimates
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,8 @@ def parse_matrix(text: str, *, source: str, folder: Path) -> Matrix:
 
 
 def _container(table: _Table, folder: Path) -> ContainerFile:
-    profile = table.text("profile", "")
-    container = ContainerFile(table.name("name"), folder / table.text("path"), folder / profile if profile else None)
+    profile, trace = (folder / name if name else None for name in (table.text("profile", ""), table.text("trace", "")))
+    container = ContainerFile(table.name("name"), folder / table.text("path"), profile, trace)
     table.finish()
     return container
 

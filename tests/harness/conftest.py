@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from device_inventory import Device, Inventory
-from engine.protocol import DeviceFacts, Load, RunRequest, Sample, Steps, Totals
+from engine.protocol import ArithmeticTimes, DeviceFacts, Load, RunRequest, Sample, Steps, Totals
 from harness.device_worker import Surroundings
 from harness.errors import UnreachableError
 from harness.matrix import parse_matrix
@@ -113,6 +113,12 @@ class ScriptedSession:
         if progress:
             progress(1)
         return f"store/{source.name}"
+
+    def deployed(self, source: Path) -> str | None:
+        return f"store/{source.name}"
+
+    def arithmetic(self, container: str, *, backend: str, threads: int) -> ArithmeticTimes:
+        return ArithmeticTimes(1e-3, 1e-3, {"fp32": 1e-3}, 1, 1, "numpy", None)
 
     def execute(self, request: RunRequest, *, on_event: Callable[[str, dict[str, Any]], None] | None = None) -> Outcome:
         farm = self._farm
