@@ -10,8 +10,8 @@ For one strategy, container, budget and device, per decoded token after a prompt
                    layer by layer, through the engine's own buffer, policy, predictor and queues of reads
     hit_rate, read_bytes, wasted_bytes    counted there as the engine counts them
     floor_s        what no pipeline could beat: max(arithmetic_s, (read_bytes - wasted_bytes) / bytes/s)
-    memory_bytes   interpreter and numpy + non-experts + experts held + cache of keys and values, the last for the whole
-                   sequence. Working memory of a prompt is not in it
+    memory_bytes   interpreter and numpy + the profile's tables + non-experts + experts held + keys and values of the
+                   whole sequence. Working memory of a prompt is not in it
     bound          what the floor consists of: storage, or else of the arithmetic the larger part: memory (weight bytes
                    / bytes/s of memory) or interpreter; "arithmetic" where the memory's rate is not known
 
@@ -42,6 +42,7 @@ from engine.strategies import Strategy
 KERNEL_SHARES = {"fp32": 0.75, "fp16": 0.75, "bf16": 0.75, "int8": 0.65, "int4": 0.65, "int3": 0.3, "int2": 0.3}
 INTERPRETER_LAYER_S, INTERPRETER_EXPERT_S, INTERPRETER_HEAD_S = 30e-6, 18e-6, 5e-6
 INTERPRETER_BYTES = 36 << 20
+PROFILE_GROWTH = 24  # bytes in memory for each of the file: tables of Python's; 23.5 to 24.9 for three profiles
 
 DRAWN_TOKENS = 512  # of routing that is made up
 
@@ -96,13 +97,14 @@ def estimate(
     expert_budget: ExpertBudget | None = None,
     prompt_tokens: int = 32,
     new_tokens: int = 48,
+    profile_file_bytes: int = 0,
     most_tokens: int | None = None,
 ) -> Estimate:
     """What cannot be estimated is said in `needs`, not raised. `most_tokens`: replay no more than about so many."""
     try:
         return _estimate(
             container, strategy, machine, demand, profile, expert_budget if strategy.has_budget else None,
-            prompt_tokens, new_tokens, most_tokens,
+            prompt_tokens, new_tokens, profile_file_bytes, most_tokens,
         )  # fmt: skip
     except EngineError as error:
         return Estimate(strategy.name, needs=str(error))
@@ -117,6 +119,7 @@ def _estimate(
     expert_budget: ExpertBudget | None,
     prompt_tokens: int,
     new_tokens: int,
+    profile_file_bytes: int,
     most_tokens: int | None,
 ) -> Estimate:
     trace = demand.trace
@@ -163,6 +166,7 @@ def _estimate(
         floor_s=max(arithmetic_s, storage_s),
         arithmetic_s=arithmetic_s,
         memory_bytes=(machine.times.base_bytes or INTERPRETER_BYTES)
+        + PROFILE_GROWTH * profile_file_bytes
         + machine.times.non_expert_bytes
         + simulated.held_bytes
         + cache_bytes(container, prompt_tokens, new_tokens),

@@ -130,7 +130,7 @@ def estimate(
     rows = [
         estimate_one(
             opened, strategy, machine, demand, profile=known, expert_budget=expert_budget,
-            prompt_tokens=prompt_tokens, new_tokens=new_tokens,
+            prompt_tokens=prompt_tokens, new_tokens=new_tokens, profile_file_bytes=_file_bytes(profile),
         )
         for strategy in strategies
     ]  # fmt: skip
@@ -186,7 +186,7 @@ class CellEstimator:
         found = estimate(
             opened, strategy, machine, demand, profile=profile, expert_budget=request.expert_budget,
             prompt_tokens=round(mean(map(len, request.prompts))), new_tokens=request.max_new_tokens,
-            most_tokens=_RUN_TOKENS,
+            profile_file_bytes=_file_bytes(container.profile), most_tokens=_RUN_TOKENS,
         )  # fmt: skip
         if found.token_s is None or found.floor_s is None or found.hit_rate is None or found.read_bytes is None:
             return None
@@ -227,6 +227,10 @@ def _demand(container: Container, trace_file: Path | None, text: Path | None, pr
         with progress_bar("windows") as progress:
             return Demand(record_trace(container, tokens, progress=progress), f"traced on {text}")
     return uniform(container) if profile is None else drawn_from(profile, container)
+
+
+def _file_bytes(path: Path | None) -> int:
+    return 0 if path is None else path.stat().st_size
 
 
 # --- machines -------------------------------------------------------------------------------------------------------
