@@ -41,6 +41,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
             "probe": _probe,
             "strategies": _strategies,
             "selftest": _selftest,
+            "arithmetic": _arithmetic,
         }[options.command]
         return command(options)
     except EngineError as error:
@@ -143,6 +144,17 @@ def _probe(options: argparse.Namespace) -> int:
     return 0
 
 
+def _arithmetic(options: argparse.Namespace) -> int:
+    _limit_threads(options.threads)
+    from engine.arithmetic import measure_arithmetic
+    from engine.container import Container
+
+    _print(
+        to_json(measure_arithmetic(Container.open(options.container), backend=options.backend, threads=options.threads))
+    )
+    return 0
+
+
 def _strategies(options: argparse.Namespace) -> int:
     from engine.strategies import STRATEGIES
 
@@ -158,7 +170,8 @@ def _selftest(options: argparse.Namespace) -> int:
 
 
 def _limit_threads(threads: int) -> None:
-    """Holds numpy's BLAS to `threads`: its own threads would fight with the I/O thread. Before numpy is imported."""
+    """Holds numpy's BLAS to `threads`, or to one: its own would fight with the I/O thread. Before numpy is imported."""
+    threads = threads or 1
     assert "numpy" not in sys.modules or threads == 1 or "pytest" in sys.modules
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"):
         os.environ[name] = str(threads)
@@ -198,10 +211,14 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--page-cache", choices=PAGE_CACHES, default="warm", help="(default warm)")
     generate.add_argument("--emulated-read-bytes-per-s", type=float, metavar="RATE", help="emulate slower storage")
     generate.add_argument("--backend", choices=BACKENDS, default="auto", help="kernels (default auto: native or numpy)")
-    generate.add_argument("--threads", type=int, default=1, help="of the arithmetic (default 1)")
+    generate.add_argument("--threads", type=int, default=0, help="of the arithmetic (default: what suits the cores)")
 
     commands.add_parser("probe", help="print facts about this device")
     commands.add_parser("strategies", help="print the table of strategies")
+    arithmetic = commands.add_parser("arithmetic", help="measure how long a token's arithmetic takes here")
+    arithmetic.add_argument("container", metavar="CONTAINER")
+    arithmetic.add_argument("--backend", choices=BACKENDS, default="auto", help="kernels (default auto)")
+    arithmetic.add_argument("--threads", type=int, default=0, help="of the arithmetic (default: what suits the cores)")
     selftest = commands.add_parser("selftest", help="prove that everything works on this device, in seconds")
     selftest.add_argument("--folder", metavar="DIR", help="where to put a small container (default: TMPDIR)")
     return parser

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
 from engine import meters
-from engine.container import Container, ExpertKey, Record
-from engine.errors import DeadlineError, RequestError
-from engine.experts.buffer import ExpertBuffer
-from engine.experts.eviction import policy_named
-from engine.experts.governor import PreloadGovernor
+from engine.container import Container
+from engine.errors import DeadlineError
+from engine.experts.loader import Loader
 from engine.experts.predictors import OraclePredictor, Predictor, predictor_named
 from engine.experts.profile import PathProfile
-from engine.experts.relief import CacheAwareRouting, LowBitMisses, Relief
-from engine.experts.slabs import DequantisedSlabs, PackedSlabs, Slabs
+from engine.experts.provision import Provision
 from engine.experts.store import ExpertStore
-from engine.experts.supply import Counters, ExpertSupply
+from engine.experts.supply import Counters
 from engine.kernels import Kernels, make_kernels
 from engine.models import load_model
 from engine.models.interface import Model, Observer, check_tokens
@@ -54,56 +52,33 @@ class Engine:
         self.container, self.strategy = container, strategy
         self.clock = clock
         self.notes: List[str] = []
-        records = _records(container, strategy)
-        layers = container.moe_layers
-        if profile is not None and (profile.layers, profile.experts) != (layers, container.experts_per_layer):
-            raise RequestError(
-                f"the profile is of a model with {profile.layers} MoE layers of {profile.experts} experts, the "
-                f"container has {layers} of {container.experts_per_layer}; make one with `edgemoe-farm model profile`"
-            )
-        if profile is None and strategy.needs_profile:
-            raise RequestError(f"strategy {strategy.name} needs a profile: make one with `edgemoe-farm model profile`")
-        slabs = _slabs(strategy, container, records)
-        largest_bytes = max(slabs.bytes(record) for record in records.values())
-        self.budget_bytes = _budget_bytes(strategy, expert_budget, largest_bytes)
+        provision = Provision.of(container, strategy, expert_budget)
+        provision.check_profile(profile)
+        self.budget_bytes = provision.budget_bytes
         # Experts that stand dequantised in memory are numpy's: native kernels are faster on packed ones.
-        kernels, self.warnings = (Kernels(), []) if strategy.form == "dequantised" else make_kernels(backend, threads)
+        kernels, self.warnings = (
+            (Kernels(threads or 1), []) if strategy.form == "dequantised" else make_kernels(backend, threads)
+        )
         self._kernels = kernels
-        self.model = load_model(container, self._kernels)
-        first_layer = self.model.first_layer
-        policy = policy_named(
-            strategy.eviction or "lru", layers, first_layer, {} if profile is None else profile.frequency()
-        )
-        buffer = ExpertBuffer(self.budget_bytes, largest_bytes, policy)
-        self._note_small_budget((layers - first_layer) * self.model.config.top_k * largest_bytes)
-        self._predictor = _predictor(strategy, profile, self.model)
-        store = ExpertStore(
-            container, reader=reader, keep_cached=keep_cached, bytes_per_s=emulated_read_bytes_per_s,
-            clock=clock, sleep=sleep,
-        )  # fmt: skip
-        self._store = store
-        self.supply = ExpertSupply(
-            store,
-            buffer,
-            records,
-            slabs,
-            layers=layers,
-            keep=strategy.residency in ("all", "buffer"),
-            threaded=strategy.threaded,
-            predictor=self._predictor,
-            depth=self.model.config.top_k if strategy.prefetch_depth is None else strategy.prefetch_depth,
-            clock=clock,
-            governor=PreloadGovernor() if strategy.adaptive else None,
-            relief=_relief(strategy, container),
-            whole_layers=strategy.residency == "stream",
-            first_layer=first_layer,
-        )
-        if strategy.residency == "all":
-            try:
-                self.supply.load(list(records))
-            except BaseException:
-                self.close()
-                raise
+        with ExitStack() as opened:
+            opened.callback(kernels.close)
+            self.model = load_model(container, kernels)
+            first_layer, top_k = self.model.first_layer, self.model.config.top_k
+            self._note_small_budget((container.moe_layers - first_layer) * top_k * provision.largest_bytes)
+            self._predictor = _predictor(strategy, profile, self.model)
+            store = self._store = ExpertStore(
+                container, reader=reader, keep_cached=keep_cached, bytes_per_s=emulated_read_bytes_per_s,
+                clock=clock, sleep=sleep,
+            )  # fmt: skip
+            opened.callback(store.close)
+            self.supply = provision.supply(
+                lambda buffer: Loader(store, buffer, provision.records, provision.slabs, threaded=strategy.threaded),
+                self._predictor, profile=profile, first_layer=first_layer, top_k=top_k, clock=clock,
+            )  # fmt: skip
+            opened.callback(self.supply.close)
+            if strategy.residency == "all":
+                self.supply.load(list(provision.records))
+            self._opened = opened.pop_all()
 
     def generate(
         self,
@@ -180,9 +155,7 @@ class Engine:
         return -sum(float(log_probabilities(row.astype(np.float64))[token]) for row, token in rows)
 
     def close(self) -> None:
-        self.supply.close()
-        self._store.close()
-        self._kernels.close()
+        self._opened.close()
 
     @property
     def backend(self) -> str:
@@ -207,6 +180,7 @@ class Engine:
             reader=self.reader,
             backend=self.backend,
             variant=self._kernels.variant,
+            threads=self._kernels.threads,
             warnings=tuple(self.warnings + self._store.warnings),
             notes=tuple(self.notes),
         )
@@ -276,64 +250,6 @@ def run(request: RunRequest, emit: Emit, *, clock: Callable[[], float] = time.pe
     finally:
         engine.close()
     emit("finished", totals=replace(totals, passage_nats=nats))
-
-
-def check_records(container: Container, strategy: Strategy) -> None:
-    """Raises RequestError where the container lacks the precisions that the strategy works with."""
-    _records(container, strategy)
-    _relief(strategy, container)
-
-
-def _records(container: Container, strategy: Strategy) -> Dict[ExpertKey, Record]:
-    """The record of each expert that the strategy works with."""
-    if strategy.precision == "stored":
-        return container.primary
-    records: Dict[ExpertKey, Record] = {}
-    for record in container.records:
-        if container.formats[record.format].precision == strategy.precision:
-            records.setdefault((record.layer, record.expert), record)
-    if len(records) < len(container.primary):
-        raise RequestError(
-            f"{container.path}: strategy {strategy.name} needs every expert in {strategy.precision}, and has "
-            f"{len(records)} of {len(container.primary)}; import it with `--precision {strategy.precision}`, after the "
-            "precision that the others shall use"
-        )
-    return records
-
-
-def _relief(strategy: Strategy, container: Container) -> Optional[Relief]:
-    if strategy.relief == "cache-aware":
-        return CacheAwareRouting()
-    if strategy.relief is None:
-        return None
-    smallest = dict(container.primary)
-    for record in container.records:
-        if record.bytes < smallest[record.layer, record.expert].bytes:
-            smallest[record.layer, record.expert] = record
-    if smallest == container.primary:
-        raise RequestError(
-            f"{container.path}: strategy {strategy.name} needs experts in a second, lower precision; import it with "
-            "another `--precision`, such as int2, after the first"
-        )
-    return LowBitMisses(smallest)
-
-
-def _slabs(strategy: Strategy, container: Container, records: Dict[ExpertKey, Record]) -> Slabs:
-    if strategy.form == "packed":
-        return PackedSlabs(container.layouts)
-    return DequantisedSlabs(container.layouts, container.records if strategy.relief else records.values())
-
-
-def _budget_bytes(strategy: Strategy, asked: Optional[ExpertBudget], largest_bytes: int) -> Optional[int]:
-    """None: unlimited. A budget for a strategy without a buffer is a mistake, and so an error."""
-    if not strategy.has_budget:
-        if asked is not None:
-            raise RequestError(f"strategy {strategy.name} has no expert buffer: leave its expert budget out")
-        return None
-    budget = asked or strategy.default_budget
-    if budget is None:
-        raise RequestError(f"strategy {strategy.name} needs an expert budget, such as 10-experts or 64MiB")
-    return budget.bytes if budget.bytes is not None else (budget.experts or 0) * largest_bytes
 
 
 def _predictor(strategy: Strategy, profile: Optional[PathProfile], model: Model) -> Optional[Predictor]:

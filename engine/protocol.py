@@ -126,7 +126,7 @@ class RunRequest:
     reader: str = "pread"
     page_cache: str = "cold"
     emulated_read_bytes_per_s: Optional[float] = None  # the engine's own rate limit on expert reads
-    threads: int = 1
+    threads: int = 0  # of the arithmetic; 0: as many as suit the device, see engine.cores
     backend: str = "auto"
     deadline_s: float = 3600.0
     passages: Tuple[Passage, ...] = ()  # predicted after all that is timed: what a lossy strategy loses
@@ -141,7 +141,7 @@ class RunRequest:
         _require(1 <= self.max_new_tokens <= 1 << 20, "max_new_tokens must be between 1 and 1048576")
         _require(0 <= self.warmups <= 1000, "warmups must be between 0 and 1000")
         _require(1 <= self.repetitions <= 10000, "repetitions must be between 1 and 10000")
-        _require(1 <= self.threads <= 1024, "threads must be between 1 and 1024")
+        _require(0 <= self.threads <= 1024, "threads must be between 0 and 1024")
         _require(0 < self.deadline_s <= 30 * 86400, "deadline_s must be above 0 and at most 30 days")
         _one_of(self.reader, READERS, "reader")
         _one_of(self.page_cache, PAGE_CACHES, "page_cache")
@@ -171,6 +171,23 @@ class DeviceFacts:
 
 
 @dataclass(frozen=True)
+class ArithmeticTimes:
+    """What `python3 -m engine arithmetic CONTAINER` measured on a device: one token at a time, waiting for nothing."""
+
+    layer_s: float  # a MoE layer but for its experts, and whatever layers without experts stand before it
+    head_s: float  # all that comes after the last layer's experts
+    expert_s: Dict[str, float]  # one expert on one token, by the label of its format
+    non_expert_bytes: int  # resident
+    base_bytes: Optional[int]  # resident before the model was loaded: the interpreter and numpy
+    backend: str
+    variant: Optional[str]
+
+    def __post_init__(self) -> None:
+        times = (self.layer_s, self.head_s, *self.expert_s.values())
+        _require(all(0 < seconds < 1e6 for seconds in times), "arithmetic: a time is not positive")
+
+
+@dataclass(frozen=True)
 class Load:
     """What happened before the first token, and what engaged (asked for is no proof of it)."""
 
@@ -185,6 +202,7 @@ class Load:
     reader: str  # the method that engaged
     backend: str
     variant: Optional[str] = None  # of the backend: which native library; None for numpy
+    threads: Optional[int] = None  # of the arithmetic; None: not recorded, by engines up to 0.1
     warnings: Tuple[str, ...] = ()  # something is not as asked for: the numbers are suspect
     notes: Tuple[str, ...] = ()  # what one should know of the configuration; makes no number suspect
 

@@ -118,16 +118,18 @@ class Place:
 def put_blob(
     transport: Transport, place: Place, source: Path, cache: HashCache, progress: Callable[[int], None] | None = None
 ) -> str:
-    """Puts a container or profile on a device unless it is there; returns its path there.
-
-    A blob gets its name when its checksum has been verified on the device: name and size are proof enough later on.
-    """
+    """Puts a container or profile on a device unless it is there; returns its path there."""
     digest = cache.sha256(source)
     target = place.blob(digest, source)
-    seen = transport.run(["sh", "-c", 'wc -c <"$1" 2>/dev/null', "sh", target], deadline_s=30, check=False)
-    if seen.stdout.strip() != str(source.stat().st_size).encode():
+    if not has_blob(transport, target, source):
         transport.upload(source, target, sha256=digest, progress=progress)
     return target
+
+
+def has_blob(transport: Transport, target: str, source: Path) -> bool:
+    """A blob gets its name when its checksum has been verified on the device: name and size are proof enough then."""
+    seen = transport.run(["sh", "-c", 'wc -c <"$1" 2>/dev/null', "sh", target], deadline_s=30, check=False)
+    return seen.stdout.strip() == str(source.stat().st_size).encode()
 
 
 def safe_name(name: str) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ from harness.matrix import Matrix
 from harness.plan import Measurement, emulated_conditions, make_request, run_id
 from harness.session import Outcome, Session
 from harness.verify import Answers, incomplete, judge, malformed_samples
-from reports.records import Run, RunStatus, Sweep, Verdict
+from reports.records import Run, RunEstimate, RunStatus, Sweep, Verdict
 
 MAX_CONNECTION_FAILURES = 2  # in a row: then the rest of the device's cells are recorded as unreachable, untried
 RECONNECT_PAUSE_S = 5.0
@@ -39,6 +39,9 @@ class Listener(Protocol):
     def cell_ended(self, run: Run) -> None: ...
 
 
+Estimator = Callable[[Session, Measurement, RunRequest], RunEstimate | None]
+
+
 class Surroundings:
     """What the workers of one sweep share."""
 
@@ -51,8 +54,9 @@ class Surroundings:
         earlier: Iterable[Run] = (),
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         reconnect_pause_s: float = RECONNECT_PAUSE_S,
+        estimate: Estimator = lambda session, measurement, request: None,
     ) -> None:
-        """`earlier`: the runs of this sweep from before it was resumed."""
+        """`earlier`: the runs of this sweep from before it was resumed; `estimate` is asked before each run."""
         earlier = list(earlier)
         self.sweep_id = sweep.id
         self.open_session = open_session
@@ -61,6 +65,7 @@ class Surroundings:
         self.answers = Answers(earlier)
         self.now = now
         self.reconnect_pause_s = reconnect_pause_s
+        self.estimate = estimate
         self.stopping = threading.Event()
 
     def utc(self) -> str:
@@ -120,6 +125,7 @@ class DeviceWorker:
             if session is None:
                 return attempt.without_engine(self._unusable_status, self.unusable or "")
             request = self._prepared(session, attempt)
+            attempt = replace(attempt, estimate=self._around.estimate(session, attempt.measurement, request))
         except _UndeployableError as error:
             return attempt.without_engine(RunStatus.SKIPPED, str(error))
         except UnreachableError as error:
@@ -205,6 +211,7 @@ class _Attempt:
     measurement: Measurement
     device: Device
     started_at: str
+    estimate: RunEstimate | None = None
 
     def without_engine(self, status: RunStatus, reason: str) -> Run:
         """The engine was never started."""
@@ -252,5 +259,6 @@ class _Attempt:
             started_at=self.started_at,
             ended_at=self.around.utc(),
             farm_version=self.around.farm_version,
+            estimate=self.estimate,
             **evidence,
         )

@@ -30,6 +30,7 @@ class ContainerFile:
     name: str
     path: Path
     profile: Path | None = None  # activation profile, for strategies with a path predictor
+    trace: Path | None = None  # of a text's routing, for estimates
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Matrix:
     page_caches: tuple[str, ...] = ("cold",)
     reader: str = "pread"
     backend: str = "auto"
-    threads: int = 1
+    threads: int = 0  # what suits each device
     warmups: int = 1
     repetitions: int = 3
     blocks: int = 3
@@ -110,7 +111,7 @@ def parse_matrix(text: str, *, source: str, folder: Path) -> Matrix:
         page_caches=top.choices("page_caches", PAGE_CACHES, ("cold",)),
         reader=top.choice("reader", READERS, "pread"),
         backend=top.choice("backend", BACKENDS, "auto"),
-        threads=top.integer("threads", 1, 1, 1024),
+        threads=top.integer("threads", 0, 0, 1024),
         warmups=top.integer("warmups", 1, 0, 1000),
         repetitions=top.integer("repetitions", 3, 1, 10000),
         blocks=top.integer("blocks", 3, 1, 10000),
@@ -125,8 +126,8 @@ def parse_matrix(text: str, *, source: str, folder: Path) -> Matrix:
 
 
 def _container(table: _Table, folder: Path) -> ContainerFile:
-    profile = table.text("profile", "")
-    container = ContainerFile(table.name("name"), folder / table.text("path"), folder / profile if profile else None)
+    profile, trace = (folder / name if name else None for name in (table.text("profile", ""), table.text("trace", "")))
+    container = ContainerFile(table.name("name"), folder / table.text("path"), profile, trace)
     table.finish()
     return container
 

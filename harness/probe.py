@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from engine.errors import ProtocolError
-from engine.protocol import DeviceFacts, from_json, loads
+from engine.protocol import ArithmeticTimes, DeviceFacts, from_json, loads
 from harness.errors import PythonMissingError, RemoteCommandError
 from harness.transport import Transport
 
 OLDEST_PYTHON = (3, 8)
 CANDIDATES = ("python3", *(f"python3.{minor}" for minor in range(14, 7, -1)))
 PROBE_DEADLINE_S = 60.0  # importing numpy from a slow SD card takes seconds
+ARITHMETIC_DEADLINE_S = 300.0  # the non-experts come from that card, too
+
+T = TypeVar("T")
 
 # Runs on any Python: what is too old must be able to say so.
 _ASK = """\
@@ -78,15 +81,30 @@ def find_python(transport: Transport, declared: str | None = None) -> Python:
 
 def read_facts(transport: Transport, python: Python, engine_folder: str) -> DeviceFacts:
     """Asks the deployed engine; RemoteCommandError where it cannot say."""
+    return _ask(DeviceFacts, transport, python, engine_folder, ["probe"], PROBE_DEADLINE_S)
+
+
+def read_arithmetic(
+    transport: Transport, python: Python, engine_folder: str, container: str, *, backend: str = "auto", threads: int = 0
+) -> ArithmeticTimes:
+    """Lets the deployed engine time a token of `container`, a path there; RemoteCommandError where it cannot."""
+    arguments = ["arithmetic", container, "--backend", backend, "--threads", str(threads)]
+    return _ask(ArithmeticTimes, transport, python, engine_folder, arguments, ARITHMETIC_DEADLINE_S)
+
+
+def _ask(
+    cls: type[T], transport: Transport, python: Python, engine_folder: str, arguments: list[str], deadline_s: float
+) -> T:
+    """What `python3 -m engine` answers in the last line of its output."""
+    script = 'cd -- "$1" && shift && exec "$@"'
     done = transport.run(
-        ["sh", "-c", 'cd -- "$1" && exec "$2" -m engine probe', "sh", engine_folder, python.path],
-        deadline_s=PROBE_DEADLINE_S,
+        ["sh", "-c", script, "sh", engine_folder, python.path, "-m", "engine", *arguments], deadline_s=deadline_s
     )
     lines = done.stdout.strip().splitlines() or [b""]
     try:
-        return from_json(DeviceFacts, loads(lines[-1]))
+        return from_json(cls, loads(lines[-1]))
     except ProtocolError as error:
-        raise RemoteCommandError(f"{transport.name}: `engine probe` gave no valid facts: {error}") from None
+        raise RemoteCommandError(f"{transport.name}: `engine {arguments[0]}` gave no valid answer: {error}") from None
 
 
 def _answer(name: str, line: str) -> dict[str, Any]:

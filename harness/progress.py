@@ -166,6 +166,7 @@ class JsonLines:
             verdict=run.verdict.value,
             reasons=run.reasons,
             tpot_s=_mean_tpot_s(run),
+            estimated_tpot_s=run.estimate.token_s if run.estimate else None,
         )
 
     def say(self, event: str, **content: Any) -> None:
@@ -186,7 +187,8 @@ def _line(run: Run) -> str:
     parts = [f"{cell.container} {cell.strategy} {cell.expert_budget} {cell.workload} {cell.page_cache} #{run.block}:"]
     parts.append(run.status.value)
     if tpot_s is not None:
-        parts.append(f"{tpot_s * 1e3:.1f} ms a token")
+        estimated = "" if run.estimate is None else f" (estimated {run.estimate.token_s * 1e3:.1f})"
+        parts.append(f"{tpot_s * 1e3:.1f} ms a token{estimated}")
     if run.status is RunStatus.OK and run.verdict is not Verdict.VALID:
         parts.append(run.verdict.value)
     if run.reasons:

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 from device_inventory import Device
 from engine.errors import ProtocolError
-from engine.protocol import DeviceFacts, RunRequest, from_json, loads, to_json
+from engine.protocol import ArithmeticTimes, DeviceFacts, RunRequest, from_json, loads, to_json
 from harness.collect import Collector, Ending, OnEvent, judge, printable
-from harness.deploy import ENGINE_SOURCE, EngineBundle, HashCache, Place, put_blob
+from harness.deploy import ENGINE_SOURCE, EngineBundle, HashCache, Place, has_blob, put_blob
 from harness.errors import DeviceError, RemoteTimeoutError, UnreachableError
-from harness.probe import Python, find_python, read_facts
+from harness.probe import Python, find_python, read_arithmetic, read_facts
 from harness.session import Outcome, Session
 from harness.transport import Completed, Transport
 from harness.transport.ssh import SshTransport
@@ -107,6 +107,15 @@ class RemoteSession:
             lambda: put_blob(self._transport, self._place, source, self._cache, progress),
             lambda: self._transport.bytes_sent,
         )
+
+    def deployed(self, source: Path) -> str | None:
+        """The path on the device of a container or profile that is there; nothing is sent."""
+        target = self._place.blob(self._cache.sha256(source), source)
+        return target if has_blob(self._transport, target, source) else None
+
+    def arithmetic(self, container: str, *, backend: str, threads: int) -> ArithmeticTimes:
+        """How long a token of `container`, a path on the device, takes there. Raises DeviceError."""
+        return read_arithmetic(self._transport, self.python, self._engine, container, backend=backend, threads=threads)
 
     def execute(self, request: RunRequest, *, on_event: OnEvent | None = None) -> Outcome:
         """Runs the engine detached, follows it across lost links, collects it. Never raises for a device's failure.

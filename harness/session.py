@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from engine.protocol import DeviceFacts, Load, RunRequest, Sample, Totals
+from engine.protocol import ArithmeticTimes, DeviceFacts, Load, RunRequest, Sample, Totals
 from reports.records import RunStatus
 
 
@@ -38,6 +38,14 @@ class Session(Protocol):
 
     def put(self, source: Path, *, progress: Callable[[int], None] | None = None) -> str:
         """Deploys a container or profile by content hash; returns its path on the device."""
+        ...
+
+    def deployed(self, source: Path) -> str | None:
+        """The path on the device of a container or profile that is there; nothing is sent."""
+        ...
+
+    def arithmetic(self, container: str, *, backend: str, threads: int) -> ArithmeticTimes:
+        """How long a token of `container`, a path on the device, takes there. Raises DeviceError."""
         ...
 
     def execute(self, request: RunRequest, *, on_event: Callable[[str, dict[str, Any]], None] | None = None) -> Outcome:

@@ -129,6 +129,11 @@ METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("tpot_s", "Time per token", "s", "lower", "Mean time of the decode steps of a sample.", tpot_s),
+        Metric(
+            "estimated_tpot_s", "Estimated", "s", "lower",
+            "Time per token that was to be expected before the run: not measured.",
+            per_run=lambda run: run.estimate.token_s if run.estimate else None,
+        ),
         Metric("ttft_s", "First token", "s", "lower", "Time of the prefill, which yields the first token.", _ttft_s),
         Metric(
             "prefill_tokens_per_s", "Prefill rate", "tokens/s", "higher",

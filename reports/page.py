@@ -31,13 +31,14 @@ from reports.records import Run, RunStatus, Sweep, Verdict, last_attempts
 
 _SERIES = 8  # colours in page.css
 _TABLE = (
-    "tpot_s", "ttft_s", "peak_resident_bytes", "expert_hit_rate", "read_bytes_per_token", "stall_per_token_s",
-    "perplexity",
+    "tpot_s", "estimated_tpot_s", "ttft_s", "peak_resident_bytes", "expert_hit_rate", "read_bytes_per_token",
+    "stall_per_token_s", "perplexity",
 )  # fmt: skip
 _LABELS = {
     "machine": "architecture", "os": "system", "cpu": "processor", "memory_bytes": "memory",
     "page_bytes": "memory page", "boot_id": "boot", "blas": "BLAS", "python": "Python",
 }  # fmt: skip
+_OPTIONAL = ("estimated_tpot_s", "perplexity")  # columns that are left out where no row has a value
 _SPREAD = ("tpot_s",)  # metrics whose quartiles stand in the table
 _CHARTS = ("tpot_s", "peak_resident_bytes", "read_bytes_per_token")
 
@@ -184,7 +185,8 @@ def _section(index: int, group: Group, series: dict[str, int], anchors: dict[str
     rows = sorted(group.rows, key=_time_per_token)
     has_lossy = any(row.is_lossy for row in rows)
     reference = next((row for row in rows if row.strategy == group.baseline), None)
-    names = [name for name in _TABLE if name != "perplexity" or has_lossy or any(r.summaries[name] for r in rows)]
+    wanted = [name for name in _TABLE if name not in _OPTIONAL or any(row.summaries[name] for row in rows)]
+    names = [*wanted, *(["perplexity"] if has_lossy and "perplexity" not in wanted else [])]
     bars = [charts.bar_chart(METRICS[name], rows, series, place) for name in _CHARTS]
     return Section(
         group=group,
@@ -301,7 +303,7 @@ def _device(name: str, runs: Sequence[Run]) -> DeviceCard:
     for fact in fields(DeviceFacts) if answered else ():
         label = _LABELS.get(fact.name, fact.name)
         facts.append((label, _distinct(_fact(fact.name, getattr(f, fact.name)) for f in answered)))
-    threads = [str(run.request.threads) for run in runs if run.request]
+    threads = [str(run.load.threads) for run in runs if run.load and run.load.threads]
     facts += [
         ("threads", _distinct(threads)),
         ("engine sha256", _distinct(run.engine_sha256 for run in runs)),

@@ -1,6 +1,6 @@
 """Records: raw and complete, valid or not constructed. Everything else is derived from them and never stored.
 
-History of VERSION: 1 first.
+History of VERSION: 1 first; since then Run.estimate was added, which may be missing.
 """
 
 from __future__ import annotations
@@ -70,6 +70,18 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class RunEstimate:
+    """What was to be expected of a run, before it; per decoded token. Nothing in it was measured by the run."""
+
+    token_s: float
+    floor_s: float  # what no pipeline could beat
+    hit_rate: float
+    read_bytes: float
+    memory_bytes: int
+    basis: str  # where routing, arithmetic and storage rate were taken from, in words
+
+
+@dataclass(frozen=True)
 class Run:
     """One engine process for one cell: what was asked for, what was observed, how it ended."""
 
@@ -91,6 +103,7 @@ class Run:
     farm_version: str = ""
     engine_sha256: str = ""
     command: str = ""  # what ran on the device
+    estimate: RunEstimate | None = None  # None: not enough was known
     log_tail: str = ""  # the end of the engine's stderr, control characters removed
     extra: dict[str, str] = field(default_factory=dict)
 

@@ -125,6 +125,11 @@ class Loader:
             failure = StorageError(f"reading {entry.key} failed: {type(error).__name__}: {error}")
         finally:
             self.lock.acquire()
+        self._arrived(entry, done, failure)
+        return True
+
+    def _arrived(self, entry: Entry, done: int, failure: Optional[EngineError] = None) -> None:
+        """So many bytes of an expert were read: it is whole, or its read gave way or failed."""
         self.read_bytes += done
         if entry.speculative:
             self.prefetched_bytes += done
@@ -142,7 +147,6 @@ class Loader:
             elif entry.wanted and failure is not None:
                 self._failures[entry.key] = failure
         self.lock.notify_all()
-        return True
 
     def _gives_way(self, entry: Entry) -> bool:
         return self._closing or (not entry.wanted and bool(self._demanded))

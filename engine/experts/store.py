@@ -17,7 +17,12 @@ from engine.errors import StorageError
 CHUNK_S = 1e-3
 LEAST_CHUNK_BYTES, MOST_CHUNK_BYTES = 16 << 10, 1 << 20  # all divided by 16 KiB, as direct reads need it
 BrokenOff = Callable[[], bool]
-_CREDIT_S = 1e-3  # the emulated storage starts the next read at once if it is asked within this time of the last
+CREDIT_S = 1e-3  # the emulated storage starts the next read at once if it is asked within this time of the last
+
+
+def chunk_bytes_at(bytes_per_s: float) -> int:
+    """How much a speculative read transfers before it asks whether it shall give way."""
+    return _whole_chunk(int(bytes_per_s * CHUNK_S))
 
 
 def new_slab(size: int) -> np.ndarray:
@@ -66,7 +71,7 @@ class ExpertStore:
         size = record.slot_bytes
         chunk = size if broken_off is None else min(self._chunk_bytes, MOST_CHUNK_BYTES)
         asked = start = self._clock()
-        if start - self._free_at < _CREDIT_S:
+        if start - self._free_at < CREDIT_S:
             start = self._free_at
         done = 0
         try:
@@ -134,13 +139,15 @@ class ExpertStore:
 
     def _learn(self, done: int, time_s: float) -> None:
         """How long chunks should be, from how long it took."""
-        at_rate = int(done / max(time_s, 1e-9) * CHUNK_S) // LEAST_CHUNK_BYTES * LEAST_CHUNK_BYTES
         # Halfway at most: one slow read says little of the next.
-        halfway = (self._chunk_bytes + at_rate) // 2 // LEAST_CHUNK_BYTES * LEAST_CHUNK_BYTES
-        self._chunk_bytes = min(max(halfway, LEAST_CHUNK_BYTES), MOST_CHUNK_BYTES)
+        self._chunk_bytes = _whole_chunk((self._chunk_bytes + chunk_bytes_at(done / max(time_s, 1e-9))) // 2)
 
     def _forget(self, offset: int, size: int) -> None:
         if self._map is not None:
             self._map.madvise(mmap.MADV_DONTNEED, offset, size)
         if self.reader != "direct":
             os.posix_fadvise(self._file, offset, size, os.POSIX_FADV_DONTNEED)
+
+
+def _whole_chunk(size: int) -> int:
+    return min(max(size // LEAST_CHUNK_BYTES * LEAST_CHUNK_BYTES, LEAST_CHUNK_BYTES), MOST_CHUNK_BYTES)

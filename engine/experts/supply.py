@@ -13,7 +13,6 @@ from engine.experts.loader import Loader
 from engine.experts.predictors import Predictor
 from engine.experts.relief import ExactRelief, Relief
 from engine.experts.slabs import Slabs
-from engine.experts.store import ExpertStore
 from engine.models.interface import ExpertGroup
 from engine.protocol import Recall
 from engine.quantize import Packed
@@ -36,8 +35,8 @@ class Counters(NamedTuple):
 class ExpertSupply:
     """Hands the experts that a router chose to the arithmetic, the resident ones first, the others as they arrive.
 
+    loader:     fills `buffer`
     keep:       experts stay in the buffer after use, until the policy evicts them; else they leave at once
-    threaded:   a thread of its own reads, while this one computes
     predictor:  what to preload for the next MoE layer, at most `depth` experts
     governor:   whether it is worth it; without one, always
     relief:     how a strategy that may lose accuracy avoids reading; without one, exact
@@ -47,14 +46,13 @@ class ExpertSupply:
 
     def __init__(
         self,
-        store: ExpertStore,
+        loader: Loader,
         buffer: ExpertBuffer,
         records: Mapping[ExpertKey, Record],
         slabs: Slabs,
         *,
         layers: int,
         keep: bool,
-        threaded: bool,
         predictor: Optional[Predictor],
         depth: int,
         clock: Callable[[], float],
@@ -64,7 +62,7 @@ class ExpertSupply:
         first_layer: int = 0,
     ) -> None:
         self.buffer = buffer
-        self._loader = Loader(store, buffer, records, slabs, threaded=threaded)
+        self._loader = loader
         self._records, self._slabs = records, slabs
         self._relief = relief or ExactRelief()
         self._layers, self._first_layer = layers, first_layer

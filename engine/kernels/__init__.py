@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import List, Tuple
 
+from engine.cores import arithmetic_threads
 from engine.errors import RequestError
 from engine.kernels.native import NativeKernels, NativeUnavailableError
 from engine.kernels.reference import Kernels
@@ -12,20 +13,19 @@ from engine.protocol import BACKENDS
 __all__ = ["Kernels", "NativeKernels", "make_kernels"]
 
 
-def make_kernels(backend: str, threads: int = 1) -> Tuple[Kernels, List[str]]:
-    """The kernels of `backend`, one of BACKENDS, on so many threads, and what is to be known of it.
+def make_kernels(backend: str, threads: int = 0) -> Tuple[Kernels, List[str]]:
+    """The kernels of `backend`, one of BACKENDS, and what should be known of the choice: `auto` falls back to numpy.
 
-    `auto` falls back to numpy.
-
+    `threads` 0: as many as suit the device. numpy's BLAS takes its own from the environment, one unless told otherwise.
     Raises RequestError where `native` was asked for and does not work here.
     """
     if backend not in BACKENDS:
         raise RequestError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
     if backend == "numpy":
-        return Kernels(), []
+        return Kernels(threads or 1), []
     try:
-        return NativeKernels(threads), []
+        return NativeKernels(threads or arithmetic_threads()), []
     except NativeUnavailableError as error:
         if backend == "native":
             raise RequestError(f"backend native: {error}; ask for numpy or auto") from None
-        return Kernels(), [f"numpy computes, several times slower than native kernels: {error}"]
+        return Kernels(threads or 1), [f"numpy computes, several times slower than native kernels: {error}"]

@@ -102,7 +102,7 @@ class NativeKernels(Kernels):
     backend = "native"
 
     def __init__(self, threads: int = 1, folder: Optional[str] = None) -> None:
-        super().__init__()
+        super().__init__(threads)
         reasons = []
         for name in _fitting_variants():
             path = os.path.join(FOLDER if folder is None else folder, name + ".so")

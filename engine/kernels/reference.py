@@ -24,7 +24,8 @@ class Kernels:
     backend = "numpy"
     variant: Optional[str] = None  # of a native library
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int = 1) -> None:
+        self.threads = threads
         self._scratch: Dict[Tuple[str, Tuple[int, ...]], np.ndarray] = {}
 
     def swiglu(self, expert: Dict[str, Packed], x: np.ndarray) -> np.ndarray:

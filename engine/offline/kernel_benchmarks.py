@@ -17,7 +17,7 @@ from engine.generate import Engine
 from engine.kernels import Kernels, NativeKernels
 from engine.kernels.native import NativeUnavailableError
 from engine.protocol import ExpertBudget, Sampling
-from engine.quantize import Expert, Format, MatrixShape, Packed, RecordLayout, group_size
+from engine.quantize import BITS, Expert, Format, MatrixShape, Packed, RecordLayout, group_size, in_rows
 from engine.strategies import strategy_named
 
 MEMORY_BYTES = 256 << 20  # that products walk over before they come back to the first: more than any cache
@@ -30,12 +30,12 @@ FORMATS = (
 Progress = Callable[[int, int], None]
 
 
-def available_kernels() -> list[Kernels]:
-    """numpy's, and the native ones where they work here."""
+def available_kernels(threads: int = 1) -> list[Kernels]:
+    """numpy's, and the native ones where they work here. To be closed."""
     try:
-        return [Kernels(), NativeKernels()]
+        return [Kernels(threads), NativeKernels(threads)]
     except NativeUnavailableError:
-        return [Kernels()]
+        return [Kernels(threads)]
 
 
 def bench_kernels(
@@ -44,13 +44,14 @@ def bench_kernels(
     batch: int,
     formats: Sequence[Format] = FORMATS,
     rounds: int = 9,
+    threads: int = 1,
     progress: Progress = lambda done, of: None,
 ) -> list[dict[str, Any]]:
-    """Products of a (rows, columns) matrix with `batch` vectors, on one thread; a row a format and backend.
+    """Products of a (rows, columns) matrix with `batch` vectors; a row a format and backend.
 
     In each round every kernel computes once, on a copy of the matrix that is in no cache, and memory is read once.
     """
-    kernels = available_kernels()
+    kernels = available_kernels(threads)
     random = np.random.default_rng(0)
     weight = random.standard_normal((rows, columns)).astype(np.float32)
     x = random.standard_normal((batch, columns)).astype(np.float32)
@@ -78,7 +79,7 @@ def bench_kernels(
                     "rows": rows,
                     "columns": columns,
                     "batch": batch,
-                    "threads": 1,
+                    "threads": threads,
                     "backend": kernel.backend,
                     "variant": kernel.variant,
                     "ms_median": seconds * 1e3,
@@ -92,6 +93,8 @@ def bench_kernels(
                 }
             )
     progress(len(formats), len(formats))
+    for kernel in kernels:
+        kernel.close()
     return results
 
 
@@ -110,13 +113,13 @@ def decoded(packed: Packed) -> np.ndarray:
     """The weights that a packed matrix stands for, (rows, columns) float64."""
     codes = Kernels().expand(packed).astype(np.float64)  # (groups, size, padded rows)
     if packed.scales is not None:
-        bits = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}[packed.format.precision]
+        bits = BITS[packed.format.precision]
         size = group_size(packed.format, packed.columns)
         codes -= 0 if bits == 8 else 1 << (bits - 1)
         codes = codes.reshape(-1, size, codes.shape[-1])
-        codes *= packed.scales.astype(np.float64).transpose(1, 0, 2).reshape(len(codes), 1, -1)
+        codes *= in_rows(packed.scales.astype(np.float64))[:, None]
         if packed.offsets is not None:
-            codes += packed.offsets.astype(np.float64).transpose(1, 0, 2).reshape(len(codes), 1, -1)
+            codes += in_rows(packed.offsets.astype(np.float64))[:, None]
     flat = codes.reshape(-1, codes.shape[-1])
     return flat[: packed.columns, : packed.rows].T
 
@@ -130,11 +133,18 @@ def bench_decode(
     profile: PathProfile | None = None,
     rounds: int = 3,
     new_tokens: int = 32,
+    threads: int = 1,
     progress: Progress = lambda done, of: None,
 ) -> dict[str, Any]:
-    """Tokens a second of each backend, in turns, and where a token's time goes. Prompts are not counted."""
+    """Tokens a second of each backend, in turns, and where a token's time goes. Prompts are not counted.
+
+    numpy's BLAS has as many threads as its environment says.
+    """
     container = Container.open(path)
-    backends = [k.backend for k in available_kernels()]
+    backends = []
+    for kernels in available_kernels():
+        backends.append(kernels.backend)
+        kernels.close()
     chosen = strategy_named(strategy)
     rates: dict[str, list[float]] = {backend: [] for backend in backends}
     stalls: dict[str, list[float]] = {backend: [] for backend in backends}
@@ -142,7 +152,12 @@ def bench_decode(
         engines = {}
         for backend in backends:
             engines[backend] = Engine(
-                container, chosen, expert_budget=budget if chosen.has_budget else None, profile=profile, backend=backend
+                container,
+                chosen,
+                expert_budget=budget if chosen.has_budget else None,
+                profile=profile,
+                backend=backend,
+                threads=threads,
             )
             stack.callback(engines[backend].close)
         for nth in range(rounds + 1):
@@ -158,7 +173,7 @@ def bench_decode(
     return {
         "container": path,
         "strategy": strategy,
-        "threads": 1,
+        "threads": threads,
         "backends": {
             backend: {
                 "variant": variants[backend],

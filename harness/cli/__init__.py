@@ -66,3 +66,4 @@ for _command in (devices, trust, probe, run, report, results, strategies, demo):
 if importlib.util.find_spec("harness.cli.model") is not None:
     main.add_command(importlib.import_module("harness.cli.model").model)
     main.add_command(importlib.import_module("harness.cli.bench").bench)
+    main.add_command(importlib.import_module("harness.cli.estimating").estimate)

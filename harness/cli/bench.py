@@ -37,6 +37,15 @@ def _measuring_options(command: Any) -> Any:
     return command
 
 
+_threads = click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Of the arithmetic; numpy's BLAS has as many.",
+)
+
+
 @bench.command()
 @click.argument("candidates", metavar="STRATEGY=CONTAINER...", nargs=-1, required=True)
 @_measuring_options
@@ -82,12 +91,13 @@ def ablation(full: Path, adapted: Path, **options: Any) -> None:
 @click.option("--columns", type=click.IntRange(1, 1 << 20), default=4096, show_default=True, help="Of the matrix.")
 @click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True, help="Vectors in a product.")
 @click.option("--rounds", type=click.IntRange(2), default=9, show_default=True, help="Turns of each kernel.")
+@_threads
 @json_option
-def kernels(rows: int, columns: int, batch: int, rounds: int, as_json: bool) -> None:
-    """Compare native kernels with numpy and with a plain read of memory, on one thread.
+def kernels(rows: int, columns: int, batch: int, rounds: int, threads: int, as_json: bool) -> None:
+    """Compare native kernels with numpy and with a plain read of memory.
 
     Each product walks over copies of the matrix that no cache holds. The last column but one is the rate at which a
-    product gets through packed weights, over the rate at which one core reads memory and does nothing else.
+    product gets through packed weights, over the rate at which as many threads read memory and do nothing else.
 
     \b
     Example:
@@ -96,13 +106,13 @@ def kernels(rows: int, columns: int, batch: int, rounds: int, as_json: bool) -> 
     from engine.offline.kernel_benchmarks import bench_kernels
     from harness.cli.model import progress_bar
 
-    with threadpool_limits(1), progress_bar("formats") as progress:
-        found = bench_kernels(rows, columns, batch, rounds=rounds, progress=progress)
+    with threadpool_limits(threads), progress_bar("formats") as progress:
+        found = bench_kernels(rows, columns, batch, rounds=rounds, threads=threads, progress=progress)
     if as_json:
         print_json(found)
         return
     table = Table("format", "kernels", "ms", "least to most", "over numpy", "GB/s", "of memory", "error", box=None,
-                  pad_edge=False, title=f"{rows} x {columns}, batch of {batch}; memory reads at "
+                  pad_edge=False, title=f"{rows} x {columns}, batch of {batch}, threads: {threads}; memory reads at "
                   f"{found[-1]['dram_bytes_per_s'] / 1e9:.1f} GB/s", title_justify="left")  # fmt: skip
     for row in found:
         table.add_row(
@@ -164,6 +174,7 @@ def storage(path: Path, block_bytes: int | None, rounds: int, seconds: float, as
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Turns of each backend.")
 @click.option("--tokens", "new_tokens", type=click.IntRange(2), default=32, show_default=True,
               help="Tokens to generate in a turn.")  # fmt: skip
+@_threads
 @json_option
 def decode(
     container: Path,
@@ -173,9 +184,10 @@ def decode(
     text: Path | None,
     rounds: int,
     new_tokens: int,
+    threads: int,
     as_json: bool,
 ) -> None:
-    """Compare decoding FILE with native kernels and with numpy, on one thread.
+    """Compare decoding FILE with native kernels and with numpy.
 
     \b
     Example:
@@ -189,11 +201,11 @@ def decode(
     tokens = (
         tuple(range(3, 35)) if text is None else Tokenizer.from_container(str(container)).encode(read_text(text))[:32]
     )
-    with threadpool_limits(1), progress_bar("turns") as progress:
+    with threadpool_limits(threads), progress_bar("turns") as progress:
         found = bench_decode(
             str(container), strategy, tokens, budget=expert_budget,
             profile=None if profile is None else PathProfile.load(str(profile)), rounds=rounds, new_tokens=new_tokens,
-            progress=progress,
+            threads=threads, progress=progress,
         )  # fmt: skip
     if as_json:
         print_json(found)

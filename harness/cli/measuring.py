@@ -20,12 +20,13 @@ from rich.table import Table
 
 from device_inventory import Inventory
 from engine.container import Container
-from engine.generate import check_records
+from engine.experts.provision import check_records
 from engine.models import model_config
 from engine.offline.passages import cut
 from engine.offline.tokenizer import Tokenizer
 from engine.protocol import Passage
 from engine.strategies import STRATEGIES
+from harness.cli.estimating import CellEstimator
 from harness.cli.options import FARM_VERSION, cache_folder
 from harness.cli.strategies import traits
 from harness.deploy import HashCache
@@ -44,7 +45,7 @@ from reports.metrics import METRICS
 from reports.records import RunStatus, Sweep
 
 INTERRUPTED = 130
-_SUMMARY = ("tpot_s", "peak_resident_bytes", "expert_hit_rate", "perplexity")
+_SUMMARY = ("tpot_s", "estimated_tpot_s", "peak_resident_bytes", "expert_hit_rate", "perplexity")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -58,10 +59,9 @@ def plan_matrix(matrix: Matrix, inventory: Inventory) -> Plan:
     cache = HashCache(cache_folder())
     tokenizer = lru_cache(Tokenizer.from_container)
     for container in matrix.containers:
-        if container.profile is not None and not container.profile.is_file():
-            raise UsageError(
-                f"matrix {matrix.name}: no profile {container.profile}: `edgemoe-farm model profile` makes one"
-            )
+        for what, path in (("profile", container.profile), ("trace", container.trace)):
+            if path is not None and not path.is_file():
+                raise UsageError(f"matrix {matrix.name}: no {what} {path}: `edgemoe-farm model {what}` makes one")
     return make_plan(
         matrix,
         inventory,
@@ -134,6 +134,7 @@ def measure(
         lambda device: open_session(device, known_hosts=known_hosts, cache_dir=cache or cache_folder()),
         farm_version=FARM_VERSION,
         earlier=database.runs(sweep_id=sweep.id),
+        estimate=CellEstimator(),
     )
     totals = dict(Counter(m.cell.device for m in plan.measurements))
     with _listener(totals, as_json) as listener:
@@ -188,15 +189,23 @@ def _stopping(stop: Callable[[], None]) -> Iterator[list[int]]:
 def _show_summary(sweep: Sweep, database: ResultsDatabase) -> None:
     groups = compare(sweep, database.runs(sweep_id=sweep.id))
     table = Table("device", "container", "workload", "strategy", box=None, pad_edge=False)
-    for title in ("TPOT", f"speed-up over {sweep.baseline}", "peak memory", "hit rate", "perplexity", "verdict"):
+    for title in (
+        "TPOT",
+        "estimated",
+        f"speed-up over {sweep.baseline}",
+        "peak memory",
+        "hit rate",
+        "perplexity",
+        "verdict",
+    ):
         table.add_column(title, justify="right")
     for group in groups:
         for row in group.rows:
-            tpot, *others = (_median(row, name) for name in _SUMMARY)
+            tpot, estimated, *others = (_median(row, name) for name in _SUMMARY)
             speed = f"{units.ratio(row.speed_up.ratio)}×" if row.speed_up else ""
             loss = ["not measured"] if row.is_lossy and not others[-1] else others[-1:]
             table.add_row(
-                group.device, group.container, group.workload, row.name, tpot, speed, *others[:-1], *loss,
+                group.device, group.container, group.workload, row.name, tpot, estimated, speed, *others[:-1], *loss,
                 row.verdict.value,
             )  # fmt: skip
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140)

@@ -226,7 +226,9 @@ def logits(container: Path, tokens: tuple[int, ...], to: Path, decoder_tokens: t
     show_default=True,
     help="cold: emptied before, and reading experts leaves nothing in it.",
 )
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of the arithmetic.")
+@click.option(
+    "--threads", type=click.IntRange(0), default=0, help="Of the arithmetic.  [default: what suits the cores]"
+)
 @click.option(
     "--emulated-read-bytes-per-s", type=float, metavar="RATE", help="Slow expert reads down to this rate: emulation."
 )

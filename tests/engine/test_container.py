@@ -113,6 +113,7 @@ HOSTILE: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("tensor over a record", lambda h: h["tensors"][0].__setitem__(3, h["records"][0][3]), "overlap"),
     ("tensor of a wrong size", lambda h: h["tensors"][0].__setitem__(2, [1 << 20, 1 << 20]), "disagree"),
     ("tensor twice", lambda h: h["tensors"].append(h["tensors"][0]), "twice"),
+    ("packed tensor of one dimension", lambda h: h["tensors"][1].__setitem__(1, "int8"), "malformed|disagree"),
     ("tensor of an unknown precision", lambda h: h["tensors"][0].__setitem__(1, "fp8"), "malformed"),
     ("a huge matrix", lambda h: h["matrices"][0].__setitem__(1, 1 << 43), "malformed"),
     ("no matrix", lambda h: h.__setitem__("matrices", []), "no matrices"),

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from device_inventory import Device, Inventory
-from engine.protocol import DeviceFacts, Load, RunRequest, Sample, Steps, Totals
-from harness.device_worker import Surroundings
+from engine.protocol import ArithmeticTimes, DeviceFacts, Load, RunRequest, Sample, Steps, Totals
+from harness.device_worker import Estimator, Surroundings
 from harness.errors import UnreachableError
 from harness.matrix import parse_matrix
 from harness.plan import Measurement, Plan, StrategyTraits, make_plan
@@ -81,6 +81,8 @@ class ScriptedFarm:
     open_error: Callable[[Device], Exception | None] = lambda device: None
     put_error: Callable[[Path], Exception | None] = lambda path: None
     before: Callable[[str, RunRequest], None] = lambda device, request: None
+    time_error: Callable[[str], Exception | None] = lambda container: None
+    timed: list[tuple[str, str]] = field(default_factory=list)  # device, container
     opened: list[str] = field(default_factory=list)
     requests: list[tuple[str, RunRequest]] = field(default_factory=list)
     busy: dict[str, int] = field(default_factory=dict)
@@ -113,6 +115,16 @@ class ScriptedSession:
         if progress:
             progress(1)
         return f"store/{source.name}"
+
+    def deployed(self, source: Path) -> str | None:
+        return f"store/{source.name}"
+
+    def arithmetic(self, container: str, *, backend: str, threads: int) -> ArithmeticTimes:
+        self._farm.timed.append((self._device, container))
+        error = self._farm.time_error(container)
+        if error:
+            raise error
+        return ArithmeticTimes(1e-3, 1e-3, {"fp32": 1e-3}, 1, 1, "numpy", None)
 
     def execute(self, request: RunRequest, *, on_event: Callable[[str, dict[str, Any]], None] | None = None) -> Outcome:
         farm = self._farm
@@ -164,6 +176,7 @@ class Bench:
         self.witness = Witness()
         self.database = ResultsDatabase.open(folder / "farm.db")
         self.sweep: Sweep | None = None
+        self.estimate: Estimator = lambda session, measurement, request: None
         self._seconds = itertools.count()
 
     def plan(self, matrix: str = MATRIX, devices: tuple[str, ...] = ("pi",), **changes: Any) -> Plan:
@@ -187,7 +200,7 @@ class Bench:
             self.database.add_sweep(self.sweep)
         around = Surroundings(
             self.sweep, self.farm.open_session, farm_version="0.1.0", earlier=self.runs(), now=self.now,
-            reconnect_pause_s=0.0,
+            reconnect_pause_s=0.0, estimate=self.estimate,
         )  # fmt: skip
         return SweepRunner(plan, self.database, self.witness, around)
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from harness.progress import JsonLines, LiveTable, LogLines
 from harness.session import Outcome
-from reports.records import RunStatus
+from reports.records import RunEstimate, RunStatus
 from tests.harness.conftest import ok
 
 HOSTILE = "died \x1b[31mred\x1b[0m [bold]x[/bold]\nand on"
@@ -19,6 +19,7 @@ def measure(bench, listener) -> None:
     failure = Outcome(RunStatus.FAILED, (HOSTILE,))
     bench.farm.answer = lambda request: failure if request.strategy == "naive-swap" else ok(request)
     bench.witness = listener
+    bench.estimate = lambda session, measurement, request: RunEstimate(0.4, 0.3, 0.5, 1.0, 1, "told")
     bench.measure(bench.plan())
 
 
@@ -30,7 +31,7 @@ def test_log_lines_are_one_a_run(bench) -> None:
     assert lines[-1] == "pi: done"
     runs = lines[1:-1]
     assert [line.split()[1] for line in runs] == [f"[{i}/8]" for i in range(1, 9)]
-    assert sum("ok 500.0 ms a token" in line for line in runs) == 6
+    assert sum("ok 500.0 ms a token (estimated 400.0)" in line for line in runs) == 6
     assert sum("failed (died " in line for line in runs) == 2
     assert "\x1b" not in stream.getvalue()
 
@@ -42,6 +43,7 @@ def test_json_lines_are_json_and_complete(bench) -> None:
     ended = [e for e in events if e["event"] == "cell_ended"]
     assert [e["status"] for e in ended].count("ok") == 6
     assert {e["tpot_s"] for e in ended} == {0.5, None}
+    assert {e["estimated_tpot_s"] for e in ended} == {0.4}
     assert [e["reasons"] for e in ended if e["status"] == "failed"] == [[HOSTILE]] * 2
     assert ended[0]["cell"]["device"] == "pi"
     assert sum(e["event"] == "cell_started" for e in events) == 8

@@ -5,6 +5,7 @@ import pytest
 
 from engine.protocol import Passage, Recall, Sample, Steps
 from reports.metrics import METRICS
+from reports.records import RunEstimate
 
 
 @pytest.fixture
@@ -29,6 +30,7 @@ def run(make):
     return replace(
         whole,
         request=replace(whole.request, passages=passages),
+        estimate=RunEstimate(0.25, 0.2, 0.8, 400.0, 900, "by hand"),
         samples=(warmup, timed),
         totals=replace(whole.totals, peak_resident_bytes=1000, passage_nats=(log(4**3.5), log(4**0.5))),
     )
@@ -38,6 +40,7 @@ def run(make):
     ("name", "expected"),
     [
         ("tpot_s", 0.3),
+        ("estimated_tpot_s", 0.25),
         ("ttft_s", 2.0),
         ("prefill_tokens_per_s", 12.0),
         ("decode_tokens_per_s", 1 / 0.3),

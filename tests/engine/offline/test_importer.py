@@ -47,6 +47,20 @@ def test_experts_of_several_dtypes_become_float32(checkpoint: WRITE, tmp_path: P
     assert import_checkpoint(checkpoint(change), tmp_path / "m.emoe").formats == (Format("fp32"),)
 
 
+def test_non_experts_in_int8(checkpoint: WRITE, tmp_path: Path) -> None:
+    """Large matrices alone, to half a step of the largest of 32; norms and routers are what they were."""
+    stored = import_checkpoint(checkpoint(), tmp_path / "stored.emoe")
+    packed = import_checkpoint(checkpoint(), tmp_path / "int8.emoe", int8_non_experts=True)
+    assert {name for name, tensor in packed.tensors.items() if tensor.precision == "int8"} == {
+        "embed", "head", *(f"layers.{i}.{name}" for i in range(2) for name in "qkvo")
+    }  # fmt: skip
+    for name, tensor in packed.tensors.items():
+        exact, found = stored.read_tensor(name), packed.read_tensor(name)
+        assert tensor.shape == exact.shape == found.shape
+        bound = 0 if tensor.precision != "int8" else np.abs(exact).max() / 127 * 0.51
+        assert np.abs(found - exact).max() <= bound
+
+
 def test_each_expert_is_there_in_each_format_the_first_is_primary(checkpoint: WRITE, tmp_path: Path) -> None:
     formats = formats_of(PRECISIONS, None, None)
     container = import_checkpoint(checkpoint(), tmp_path / "m.emoe", formats)

@@ -97,6 +97,11 @@ def test_an_untied_head_with_one_table_of_embeddings_as_transformers_4_wrote_it(
     np.testing.assert_array_equal(*logits)
 
 
+def test_its_non_experts_stay_in_floats(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="non-experts of switch_transformers in floats only"):
+        import_checkpoint(write(tmp_path / "hf"), tmp_path / "m.emoe", int8_non_experts=True)
+
+
 def test_each_expert_of_the_encoder_is_read_once_for_a_whole_prompt(container: Container) -> None:
     engine = Engine(container, strategy_named("naive-swap"))
     asked: list[tuple[int, np.ndarray]] = []

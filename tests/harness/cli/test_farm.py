@@ -104,11 +104,16 @@ def test_the_whole_way(folder: Path, trusted: dict[str, Device]) -> None:
     summary = events[-1]
     assert (summary["event"], summary["ok"], summary["missing"], summary["exit_code"]) == ("summary", 8, 0, 0)
 
+    ended = [event for event in events if event["event"] == "cell_ended"]
+    assert all(event["estimated_tpot_s"] > 0 for event in ended)
+
     listed = json.loads(farm("results", "list", "--json").stdout)
     assert [(s["id"], s["ok"]) for s in listed] == [(summary["sweep"], 8)]
     assert summary["sweep"] in farm("results", "list").stdout
     shown = json.loads(farm("results", "show", "--json").stdout)
     assert {r["status"] for r in shown["runs"]} == {"ok"}
+    (basis,) = {r["estimate"]["basis"] for r in shown["runs"]}
+    assert basis.startswith("arithmetic timed on the device; emulated storage, 1000 MB/s; routing uniform: ")
     assert {tuple(r["emulated"]) for r in shown["runs"]} == {("storage limited to 1000 MB/s by the engine",)}
     assert farm("results", "show").stdout.count(" ok ") == 8
 
@@ -119,9 +124,22 @@ def test_the_whole_way(folder: Path, trusted: dict[str, Device]) -> None:
         assert (folder / f"runs.{kind}").stat().st_size > 1000
 
     assert farm("report", summary["sweep"][:12], "-o", "page.html").stdout == "report: page.html\n"
-    assert "slow" in (folder / "page.html").read_text()
+    page = (folder / "page.html").read_text()
+    assert "slow" in page
+    assert "Estimated" in page
     assert json.loads(farm("run", "--resume", "--plan", "--json").stdout) == []
     farm("run", "--resume")
+
+
+def test_an_estimate_for_a_device_uploads_nothing_unasked(folder: Path, trusted: dict[str, Device]) -> None:
+    arguments = ("estimate", "tiny.emoe", "--device", "fast", "--strategy", "naive-swap", "--prompt-tokens", "4")
+    assert "upload it with --deploy" in refused(*arguments)
+    assert not list((folder / "loopback").rglob("*.emoe"))
+    found = json.loads(farm(*arguments, "--deploy", "--json").stdout)
+    assert found["basis"]["storage"] == "1000 MB/s, emulated on fast"
+    assert found["basis"]["arithmetic"].startswith("timed on fast")
+    assert found["strategies"][0]["token_s"] > 0
+    assert "said by hand" in farm(*arguments, "--storage-rate", "5").stdout
 
 
 def test_nothing_talks_to_a_device_that_is_not_trusted(folder: Path, devices: dict[str, Device]) -> None:

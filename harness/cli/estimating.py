@@ -1,0 +1,325 @@
+"""`estimate`: what to expect of each strategy; and the same for each cell of a `run`, beside what is measured."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import threading
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING
+
+import click
+import numpy
+from rich.console import Console
+from rich.table import Table
+
+from engine.container import Container
+from engine.errors import EngineError
+from engine.experts.profile import PathProfile
+from engine.protocol import BACKENDS, ArithmeticTimes, ExpertBudget, RunRequest
+from engine.strategies import STRATEGIES, strategy_named
+from harness.cli.options import (
+    Budget,
+    cache_folder,
+    inventory_option,
+    json_option,
+    known_hosts_option,
+    load_inventory,
+    print_json,
+    printable,
+)
+from harness.deploy import ENGINE_SOURCE
+from harness.errors import DeviceError, UsageError
+from harness.matrix import ContainerFile
+from harness.plan import Measurement
+from harness.probe import Python, read_arithmetic
+from harness.remote import open_session
+from harness.session import Session
+from harness.transport.local import LocalTransport
+from reports.records import RunEstimate
+
+if TYPE_CHECKING:
+    from engine.offline.estimate import Demand, Estimate, Machine
+
+_TEXT_TOKENS = 1024  # of --text that are traced
+_RUN_TOKENS = 96  # replayed for a cell of a run: it must take well under a second
+
+
+@click.command()
+@click.argument("container", metavar="CONTAINER", type=click.Path(path_type=Path))
+@click.option("--device", "device_name", metavar="NAME", help="Time the arithmetic there.  [default: this machine]")
+@click.option("--deploy", is_flag=True, help="With --device: upload CONTAINER where the device lacks it.")
+@click.option(
+    "--storage-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MB/S",
+    help="Of reading experts.  [default: the device's emulated one; on this machine it is measured]",
+)
+@click.option(
+    "--memory-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GB/S",
+    help="At which one core reads memory: arithmetic by hand, for a device that is not here.",
+)
+@click.option("--trace", "trace_file", type=click.Path(path_type=Path), metavar="TRACE", help="See `model trace`.")
+@click.option("--text", type=click.Path(path_type=Path), metavar="PATH", help="UTF-8 text to trace now, instead.")
+@click.option("--profile", type=click.Path(path_type=Path), metavar="PROFILE", help="See `model profile`.")
+@click.option("--expert-budget", type=Budget(), help="Of each expert buffer.  [default: the strategy's own]")
+@click.option("--strategy", "names", multiple=True, metavar="NAME", help="May be repeated.  [default: all]")
+@click.option("--prompt-tokens", type=click.IntRange(1), default=32, show_default=True, help="Before each sequence.")
+@click.option(
+    "--tokens", "new_tokens", type=click.IntRange(1), default=48, show_default=True, help="To decode after each prompt."
+)
+@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="Of the arithmetic.")
+@inventory_option
+@known_hosts_option
+@json_option
+def estimate(
+    container: Path,
+    device_name: str | None,
+    deploy: bool,
+    storage_rate: float | None,
+    memory_rate: float | None,
+    trace_file: Path | None,
+    text: Path | None,
+    profile: Path | None,
+    expert_budget: ExpertBudget | None,
+    names: tuple[str, ...],
+    prompt_tokens: int,
+    new_tokens: int,
+    backend: str,
+    inventory_path: Path,
+    known_hosts: Path,
+    as_json: bool,
+) -> None:
+    """Estimate tokens/s, memory and hit rate of each strategy on CONTAINER, before anything is measured.
+
+    A trace is replayed through the engine's own buffer, policies and predictors, on a simulated clock: arithmetic takes
+    what a token was timed to take on the device, a read its bytes over the storage's rate. Without trace or text the
+    routing is drawn from the profile, without a profile it is uniform. The floor is what no pipeline could beat.
+
+    \b
+    Examples:
+      edgemoe-farm estimate model.emoe --trace held-out.trace --profile model.profile.json --expert-budget 12MiB
+      edgemoe-farm estimate model.emoe --device pi5 --storage-rate 43 --profile model.profile.json
+      edgemoe-farm estimate model.emoe --storage-rate 90 --memory-rate 4 --strategy naive-swap --strategy full-load
+    """
+    from engine.offline.estimate import estimate as estimate_one
+
+    if trace_file is not None and text is not None:
+        raise UsageError("give --trace or --text, not both")
+    if device_name is not None and memory_rate is not None:
+        raise UsageError("--memory-rate says by hand what --device measures: give one of them")
+    if deploy and device_name is None:
+        raise UsageError("--deploy goes with --device")
+    strategies = [strategy_named(name) for name in names] or list(STRATEGIES.values())
+    opened = Container.open(str(container))
+    known = None if profile is None else PathProfile.load(str(profile))
+    demand = _demand(opened, trace_file, text, known)
+    if device_name is not None:
+        machine = _remote(container, device_name, deploy, backend, inventory_path, known_hosts)
+    elif memory_rate is not None:
+        machine = _by_hand(opened, memory_rate * 1e9)
+    else:
+        machine = _local(opened, backend, measure_storage=storage_rate is None)
+    if storage_rate is not None:
+        machine = _with_rate(machine, storage_rate * 1e6)
+    rows = [
+        estimate_one(
+            opened, strategy, machine, demand, profile=known, expert_budget=expert_budget,
+            prompt_tokens=prompt_tokens, new_tokens=new_tokens, profile_file_bytes=_file_bytes(profile),
+        )
+        for strategy in strategies
+    ]  # fmt: skip
+    basis = {"arithmetic": machine.times_from, "storage": machine.storage_from, "routing": demand.source}
+    if as_json:
+        print_json({
+            "estimate": True, "container": str(container), "basis": basis, "times": machine.times,
+            "bytes_per_s": machine.storage.bytes_per_s if machine.storage else None,
+            "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "strategies": rows,
+        })  # fmt: skip
+        return
+    _show(rows, basis)
+
+
+class CellEstimator:
+    """Estimates a cell before its run: asks a device once for its times of a container, replays once for each cell.
+
+    Whatever goes wrong, there is no estimate, and the run goes on: it is not what the run is for.
+    """
+
+    def __init__(self) -> None:
+        self._times: dict[tuple[str, str, str, int], ArithmeticTimes | None] = {}
+        self._cells: dict[str, RunEstimate | None] = {}
+        self._lock = threading.Lock()  # devices are measured side by side
+        self._demand = lru_cache(_demand_of_run)
+
+    def __call__(self, session: Session, measurement: Measurement, request: RunRequest) -> RunEstimate | None:
+        key = measurement.cell.key
+        if key not in self._cells:
+            try:
+                self._cells[key] = self._estimate(session, measurement, request)
+            except (DeviceError, EngineError):
+                self._cells[key] = None
+        return self._cells[key]
+
+    def _estimate(self, session: Session, measurement: Measurement, request: RunRequest) -> RunEstimate | None:
+        from engine.offline.estimate import Machine, estimate
+        from engine.offline.simulation import Storage
+
+        rate, strategy = request.emulated_read_bytes_per_s, strategy_named(request.strategy)
+        if rate is None and strategy.residency != "all":
+            return None
+        times = self._times_of(session, measurement, request)
+        if times is None:
+            return None
+        machine = Machine(
+            times, "timed on the device", None if rate is None else Storage.emulated(rate),
+            "no storage" if rate is None else f"emulated storage, {rate / 1e6:g} MB/s",
+        )  # fmt: skip
+        container = measurement.container
+        with self._lock:
+            opened, profile, demand = self._demand(container)
+        found = estimate(
+            opened, strategy, machine, demand, profile=profile, expert_budget=request.expert_budget,
+            prompt_tokens=round(mean(map(len, request.prompts))), new_tokens=request.max_new_tokens,
+            profile_file_bytes=_file_bytes(container.profile), most_tokens=_RUN_TOKENS,
+        )  # fmt: skip
+        if found.token_s is None or found.floor_s is None or found.hit_rate is None or found.read_bytes is None:
+            return None
+        return RunEstimate(
+            found.token_s, found.floor_s, found.hit_rate, found.read_bytes, found.memory_bytes or 0,
+            f"arithmetic {machine.times_from}; {machine.storage_from}; routing {demand.source}",
+        )  # fmt: skip
+
+    def _times_of(self, session: Session, measurement: Measurement, request: RunRequest) -> ArithmeticTimes | None:
+        key = (measurement.cell.device, measurement.cell.container_sha256, request.backend, request.threads)
+        if key not in self._times:
+            try:
+                self._times[key] = session.arithmetic(
+                    request.container, backend=request.backend, threads=request.threads
+                )
+            except DeviceError:
+                self._times[key] = None
+        return self._times[key]
+
+
+def _demand_of_run(file: ContainerFile) -> tuple[Container, PathProfile | None, Demand]:
+    container = Container.open(str(file.path))
+    profile = None if file.profile is None else PathProfile.load(str(file.profile))
+    return container, profile, _demand(container, file.trace, None, profile)
+
+
+def _demand(container: Container, trace_file: Path | None, text: Path | None, profile: PathProfile | None) -> Demand:
+    from engine.offline.estimate import Demand, drawn_from, uniform
+    from engine.offline.tokenizer import Tokenizer
+    from engine.offline.trace import Trace, record_trace
+
+    if trace_file is not None:
+        return Demand(Trace.load(str(trace_file)), f"replayed from {trace_file}")
+    if text is not None:
+        from harness.cli.model import progress_bar, read_text
+
+        tokens = Tokenizer.from_container(container.path).encode(read_text(text))[:_TEXT_TOKENS]
+        with progress_bar("windows") as progress:
+            return Demand(record_trace(container, tokens, progress=progress), f"traced on {text}")
+    return uniform(container) if profile is None else drawn_from(profile, container)
+
+
+def _file_bytes(path: Path | None) -> int:
+    return 0 if path is None else path.stat().st_size
+
+
+# --- machines -------------------------------------------------------------------------------------------------------
+
+
+def _by_hand(container: Container, memory_bytes_per_s: float) -> Machine:
+    from engine.offline.estimate import Machine, times_by_hand
+
+    return Machine(
+        times_by_hand(container, memory_bytes_per_s),
+        f"by hand, from {memory_bytes_per_s / 1e9:g} GB/s of memory and the interpreter of an x86-64 server",
+        None, "say it with --storage-rate", memory_bytes_per_s,
+    )  # fmt: skip
+
+
+def _local(container: Container, backend: str, *, measure_storage: bool) -> Machine:
+    """This machine: a process of its own does the arithmetic, as on a device."""
+    from engine.offline.estimate import Machine
+    from engine.offline.simulation import Storage
+    from engine.offline.storage_benchmarks import bench_storage
+
+    python = Python(sys.executable, sys.version.split()[0], numpy.__version__)
+    with tempfile.TemporaryDirectory() as folder:
+        transport = LocalTransport("this machine", Path(folder))
+        path = str(Path(container.path).resolve())
+        times = read_arithmetic(transport, python, str(ENGINE_SOURCE.parent), path, backend=backend)
+    machine = Machine(times, f"timed on this machine, {_engaged(times)}", None, "say it with --storage-rate")
+    if not measure_storage:
+        return machine
+    try:
+        found = bench_storage(container.path, container.largest_slot_bytes, rounds=1, seconds=0.3)
+    except EngineError as error:
+        return Machine(times, machine.times_from, None, f"say it with --storage-rate ({error})")
+    rate = next(row["bytes_per_s"] for row in found if (row["method"], row["lanes"]) == ("pread", 1))
+    return Machine(times, machine.times_from, Storage(rate), f"{rate / 1e6:.0f} MB/s, measured on this machine, cold")
+
+
+def _remote(container: Path, name: str, deploy: bool, backend: str, inventory_path: Path, known_hosts: Path) -> Machine:
+    from engine.offline.estimate import Machine
+    from engine.offline.simulation import Storage
+
+    device = load_inventory(inventory_path)[name]
+    session = open_session(device, known_hosts=known_hosts, cache_dir=cache_folder())
+    try:
+        there = session.put(container) if deploy else session.deployed(container)
+        if there is None:
+            raise UsageError(
+                f"{name} does not have {container} ({container.stat().st_size / 1e6:.0f} MB): upload it with --deploy, "
+                "or say rates by hand with --storage-rate and --memory-rate, without --device"
+            )
+        times = session.arithmetic(there, backend=backend, threads=0)
+    finally:
+        session.close()
+    rate = device.emulated_read_bytes_per_s
+    return Machine(
+        times, f"timed on {name}, {_engaged(times)}", None if rate is None else Storage.emulated(rate),
+        "say it with --storage-rate" if rate is None else f"{rate / 1e6:g} MB/s, emulated on {name}",
+    )  # fmt: skip
+
+
+def _with_rate(machine: Machine, bytes_per_s: float) -> Machine:
+    from engine.offline.simulation import Storage
+
+    return replace(machine, storage=Storage(bytes_per_s), storage_from=f"{bytes_per_s / 1e6:g} MB/s, said by hand")
+
+
+def _engaged(times: ArithmeticTimes) -> str:
+    return printable(times.variant or times.backend)
+
+
+# --- showing --------------------------------------------------------------------------------------------------------
+
+
+def _show(rows: list[Estimate], basis: dict[str, str]) -> None:
+    table = Table(box=None, pad_edge=False, title="estimate, not measured", title_justify="left")
+    table.add_column("strategy", no_wrap=True)
+    for title in ("tokens/s", "ms a token", "floor ms", "memory MB", "hits", "MB a token"):
+        table.add_column(title, justify="right")
+    table.add_column("bound by")
+    for row in rows:
+        if row.token_s is None or row.floor_s is None or row.memory_bytes is None or row.read_bytes is None:
+            continue
+        table.add_row(
+            row.strategy, f"{1 / row.token_s:.1f}", f"{row.token_s * 1e3:.2f}", f"{row.floor_s * 1e3:.2f}",
+            f"{row.memory_bytes / 1e6:.0f}", f"{row.hit_rate:.0%}", f"{row.read_bytes / 1e6:.2f}", row.bound,
+        )  # fmt: skip
+    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140).print(table)
+    for row in rows:
+        if row.needs is not None:
+            click.echo(f"{row.strategy}: {row.needs}")
+    for what, source in basis.items():
+        click.echo(f"{what}: {source}")
