@@ -6,8 +6,10 @@ layers of the first two MoE layers are the last ones of the token before, as in 
 a set is the sorted tuple of its k experts. A fourth table counts every expert by the token itself (`by_token`), which
 is known before its first layer runs. Layers of an encoder are not counted: it takes all tokens of a prompt together.
 
-The file is JSON: {"schema": "edgemoe-profile", "version": 2, ...}. History of VERSION: 1 first; 2 adds by_token, and a
-file without it is refused: making it again is one command.
+The file is lines of JSON: {"schema": "edgemoe-profile", "version": 3, ...}, then a line for each layer. A device reads
+it one layer at a time, and what it keeps is packed, because Python's objects for it would take 24 times the bytes of
+the file, in the memory that experts are short of. History of VERSION: 1 first; 2 adds by_token; 3 in lines and columns.
+Older files are refused: making one again is one command.
 """
 
 from __future__ import annotations
@@ -15,18 +17,55 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Generic, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, TypeVar
+
+import numpy as np
 
 from engine.errors import ContainerError
 from engine.files import replacing
 
 SCHEMA = "edgemoe-profile"
-VERSION = 2
+VERSION = 3
 MAX_FILE_BYTES = 256 << 20
 
 ExpertSet = Tuple[int, ...]  # sorted
 Path = Tuple[ExpertSet, ...]  # of the one or two previous MoE layers, the older first
 Counts = Dict[int, int]
+
+K = TypeVar("K")
+
+
+class CountTable(Mapping[K, Counts], Generic[K]):
+    """Counts by key, read-only, packed into three columns."""
+
+    def __init__(self, keys: Iterable[K], sizes: Sequence[int], experts: Sequence[int], counts: Sequence[int]) -> None:
+        """Each key has its next `sizes` of `experts`, with their `counts`. Raises ValueError if they do not fit."""
+        self._rows = {key: row for row, key in enumerate(keys)}
+        self._ends = np.cumsum(np.array(sizes, np.uint32), dtype=np.uint32)
+        self._experts, self._counts = np.array(experts, np.uint16), np.array(counts, np.uint32)
+        total = int(self._ends[-1]) if len(sizes) else 0
+        if len(self._rows) != len(sizes) or not len(experts) == len(counts) == total:
+            raise ValueError("the columns of a table differ in length, or it has a key twice")
+
+    @classmethod
+    def of(cls, rows: Mapping[K, Counts]) -> CountTable[K]:
+        pairs = [pair for counts in rows.values() for pair in _by_count(counts)]
+        return cls(rows, [len(c) for c in rows.values()], [e for e, _ in pairs], [c for _, c in pairs])
+
+    def columns(self) -> Tuple[List[int], List[int], List[int]]:
+        """sizes, experts and counts, as they are given to the constructor."""
+        return np.diff(self._ends, prepend=np.uint32(0)).tolist(), self._experts.tolist(), self._counts.tolist()
+
+    def __getitem__(self, key: K) -> Counts:
+        row = self._rows[key]
+        part = slice(int(self._ends[row - 1]) if row else 0, int(self._ends[row]))
+        return dict(zip(self._experts[part].tolist(), self._counts[part].tolist()))
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
 
 @dataclass(frozen=True)
@@ -35,9 +74,9 @@ class PathProfile:
     experts: int
     tokens: int
     marginal: Tuple[Counts, ...]  # by layer
-    one: Tuple[Dict[Path, Counts], ...]
-    two: Tuple[Dict[Path, Counts], ...]
-    by_token: Tuple[Dict[int, Counts], ...] = ()  # by layer, then token id; empty where tokens were not counted
+    one: Tuple[Mapping[Path, Counts], ...]
+    two: Tuple[Mapping[Path, Counts], ...]
+    by_token: Tuple[Mapping[int, Counts], ...] = ()  # by layer, then token id; empty where tokens were not counted
 
     def frequency(self) -> Dict[Tuple[int, int], float]:
         """(layer, expert) -> share of tokens that activate it."""
@@ -63,20 +102,25 @@ class PathProfile:
 
     def save(self, path: str) -> None:
         """Atomically."""
-        content = {
+        header = {
             "schema": SCHEMA,
             "version": VERSION,
             "layers": self.layers,
             "experts": self.experts,
             "tokens": self.tokens,
-            "marginal": [_counts_to_json(c) for c in self.marginal],
-            "one": [_paths_to_json(t) for t in self.one],
-            "two": [_paths_to_json(t) for t in self.two],
-            "by_token": [{str(k): _counts_to_json(t[k]) for k in sorted(t)} for t in self.by_token],
         }
         try:
             with replacing(path) as file:
-                file.write(json.dumps(content, separators=(",", ":")).encode() + b"\n")
+                file.write(_line(header))
+                for layer in range(self.layers):
+                    content = {
+                        "marginal": _by_count(self.marginal[layer]),
+                        "one": _paths_to_json(self.one[layer]),
+                        "two": _paths_to_json(self.two[layer]),
+                    }
+                    if self.by_token:
+                        content["by_token"] = _table_to_json(self.by_token[layer])
+                    file.write(_line(content))
         except OSError as error:
             raise ContainerError(f"{path}: the profile cannot be written: {error.strerror}") from None
 
@@ -87,35 +131,40 @@ class PathProfile:
             if os.path.getsize(path) > MAX_FILE_BYTES:
                 raise ContainerError(f"{path}: larger than a profile can be")
             with open(path, "rb") as file:
-                content = json.loads(file.read(MAX_FILE_BYTES))
-            return cls._parse(content)
+                return cls._parse(file)
         except OSError as error:
             raise ContainerError(f"{path}: cannot be opened: {error.strerror}") from None
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise ContainerError(
                 f"{path}: not a sound profile ({type(error).__name__}: {str(error)[:120]}); make it again with "
                 "`edgemoe-farm model profile`"
             ) from None
 
     @classmethod
-    def _parse(cls, content: Any) -> PathProfile:
-        if content["schema"] != SCHEMA or content["version"] != VERSION:
-            raise ValueError(f"schema {content['schema']!r} version {content['version']!r}, not {SCHEMA} {VERSION}")
-        layers, experts = int(content["layers"]), int(content["experts"])
-        profile = cls(
-            layers,
-            experts,
-            int(content["tokens"]),
-            tuple(_counts_from_json(c, experts) for c in content["marginal"]),
-            tuple(_paths_from_json(t, experts) for t in content["one"]),
-            tuple(_paths_from_json(t, experts) for t in content["two"]),
-            tuple({int(k): _counts_from_json(c, experts) for k, c in t.items()} for t in content["by_token"]),
-        )
-        if not len(profile.marginal) == len(profile.one) == len(profile.two) == layers:
-            raise ValueError("a table for each layer is expected")
-        if len(profile.by_token) not in (0, layers):
+    def _parse(cls, lines: Iterator[bytes]) -> PathProfile:
+        header = json.loads(next(lines, b""))
+        if header["schema"] != SCHEMA or header["version"] != VERSION:
+            raise ValueError(f"schema {header['schema']!r} version {header['version']!r}, not {SCHEMA} {VERSION}")
+        layers, experts = int(header["layers"]), int(header["experts"])
+        marginal: List[Counts] = []
+        one: List[Mapping[Path, Counts]] = []
+        two: List[Mapping[Path, Counts]] = []
+        by_token: List[Mapping[int, Counts]] = []
+        for line in lines:
+            content = json.loads(line)
+            marginal.append(dict(content["marginal"]))
+            one.append(_paths_from_json(content["one"]))
+            two.append(_paths_from_json(content["two"]))
+            if "by_token" in content:
+                by_token.append(_table_from_json(content["by_token"], map(int, content["by_token"]["keys"])))
+            tables: List[Mapping[Any, Counts]] = [{0: marginal[-1]}, one[-1], two[-1], *by_token[-1:]]
+            for table in tables:
+                _check(table, experts)
+        if len(marginal) != layers:
+            raise ValueError(f"{len(marginal)} of {layers} layers")
+        if len(by_token) not in (0, layers):
             raise ValueError("by_token: a table for each layer, or none, is expected")
-        return profile
+        return cls(layers, experts, int(header["tokens"]), tuple(marginal), tuple(one), tuple(two), tuple(by_token))
 
 
 class PathCounter:
@@ -157,41 +206,54 @@ class PathCounter:
 
     def finish(self, least: int = 2) -> PathProfile:
         """Paths of two layers, and token ids, seen fewer than `least` times are left to the back-off: too little."""
-        two = tuple({p: c for p, c in table.items() if max(c.values()) >= least} for table in self._two)
-        seen = tuple({t: c for t, c in table.items() if self._occurrences[t] >= least} for table in self._by_token)
-        by_token = seen if self._occurrences else ()
+        two = [{p: c for p, c in table.items() if max(c.values()) >= least} for table in self._two]
+        seen = [{t: c for t, c in table.items() if self._occurrences[t] >= least} for table in self._by_token]
         return PathProfile(
-            self.layers, self.experts, self.tokens, tuple(self._marginal), tuple(self._one), two, by_token
-        )
+            self.layers, self.experts, self.tokens, tuple(self._marginal), tuple(map(CountTable.of, self._one)),
+            tuple(map(CountTable.of, two)), tuple(map(CountTable.of, seen if self._occurrences else ())),
+        )  # fmt: skip
 
 
 def _ranked(tables: Sequence[Counts]) -> List[int]:
     """By the first table, what is not in it by the next; ties by number."""
     ranked: Dict[int, None] = {}
     for counts in tables:
-        for expert in sorted(counts, key=lambda e: (-counts[e], e)):
+        for expert, _ in _by_count(counts):
             ranked.setdefault(expert)
     return list(ranked)
 
 
-def _counts_to_json(counts: Counts) -> List[List[int]]:
-    return [[expert, counts[expert]] for expert in sorted(counts, key=lambda e: (-counts[e], e))]
+def _by_count(counts: Counts) -> List[Tuple[int, int]]:
+    return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
-def _counts_from_json(pairs: Any, experts: int) -> Counts:
-    counts = {int(expert): int(count) for expert, count in pairs}
-    if any(not 0 <= e < experts or c < 0 for e, c in counts.items()):
-        raise ValueError(f"an expert outside 0 .. {experts - 1} or a negative count")
-    return counts
+def _line(content: Any) -> bytes:
+    return json.dumps(content, separators=(",", ":")).encode() + b"\n"
 
 
-def _paths_to_json(table: Dict[Path, Counts]) -> Dict[str, List[List[int]]]:
+def _table_to_json(table: Mapping[Any, Counts]) -> Dict[str, Any]:
+    ordered = {key: table[key] for key in sorted(table)}
+    sizes, experts, counts = CountTable.of(ordered).columns()
+    return {"keys": list(ordered), "sizes": sizes, "experts": experts, "counts": counts}
+
+
+def _table_from_json(content: Any, keys: Iterable[K]) -> CountTable[K]:
+    return CountTable(keys, content["sizes"], content["experts"], content["counts"])
+
+
+def _paths_to_json(table: Mapping[Path, Counts]) -> Dict[str, Any]:
     """Keys read 3.7/0.12: experts 3 and 7, then 0 and 12."""
-    return {"/".join(".".join(map(str, s)) for s in path): _counts_to_json(table[path]) for path in sorted(table)}
+    content = _table_to_json(table)
+    return {**content, "keys": ["/".join(".".join(map(str, s)) for s in path) for path in content["keys"]]}
 
 
-def _paths_from_json(table: Any, experts: int) -> Dict[Path, Counts]:
-    return {
-        tuple(tuple(int(e) for e in s.split(".")) for s in key.split("/")): _counts_from_json(pairs, experts)
-        for key, pairs in table.items()
-    }
+def _paths_from_json(content: Any) -> CountTable[Path]:
+    return _table_from_json(
+        content, (tuple(tuple(map(int, s.split("."))) for s in key.split("/")) for key in content["keys"])
+    )
+
+
+def _check(table: Mapping[Any, Counts], experts: int) -> None:
+    for counts in table.values():
+        if any(not 0 <= expert < experts or count < 0 for expert, count in counts.items()):
+            raise ValueError(f"an expert outside 0 .. {experts - 1} or a negative count")

@@ -42,7 +42,7 @@ from engine.strategies import Strategy
 KERNEL_SHARES = {"fp32": 0.75, "fp16": 0.75, "bf16": 0.75, "int8": 0.65, "int4": 0.65, "int3": 0.3, "int2": 0.3}
 INTERPRETER_LAYER_S, INTERPRETER_EXPERT_S, INTERPRETER_HEAD_S = 30e-6, 18e-6, 5e-6
 INTERPRETER_BYTES = 36 << 20
-PROFILE_GROWTH = 24  # bytes in memory for each of the file: tables of Python's; 23.5 to 24.9 for three profiles
+PROFILE_GROWTH = 6  # bytes in memory for each of the file: keys are Python's objects; 5.8
 
 DRAWN_TOKENS = 512  # of routing that is made up
 

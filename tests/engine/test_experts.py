@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import random
 import threading
 import time
@@ -331,14 +332,35 @@ def test_a_profile_survives_its_file(tmp_path: Path, profile: PathProfile) -> No
     assert [p.name for p in tmp_path.iterdir()] == ["p.json"]
 
 
+def _profile_text(version: int = 3, layers: int = 1, **tables: object) -> str:
+    """The file of a profile of one layer with one expert, sound unless something is said."""
+    empty = {"keys": [], "sizes": [], "experts": [], "counts": []}
+    header = {"schema": "edgemoe-profile", "version": version, "layers": layers, "experts": 1, "tokens": 0}
+    layer = {"marginal": [], "one": empty, "two": empty, "by_token": empty, **tables}
+    return f"{json.dumps(header)}\n{json.dumps(layer)}\n"
+
+
+def test_a_small_profile_is_sound(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(_profile_text(by_token={"keys": [7], "sizes": [1], "experts": [0], "counts": [3]}))
+    assert PathProfile.load(str(path)).by_token == ({7: {0: 3}},)
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "", "[]", "{}", "nonsense", "[" * 100000,
-        '{"schema":"edgemoe-profile","version":3,"layers":1,"experts":1,"tokens":0,"marginal":[[]],"one":[{}],"two":[{}],"by_token":[]}',
-        '{"schema":"edgemoe-profile","version":2,"layers":2,"experts":1,"tokens":0,"marginal":[[]],"one":[{}],"two":[{}],"by_token":[]}',
-        '{"schema":"edgemoe-profile","version":2,"layers":1,"experts":1,"tokens":0,"marginal":[[[5,1]]],"one":[{}],"two":[{}],"by_token":[]}',
-        '{"schema":"edgemoe-profile","version":2,"layers":1,"experts":1,"tokens":0,"marginal":[[]],"one":[{"x":[]}],"two":[{}],"by_token":[]}',
+        _profile_text(version=2),
+        _profile_text(layers=2),
+        _profile_text(layers=0),
+        _profile_text(marginal=[[1, 1]]),
+        _profile_text(one={"keys": ["x"], "sizes": [0], "experts": [], "counts": []}),
+        _profile_text(one={"keys": ["0", "0"], "sizes": [0, 0], "experts": [], "counts": []}),
+        _profile_text(one={"keys": ["0"], "sizes": [2], "experts": [0], "counts": [1]}),
+        _profile_text(one={"keys": ["0"], "sizes": [1], "experts": [1], "counts": [1]}),
+        _profile_text(two={"keys": ["0/0"], "sizes": [-1], "experts": [], "counts": []}),
+        _profile_text(by_token={"keys": [0], "sizes": [1], "experts": [70000], "counts": [1]}),
+        _profile_text(by_token={"keys": [0], "sizes": [1], "experts": [0], "counts": ["many"]}),
     ],
 )  # fmt: skip
 def test_a_damaged_profile_is_refused(tmp_path: Path, text: str) -> None:
