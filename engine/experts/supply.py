@@ -104,7 +104,7 @@ class ExpertSupply:
         The weights are valid until the next group is asked for. While the caller computes, the loader reads on.
         Raises StorageError.
         """
-        wanted = [(layer, int(expert)) for expert in np.unique(chosen)]
+        wanted = [(layer, expert) for expert in sorted(set(chosen.ravel().tolist()))]
         needed = [(layer, expert) for expert in range(self._experts_per_layer)] if self._whole_layers else wanted
         substitutes: Mapping[ExpertKey, Record] = {}
         if self._decoding(layer, chosen):

@@ -511,12 +511,22 @@ static void rms_norm(const float *x, const float *weight, float eps, float *to, 
 }
 
 typedef struct { /* mirrored in engine/kernels/native.py */
-    const float *norm;     /* (hidden) */
-    const matrix *m;       /* q, k, v, o */
+    const float *norm, *moe_norm; /* (hidden) */
+    const matrix *m;              /* q, k, v, o and the router */
     int32_t heads, kv_heads, head_dim;
     int32_t window; /* positions that one sees, itself included; 0: all */
+    int32_t top_k;
     float eps;
-} attention_layer;
+} decoder_layer;
+
+typedef struct { /* a token in a layer; mirrored in engine/kernels/native.py */
+    float *x;        /* (hidden): the residual stream, into the layer and out of it */
+    float *normed;   /* (hidden): what the experts are given */
+    float *logits;   /* (experts): of the router */
+    int64_t *chosen; /* (top_k) */
+    float *shares;   /* (top_k) */
+    float *outputs;  /* (top_k, hidden): of the experts, weighed */
+} token;
 
 INLINE void rotate(float *head, const float *cosine, const float *sine, long half_dim) {
     for (long i = 0; i < half_dim; i++) {
@@ -527,7 +537,7 @@ INLINE void rotate(float *head, const float *cosine, const float *sine, long hal
 }
 
 typedef struct {
-    const attention_layer *a;
+    const decoder_layer *a;
     const float *q, *keys, *values;
     float *mixed, *scores; /* (heads, head_dim), and what `score_floats` says for each head */
     long positions, from, seen;
@@ -555,18 +565,17 @@ static void mix_heads(const void *job, long from, long to) {
     }
 }
 
-EXPORT int64_t attention_memory(const attention_layer *a, int64_t positions) {
+EXPORT int64_t layer_memory(const decoder_layer *a, int64_t positions) {
     long hidden = a->m[0].columns, queries = (long)a->heads * a->head_dim, keys = (long)a->kv_heads * a->head_dim;
     return lines(4 * hidden) + 2 * lines(4 * queries) + 2 * lines(4 * keys)
          + lines(4 * a->heads * score_floats((long)positions)) + 3 * vectors_memory(hidden, 1) + vectors_memory(queries, 1);
 }
 
-/* One token's attention block: x (hidden) -> y = x + o(attention(norm(x))), at `position`; keys and values
-   (kv_heads, positions, head_dim) gain a row. cosine, sine (positions, head_dim / 2). */
-EXPORT void attend(
-    pool *p, const attention_layer *a, float *keys, float *values, const float *cosine, const float *sine,
-    int64_t positions, int64_t position, const float *x, float *y, char *memory) {
-    long dim = a->head_dim, hidden = a->m[0].columns, queries = a->heads * dim, seen = (long)position + 1;
+/* x + o(attention(norm(x))), at `position`; keys and values (kv_heads, positions, head_dim) gain a row. */
+static void attend(
+    pool *p, const decoder_layer *a, float *x, float *keys, float *values, const float *cosine, const float *sine,
+    long positions, long position, char *memory) {
+    long dim = a->head_dim, hidden = a->m[0].columns, queries = a->heads * dim, seen = position + 1;
     float *normed = take(&memory, 4 * hidden), *mixed = take(&memory, 4 * queries), *projected[3];
     task tasks[3];
 
@@ -584,18 +593,18 @@ EXPORT void attend(
     for (long h = 0; h < a->heads; h++) rotate(q + h * dim, cosine, sine, dim / 2);
     for (long h = 0; h < a->kv_heads; h++) {
         rotate(k + h * dim, cosine, sine, dim / 2);
-        long row = (h * (long)positions + (long)position) * dim;
+        long row = (h * positions + position) * dim;
         for (long i = 0; i < dim; i++) {
             keys[row + i] = k[h * dim + i];
             values[row + i] = v[h * dim + i];
         }
     }
-    mixing job = {a, q, keys, values, mixed, take(&memory, 4 * a->heads * score_floats((long)positions)), (long)positions,
+    mixing job = {a, q, keys, values, mixed, take(&memory, 4 * a->heads * score_floats(positions)), positions,
                   a->window && seen > a->window ? seen - a->window : 0, seen};
     share(p, mix_heads, &job, a->heads, 2 * 4 * queries * (seen - job.from));
-    tasks[0] = (task){.m = a->m + 3, .v = vectors_for(a->m + 3, mixed, 1, &memory), .y = y};
+    tasks[0] = (task){.m = a->m + 3, .v = vectors_for(a->m + 3, mixed, 1, &memory), .y = normed};
     do_tasks(p, tasks, 1);
-    for (long i = 0; i < hidden; i++) y[i] += x[i];
+    for (long i = 0; i < hidden; i++) x[i] += normed[i];
 }
 
 /* x (hidden) -> its RMS norm (hidden), and logits (rows) = m times that. Memory as for a product. */
@@ -624,6 +633,28 @@ EXPORT void route(const float *logits, int64_t n, int64_t k, int64_t *chosen, fl
         for (long j = 0; j < LANES && i + j < k; j++) sum += shares[i + j] = part[j];
     }
     for (long i = 0; i < k; i++) shares[i] /= sum;
+}
+
+/* A token's layer as far as its experts: the attention block, and what the router makes of it.
+   cosine, sine (positions, head_dim / 2); keys, values (kv_heads, positions, head_dim). */
+EXPORT void begin_layer(
+    pool *p, const decoder_layer *a, const token *t, float *keys, float *values, const float *cosine, const float *sine,
+    int64_t positions, int64_t position, char *memory) {
+    attend(p, a, t->x, keys, values, cosine, sine, (long)positions, (long)position, memory);
+    normed_product(p, a->moe_norm, a->eps, a->m + 4, t->x, t->normed, t->logits, memory);
+    route(t->logits, a->m[4].rows, a->top_k, t->chosen, t->shares);
+}
+
+/* Experts of a token, to their places in its outputs; after the last of the layer's, all are added to x. */
+EXPORT void experts_of_token(
+    pool *p, const decoder_layer *a, const token *t, const expert_call *calls, int64_t count, int64_t last, char *memory) {
+    experts(p, calls, count, 3, memory);
+    long hidden = a->m[0].columns;
+    for (long i = 0; last && i < hidden; i++) {
+        float sum = t->outputs[i];
+        for (long j = 1; j < a->top_k; j++) sum += t->outputs[j * hidden + i];
+        t->x[i] += sum;
+    }
 }
 
 /* --- what products are measured against ------------------------------------------------------------------------------ */

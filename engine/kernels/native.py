@@ -135,27 +135,42 @@ class NativeKernels(Kernels):
             return super().relu_ffn(expert, x)
         return self._expert(_prepared(expert, ("wi", "wo")), x)
 
-    def weighed_swiglu(
-        self,
-        experts: Sequence[Dict[str, Packed]],
-        x: np.ndarray,
-        shares: np.ndarray,
-        places: Sequence[int],
-        outputs: np.ndarray,
+    def begin_layer(
+        self, layer: DecoderLayer, token: TokenMemory, cache: KeyValueCache, rotary: RotaryEmbedding, position: int
     ) -> None:
-        if len(experts) > _MOST_EXPERTS or any(expert["gate"].expanded for expert in experts):
-            super().weighed_swiglu(experts, x, shares, places, outputs)
-            return
-        _require(x.flags.c_contiguous and shares.flags.c_contiguous and outputs.flags.c_contiguous)
-        _require(x.dtype == shares.dtype == outputs.dtype == np.float32 and len(x) == 1)
-        _require(outputs.shape == (len(shares), x.shape[1]) and all(0 <= place < len(shares) for place in places))
-        given, weights, to = x.ctypes.data, shares.ctypes.data, outputs.ctypes.data
-        for call, expert, place in zip(self._calls, experts, places):
-            prepared = _prepared(expert, ("gate", "up", "down"))
-            _require(prepared.columns == prepared.rows == x.shape[1])
-            call.matrices, call.x, call.n = prepared.address, given, 1
-            call.shares, call.y = weights + 4 * place, to + 4 * place * prepared.rows
-        self._run_experts(len(experts), 3)
+        """token.x goes through the attention block at `position`; then `normed`, `logits`, `chosen` and `shares` are
+        what the router makes of it."""
+        _require(layer.hidden == token.hidden and layer.experts == token.experts and layer.top_k == token.top_k)
+        _require(0 <= position < cache.positions)
+        self._library.begin_layer(
+            self._pool.address, layer.address, token.address, *cache.addresses, *rotary.addresses, cache.positions,
+            position, self._memory_for(layer.memory_bytes(self._library, cache.positions)),
+        )  # fmt: skip
+
+    def experts_of_token(
+        self,
+        layer: DecoderLayer,
+        token: TokenMemory,
+        experts: Sequence[Dict[str, Packed]],
+        places: Sequence[int],
+        last: bool,
+    ) -> None:
+        """SwiGLU experts, times their shares, to their places in token.outputs; the `last` of a layer: x gains them."""
+        hidden = token.hidden
+        _require(layer.hidden == hidden and all(0 <= place < token.top_k for place in places))
+        for start in range(0, len(experts), _MOST_EXPERTS):
+            part = experts[start : start + _MOST_EXPERTS]
+            for call, expert, place in zip(self._calls, part, places[start:]):
+                prepared = _prepared(expert, ("gate", "up", "down"))
+                _require(prepared.columns == prepared.rows == hidden)
+                call.matrices, call.x, call.n = prepared.address, token.normed_address, 1
+                call.shares, call.y = token.shares_address + 4 * place, token.outputs_address + 4 * place * hidden
+            calls = ctypes.addressof(self._calls)
+            memory = self._memory_for(self._library.experts_memory(calls, len(part)))
+            self._library.experts_of_token(
+                self._pool.address, layer.address, token.address, calls, len(part),
+                last and start + len(part) == len(experts), memory,
+            )  # fmt: skip
 
     def _expert(self, prepared: _Prepared, x: np.ndarray) -> np.ndarray:
         x = _vectors(x, prepared.columns)
@@ -217,20 +232,6 @@ class NativeKernels(Kernels):
         chosen, shares = np.empty((1, k), np.int64), np.empty((1, k), np.float32)
         self._library.route(logits.ctypes.data, logits.size, k, chosen.ctypes.data, shares.ctypes.data)
         return chosen, shares
-
-    def attend(
-        self, layer: AttentionLayer, cache: KeyValueCache, rotary: RotaryEmbedding, position: int, x: np.ndarray
-    ) -> np.ndarray:
-        """One token's attention block, x (1, hidden) -> (1, hidden), residual stream to residual stream."""
-        _require(x.flags.c_contiguous and x.shape == (1, layer.hidden) and x.dtype == np.float32)
-        _require(0 <= position < cache.positions)
-        memory = self._memory_for(self._library.attention_memory(layer.address, cache.positions))
-        result = np.empty_like(x)
-        self._library.attend(
-            self._pool.address, layer.address, cache.addresses[0], cache.addresses[1], rotary.addresses[0],
-            rotary.addresses[1], cache.positions, position, x.ctypes.data, result.ctypes.data, memory,
-        )  # fmt: skip
-        return result
 
     def read_memory(self, values: np.ndarray) -> float:
         """Their sum, float32, read once from front to back: what products are measured against. 4 KiB blocks."""
@@ -299,45 +300,82 @@ def _looks(library: Any) -> int:
     return max(1, int(AWAKE_S * _LOOKS_TIMED / (time.perf_counter() - start)))
 
 
-class _AttentionLayer(ctypes.Structure):
-    """`attention_layer` in native.c."""
+class _DecoderLayer(ctypes.Structure):
+    """`decoder_layer` in native.c."""
 
     _fields_ = [
         ("norm", ctypes.c_void_p),
+        ("moe_norm", ctypes.c_void_p),
         ("matrices", ctypes.c_void_p),
         ("heads", ctypes.c_int32),
         ("kv_heads", ctypes.c_int32),
         ("head_dim", ctypes.c_int32),
         ("window", ctypes.c_int32),
+        ("top_k", ctypes.c_int32),
         ("eps", ctypes.c_float),
     ]
 
 
-class AttentionLayer:
-    """A layer's attention block as `attend` wants it: q, k, v, o as they are held."""
+class DecoderLayer:
+    """A layer but for its experts, as `begin_layer` wants it: q, k, v, o and the router as they are held."""
 
     def __init__(
         self,
         norm: np.ndarray,
+        moe_norm: np.ndarray,
         held: Sequence[HeldMatrix],
         *,
         heads: int,
         kv_heads: int,
         head_dim: int,
         window: Optional[int],
+        top_k: int,
         eps: float,
     ) -> None:
-        self._views = (norm, *held)  # the memory that the addresses point to
-        self.hidden = len(norm)
-        queries, keys = heads * head_dim, kv_heads * head_dim
-        expected = [(queries, self.hidden), (keys, self.hidden), (keys, self.hidden), (self.hidden, queries)]
-        _require(norm.dtype == np.float32 and norm.flags.c_contiguous and heads % kv_heads == 0)
+        self._views = (norm, moe_norm, *held)  # the memory that the addresses point to
+        self.hidden, self.experts, self.top_k = len(norm), held[4].rows, top_k
+        queries, keys, hidden = heads * head_dim, kv_heads * head_dim, self.hidden
+        expected = [(queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries), (self.experts, hidden)]
+        for weight in (norm, moe_norm):
+            _require(weight.shape == (hidden,) and weight.dtype == np.float32 and weight.flags.c_contiguous)
         _require([(m.rows, m.columns) for m in held] == expected)
-        self._matrices = (_Matrix * 4)(*(m.matrix for m in held))
-        self._layer = _AttentionLayer(
-            norm.ctypes.data, ctypes.addressof(self._matrices), heads, kv_heads, head_dim, window or 0, eps
-        )
+        _require(heads % kv_heads == 0 and 0 < top_k <= self.experts)
+        self._matrices = (_Matrix * 5)(*(m.matrix for m in held))
+        self._layer = _DecoderLayer(
+            norm.ctypes.data, moe_norm.ctypes.data, ctypes.addressof(self._matrices), heads, kv_heads, head_dim,
+            window or 0, top_k, eps,
+        )  # fmt: skip
         self.address = ctypes.addressof(self._layer)
+        self._memory = (0, 0)  # for so many positions so many bytes
+
+    def memory_bytes(self, library: Any, positions: int) -> int:
+        if self._memory[0] != positions:
+            self._memory = (positions, library.layer_memory(self.address, positions))
+        return self._memory[1]
+
+
+class _Token(ctypes.Structure):
+    """`token` in native.c."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("x", "normed", "logits", "chosen", "shares", "outputs")]
+
+
+class TokenMemory:
+    """What a layer reads and writes of one token, at addresses that stay: asking for an array's costs a microsecond."""
+
+    def __init__(self, hidden: int, experts: int, top_k: int) -> None:
+        self.hidden, self.experts, self.top_k = hidden, experts, top_k
+        self.x = np.zeros((1, hidden), np.float32)  # the residual stream, into the layer and out of it
+        self.normed = np.zeros((1, hidden), np.float32)  # what the experts are given
+        self.logits = np.zeros((1, experts), np.float32)  # of the router
+        self.chosen = np.zeros((1, top_k), np.int64)
+        self.shares = np.zeros((1, top_k), np.float32)
+        self.outputs = np.zeros((top_k, hidden), np.float32)  # of the experts, weighed
+        arrays = (self.x, self.normed, self.logits, self.chosen, self.shares, self.outputs)
+        addresses = [array.ctypes.data for array in arrays]
+        _, self.normed_address, _, _, self.shares_address, self.outputs_address = addresses
+        self._token = _Token(*addresses)
+        self.address = ctypes.addressof(self._token)
 
 
 class _ExpertCall(ctypes.Structure):
@@ -416,8 +454,9 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         ("experts", [pointer, pointer, number, number, pointer]),
         ("normed_product", [pointer, pointer, real] + [pointer] * 5),
         ("route", [pointer, number, number, pointer, pointer]),
-        ("attention_memory", [pointer, number]),
-        ("attend", [pointer] * 6 + [number, number] + [pointer] * 3),
+        ("layer_memory", [pointer, number]),
+        ("begin_layer", [pointer] * 7 + [number, number, pointer]),
+        ("experts_of_token", [pointer] * 4 + [number, number, pointer]),
         ("read_memory", [pointer, pointer, number, pointer]),
         ("work", [pointer]),
         ("release", [pointer]),

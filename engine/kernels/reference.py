@@ -8,7 +8,7 @@ was expanded beforehand (`expand_into`) skips the first step, with the same bits
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, Optional, Tuple, Union
 
 import numpy as np
 
@@ -40,18 +40,6 @@ class Kernels:
         inner = self.product(expert["wi"], x)  # (n, width)
         np.maximum(inner, 0, out=inner)
         return self.product(expert["wo"], inner)
-
-    def weighed_swiglu(
-        self,
-        experts: Sequence[Dict[str, Packed]],
-        x: np.ndarray,
-        shares: np.ndarray,
-        places: Sequence[int],
-        outputs: np.ndarray,
-    ) -> None:
-        """Experts of one token, x (1, hidden): each to its place in outputs (k, hidden), times its of shares (k,)."""
-        for expert, place in zip(experts, places):
-            outputs[place] = self.swiglu(expert, x)[0] * shares[place]
 
     def hold(self, stored: Union[np.ndarray, Packed]) -> Any:
         """A matrix of the non-experts, as Container.read_matrix gives it -> as `linear` and `rows` want it."""

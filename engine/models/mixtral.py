@@ -10,7 +10,7 @@ import numpy as np
 from engine.container import Container
 from engine.errors import ContainerError, RequestError
 from engine.kernels import Kernels, NativeKernels
-from engine.kernels.native import AttentionLayer
+from engine.kernels.native import DecoderLayer, TokenMemory
 from engine.models.interface import Experts, Observer, check_tokens
 from engine.models.layers import KeyValueCache, RotaryEmbedding, causal_attention, rms_norm, route_top_k
 from engine.models.loading import check_experts, parse_config, tensor_reader
@@ -101,13 +101,15 @@ class Mixtral:
         self._kernels = kernels
         self.first_layer = 0
         self._native: Optional[NativeKernels] = kernels if isinstance(kernels, NativeKernels) else None
-        self._attention = [
-            AttentionLayer(
-                w.attention_norm, (w.q, w.k, w.v, w.o), heads=config.heads, kv_heads=config.kv_heads,
-                head_dim=config.head_dim, window=config.sliding_window, eps=config.norm_eps,
+        self._decoder_layers = [
+            DecoderLayer(
+                w.attention_norm, w.moe_norm, (w.q, w.k, w.v, w.o, w.router), heads=config.heads,
+                kv_heads=config.kv_heads, head_dim=config.head_dim, window=config.sliding_window, top_k=config.top_k,
+                eps=config.norm_eps,
             )
             for w in (layers if self._native else ())
         ]  # fmt: skip
+        self._token = TokenMemory(config.hidden_size, config.experts, config.top_k)
 
     @classmethod
     def load(cls, container: Container, kernels: Kernels) -> Mixtral:
@@ -231,37 +233,53 @@ class Mixtral:
         observe: Optional[Observer] = None,
     ) -> np.ndarray:
         """One layer on the residual stream (n, hidden) at the state's position, which does not move."""
+        if len(x) == 1 and self._native is not None:
+            return self._token_layer(self._native, layer, x, state, experts, observe)
         weights, config = self._layers[layer], self.config
-        n = len(x)
         x = self._attend(layer, x, state)
         normed, logits = self._normed_linear(weights.moe_norm, weights.router, x)  # (n, hidden), (n, experts)
-        preference = experts.prefer(layer, logits)
-        if n == 1 and self._native is not None and preference is logits:
-            chosen, shares = self._native.route(logits, config.top_k)  # (1, k) each
-        else:
-            chosen, shares = route_top_k(logits, preference, config.top_k)  # (n, k) each
+        chosen, shares = route_top_k(logits, experts.prefer(layer, logits), config.top_k)  # (n, k) each
         if observe is not None:
             observe(layer, chosen)
         # Each share has a place of its own, summed at the end: the order in which experts arrive changes no bit.
-        outputs = np.empty((n, config.top_k, config.hidden_size), np.float32)
-        if n == 1:
-            place_of = {expert: place for place, expert in enumerate(chosen[0].tolist())}
-            for group in experts.fetch(layer, chosen, shares, x):
-                places = [place_of[expert] for expert, _ in group]
-                self._kernels.weighed_swiglu([m for _, m in group], normed, shares[0], places, outputs[0])
-        else:
-            for group in experts.fetch(layer, chosen, shares, x):
-                for expert, matrices in group:
-                    row, place = np.nonzero(chosen == expert)
-                    outputs[row, place] = self.expert_output(matrices, normed[row]) * shares[row, place, None]
+        outputs = np.empty((len(x), config.top_k, config.hidden_size), np.float32)
+        for group in experts.fetch(layer, chosen, shares, x):
+            for expert, matrices in group:
+                row, place = np.nonzero(chosen == expert)
+                outputs[row, place] = self.expert_output(matrices, normed[row]) * shares[row, place, None]
         return x + outputs.sum(axis=1)
+
+    def _token_layer(
+        self,
+        native: NativeKernels,
+        layer: int,
+        x: np.ndarray,
+        state: MixtralState,
+        experts: Experts,
+        observe: Optional[Observer],
+    ) -> np.ndarray:
+        """The same for one token, in two native calls unless experts are late: what Python adds is most of the rest."""
+        weights, token = self._decoder_layers[layer], self._token
+        token.x[...] = x
+        native.begin_layer(weights, token, state.caches[layer], state.rotary, state.position)
+        preference = experts.prefer(layer, token.logits)
+        if preference is not token.logits:
+            token.chosen[...], token.shares[...] = route_top_k(token.logits, preference, self.config.top_k)
+        chosen = token.chosen.copy()  # whoever observes may keep it
+        if observe is not None:
+            observe(layer, chosen)
+        place_of = {expert: place for place, expert in enumerate(chosen[0].tolist())}
+        left = len(place_of)
+        for group in experts.fetch(layer, chosen, token.shares, token.x):
+            left -= len(group)
+            matrices, places = [m for _, m in group], [place_of[expert] for expert, _ in group]
+            native.experts_of_token(weights, token, matrices, places, last=not left)
+        return token.x.copy()
 
     def _attend(self, layer: int, x: np.ndarray, state: MixtralState) -> np.ndarray:
         """The attention block on the residual stream (n, hidden)."""
         weights, config, cache = self._layers[layer], self.config, state.caches[layer]
         n, linear = len(x), self._kernels.linear
-        if n == 1 and self._native is not None:
-            return self._native.attend(self._attention[layer], cache, state.rotary, state.position, x)
         normed = rms_norm(x, weights.attention_norm, config.norm_eps)
         q = linear(weights.q, normed).reshape(n, config.heads, config.head_dim)
         k = linear(weights.k, normed).reshape(n, config.kv_heads, config.head_dim)

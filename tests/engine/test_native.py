@@ -16,7 +16,7 @@ from engine.container import TENSOR_INT8, Container
 from engine.errors import RequestError
 from engine.generate import Engine
 from engine.kernels import Kernels, NativeKernels, make_kernels
-from engine.kernels.native import NativeUnavailableError
+from engine.kernels.native import DecoderLayer, NativeUnavailableError, TokenMemory
 from engine.models.layers import route_top_k
 from engine.offline.importer import import_checkpoint
 from engine.protocol import Sampling
@@ -134,28 +134,47 @@ def test_threads_end(tmp_path: Path) -> None:
     assert threading.active_count() == before
 
 
+def a_layer(kernels: NativeKernels, *, hidden: int, experts: int, top_k: int) -> tuple[DecoderLayer, TokenMemory]:
+    """With one head of two, and a token that stands before its experts."""
+    held = [kernels.hold(random_matrix(*shape)) for shape in [(2, hidden)] * 3 + [(hidden, 2), (experts, hidden)]]
+    norm = np.ones(hidden, np.float32)
+    layer = DecoderLayer(norm, norm, held, heads=1, kv_heads=1, head_dim=2, window=None, top_k=top_k, eps=1e-5)
+    token = TokenMemory(hidden, experts, top_k)
+    token.normed[...] = random_matrix(1, hidden)
+    return layer, token
+
+
 def test_a_token_s_experts_in_one_call(kernels: NativeKernels) -> None:
     shapes = [MatrixShape("gate", 45, 70), MatrixShape("up", 45, 70), MatrixShape("down", 70, 45)]
-    x, shares = random_matrix(1, 70), np.array([0.5, 0.2, 0.2, 0.1], np.float32)
     packed = []
     for number, fmt in enumerate(all_formats()):
         layout = RecordLayout.of(fmt, shapes)
         weights = {s.name: random_matrix(s.rows + number, s.columns)[number:] for s in shapes}
         packed.append(layout.unpack(layout.pack(weights)))
-    for first in range(len(packed) - 2):
-        experts, places = packed[first : first + 3], [2, 0, 3]
-        outputs = np.full((4, 70), np.nan, np.float32)
-        kernels.weighed_swiglu(experts, x, shares, places, outputs)
+    layer, token = a_layer(kernels, hidden=70, experts=9, top_k=4)
+    token.shares[...] = [0.5, 0.2, 0.2, 0.1]
+    for first in range(len(packed) - 3):
+        experts, places = packed[first : first + 4], [2, 0, 3, 1]
+        token.outputs[...] = np.nan
+        token.x[...] = before = random_matrix(1, 70)
+        kernels.experts_of_token(layer, token, experts[:3], places[:3], last=False)
+        assert np.isnan(token.outputs[1]).all()
+        assert np.array_equal(token.x, before)
+        kernels.experts_of_token(layer, token, experts[3:], places[3:], last=True)
         for expert, place in zip(experts, places, strict=True):
-            alone = kernels.swiglu(expert, x)[0] * shares[place]
-            assert np.array_equal(outputs[place], alone)
-        assert np.isnan(outputs[1]).all()
-    many = packed[:1] * 20  # more than fit in a call
-    outputs = np.empty((20, 70), np.float32)
-    kernels.weighed_swiglu(many, x, np.ones(20, np.float32), range(20), outputs)
-    assert (outputs == outputs[0]).all()
+            alone = kernels.swiglu(expert, token.normed)[0] * token.shares[0, place]
+            assert np.array_equal(token.outputs[place], alone)
+        assert np.array_equal(token.x, before + token.outputs.sum(axis=0))
+    layer, token = a_layer(kernels, hidden=70, experts=20, top_k=20)  # more than fit in a call
+    token.shares[...] = 1
+    token.x[...] = 0
+    kernels.experts_of_token(layer, token, packed[:1] * 20, range(20), last=True)
+    assert (token.outputs == token.outputs[0]).all()
+    assert np.allclose(token.x, 20 * token.outputs[0])
     with pytest.raises(ValueError, match="native kernels take"):
-        kernels.weighed_swiglu(packed[:1], x, shares, [4], np.empty((4, 70), np.float32))
+        kernels.experts_of_token(layer, token, packed[:1], [20], last=True)
+    with pytest.raises(ValueError, match="native kernels take"):
+        kernels.experts_of_token(layer, TokenMemory(71, 20, 20), packed[:1], [0], last=True)
 
 
 @pytest.mark.parametrize("experts", [2, 8, 16, 40])
