@@ -51,10 +51,12 @@ class Engine:
     ) -> None:
         self.container, self.strategy = container, strategy
         self.clock = clock
+        self.phases_s: Dict[str, float] = {}  # what loading took, by phase
         self.notes: List[str] = []
         provision = Provision.of(container, strategy, expert_budget)
         provision.check_profile(profile)
         self.budget_bytes = provision.budget_bytes
+        begun = [clock()]
         # Experts that stand dequantised in memory are numpy's: native kernels are faster on packed ones.
         kernels, self.warnings = (
             (Kernels(threads or 1), []) if strategy.form == "dequantised" else make_kernels(backend, threads)
@@ -62,7 +64,9 @@ class Engine:
         self._kernels = kernels
         with ExitStack() as opened:
             opened.callback(kernels.close)
+            begun.append(clock())
             self.model = load_model(container, kernels)
+            begun.append(clock())
             first_layer, top_k = self.model.first_layer, self.model.config.top_k
             self._note_small_budget((container.moe_layers - first_layer) * top_k * provision.largest_bytes)
             self._predictor = _predictor(strategy, profile, self.model)
@@ -78,6 +82,8 @@ class Engine:
             opened.callback(self.supply.close)
             if strategy.residency == "all":
                 self.supply.load(list(provision.records))
+            begun.append(clock())
+            self.phases_s = dict(zip(("kernels", "non_experts", "experts"), np.diff(begun).tolist()))
             self._opened = opened.pop_all()
 
     def generate(
@@ -170,6 +176,7 @@ class Engine:
     def load_report(self, load_s: float, resident_fraction: Optional[float]) -> Load:
         return Load(
             load_s=load_s,
+            phases_s=self.phases_s,
             non_expert_bytes=self.model.weight_bytes,
             expert_bytes=self.supply.resident_bytes(),
             expert_budget_bytes=self.budget_bytes,

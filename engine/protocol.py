@@ -11,8 +11,8 @@ The controller writes one RunRequest as JSON. The engine answers with JSON lines
 Every message is checked on arrival: an unknown key, a missing key, a wrong type or an unknown version is a
 ProtocolError that names the place. Units stand in the names.
 
-History of VERSION: 1 first; since then Sample.recall, RunRequest.passages, Totals.passage_nats and Load.variant were
-added, which may be missing.
+History of VERSION: 1 first; since then Sample.recall, RunRequest.passages, Totals.passage_nats, Load.variant and
+Load.phases_s were added, which may be missing.
 """
 
 from __future__ import annotations
@@ -205,6 +205,7 @@ class Load:
     threads: Optional[int] = None  # of the arithmetic; None: not recorded, by engines up to 0.1
     warnings: Tuple[str, ...] = ()  # something is not as asked for: the numbers are suspect
     notes: Tuple[str, ...] = ()  # what one should know of the configuration; makes no number suspect
+    phases_s: Dict[str, float] = field(default_factory=dict)  # of load_s: kernels, non_experts, experts
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,9 @@ def chunk_bytes_at(bytes_per_s: float) -> int:
 
 
 def new_slab(size: int) -> np.ndarray:
-    """Page-aligned anonymous memory, as direct reads need it; freed when the last view of it goes."""
-    return np.frombuffer(mmap.mmap(-1, size), np.uint8)
+    """Page-aligned memory, as direct reads need it; freed when the last view of it goes. Private: a limit on a
+    process's data (RLIMIT_DATA) does not see what could be shared."""
+    return np.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
 
 
 class ExpertStore:

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from engine.protocol import ExpertBudget
+from engine.protocol import BACKENDS, ExpertBudget
+from engine.strategies import strategy_named
 from harness.cli.options import Budget, json_option, print_json
 from harness.errors import UsageError
 
@@ -218,6 +219,46 @@ def decode(
             f"{stacked['stall'] * 1e3:.2f} ms of waiting for experts"
         )
     click.echo(f"native over numpy: {found['ratio']:.2f}")
+
+
+@bench.command()
+@click.argument("container", metavar="FILE", type=click.Path(path_type=Path))
+@click.option(
+    "--strategy", default="naive-swap", show_default=True, help="One that needs no profile: see `strategies`."
+)
+@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="Kernels.")
+@click.option("--warm", is_flag=True, help="Leave the container in the page cache.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Processes to start.")
+@_threads
+@json_option
+def start(container: Path, strategy: str, backend: str, warm: bool, rounds: int, threads: int, as_json: bool) -> None:
+    """Show where the time goes between starting the engine and its first token.
+
+    \b
+    Example:
+      edgemoe-farm bench start model.emoe
+    """
+    from engine.container import Container
+    from engine.offline.start_benchmark import bench_start
+    from harness.cli.model import progress_bar
+
+    Container.open(str(container))
+    strategy_named(strategy)
+    with progress_bar("starts") as progress:
+        found = bench_start(
+            str(container), strategy, backend=backend, threads=threads, cold=not warm, rounds=rounds, progress=progress
+        )
+    if as_json:
+        print_json(found)
+        return
+    table = Table("phase", "ms", "least to most", "share", box=None, pad_edge=False, title_justify="left",
+                  title=f"{found['total_s'] * 1e3:.0f} ms to the first token, page cache {found['page_cache']}, "
+                  f"{found['non_expert_bytes'] / 1e6:.1f} MB of non-experts")  # fmt: skip
+    for name, row in found["phases"].items():
+        table.add_row(name.replace("_", " "), f"{row['s'] * 1e3:.1f}",
+                      f"{row['s_least'] * 1e3:.1f} to {row['s_most'] * 1e3:.1f}",
+                      f"{row['s'] / found['total_s']:.0%}")  # fmt: skip
+    Console(highlight=False, markup=False).print(table)
 
 
 def _compare(

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from engine.kernels import Kernels
 from engine.offline.kernel_benchmarks import FORMATS, available_kernels, decoded, relative_error
+from engine.offline.start_benchmark import PHASES
 from engine.quantize import Format, MatrixShape, RecordLayout
 from engine.selftest import all_formats, write_random_model
 from harness.cli import main
@@ -81,3 +82,23 @@ def test_ways_of_reading(tmp_path: Path) -> None:
     (tmp_path / "small").write_bytes(b"x" * 4096)
     assert "at least 8 blocks" in bench("storage", tmp_path / "small", code=2).stderr
     assert "No such file" in bench("storage", tmp_path / "none", code=2).stderr
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_starting_the_engine(tmp_path: Path, warm: bool) -> None:
+    write_random_model(str(tmp_path / "m.emoe"), [Format("int4", 32)])
+    arguments = ("start", tmp_path / "m.emoe", "--rounds", 1, *(["--warm"] if warm else []))
+    found = json.loads(bench(*arguments, "--json").stdout)
+    assert tuple(found["phases"]) == PHASES
+    assert all(0 <= row["s_least"] <= row["s"] <= row["s_most"] for row in found["phases"].values())
+    assert sum(row["s"] for row in found["phases"].values()) == pytest.approx(found["total_s"])
+    assert 0 < found["numpy_and_non_experts_share"] < 1
+    assert found["non_expert_bytes"] > 0
+    assert warm == (found["page_cache_resident_fraction"] == 1)
+    assert "to the first token" in bench(*arguments).stdout
+
+
+def test_an_engine_that_does_not_start_says_why(tmp_path: Path) -> None:
+    write_random_model(str(tmp_path / "m.emoe"), [Format("int4", 32)])
+    assert "needs a profile" in bench("start", tmp_path / "m.emoe", "--strategy", "edgemoe", code=2).stderr
+    assert "cannot be opened" in bench("start", tmp_path / "nothing.emoe", code=2).stderr
