@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 import harness.demo
+from engine.protocol import BACKENDS
 from harness.cli.measuring import measure, new_sweep, plan_matrix
 from harness.cli.options import EXIT_CODES, open_results
 from harness.demo.loopback import Emulated, LoopbackFarm
@@ -36,9 +37,12 @@ _DEVICES = (
     help="Where report, results, container and profile go.",
 )
 @click.option("--quick", is_flag=True, help="One block instead of three: a first look, without spread.")
+@click.option(
+    "--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="Kernels of the devices' engines."
+)
 @click.option("--keep", is_flag=True, help="Keep the devices' folders, keys and matrix, to look at.")
 @click.pass_context
-def demo(context: click.Context, output: Path, quick: bool, keep: bool) -> None:
+def demo(context: click.Context, output: Path, quick: bool, backend: str, keep: bool) -> None:
     """Do the whole job on this machine, with no device and no root: about two minutes.
 
     Imports the trained model that ships with the farm, counts its activation paths, starts two SSH devices on
@@ -60,7 +64,7 @@ def demo(context: click.Context, output: Path, quick: bool, keep: bool) -> None:
         _say(start, f"imported {container}")
         profile = _profile(container)
         _say(start, f"counted activation paths: {profile}")
-        code = _measure(start, output, work, quick)
+        code = _measure(start, output, work, quick, backend)
     finally:
         if not keep:
             shutil.rmtree(work, ignore_errors=True)
@@ -92,8 +96,8 @@ def _profile(container: Path) -> Path:
     return profile
 
 
-def _measure(start: float, output: Path, work: Path, quick: bool) -> int:
-    text = (_SHIPPED / "matrix.toml").read_text(encoding="utf-8")
+def _measure(start: float, output: Path, work: Path, quick: bool, backend: str) -> int:
+    text = (_SHIPPED / "matrix.toml").read_text(encoding="utf-8").replace('backend = "auto"', f'backend = "{backend}"')
     if quick:
         text = text.replace("blocks = 3", "blocks = 1")
     shutil.copyfile(_SHIPPED / "texts" / "novel.val.txt", output / "prompts.txt")

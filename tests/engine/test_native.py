@@ -342,3 +342,13 @@ def test_records_say_which_backend_computed(kernels: NativeKernels, tmp_path: Pa
         assert (load.variant is None) == (backend == "numpy")
     with pytest.raises(RequestError, match="backend 'fortran' is not one of"):
         make_kernels("fortran")
+
+
+def test_the_environment_says_what_auto_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEMOE_BACKEND", "numpy")
+    kernels, warnings = make_kernels("auto")
+    assert (kernels.backend, warnings) == ("numpy", [])
+    monkeypatch.setenv("EDGEMOE_BACKEND", "fortran")
+    assert make_kernels("numpy")[0].backend == "numpy"
+    with pytest.raises(RequestError, match="EDGEMOE_BACKEND 'fortran' is not one of"):
+        make_kernels("auto")
