@@ -154,11 +154,12 @@ def follow(run: str, offset: int) -> int:
             time.sleep(POLL_S)
     ended, engine = read(run, "exit.json"), read(run, "engine.json") or {}
     if ended is not None:
-        return report({**ended, "state": "exited", "log_tail": log_tail(run)})
+        return report({**ended, "state": "exited", "free_bytes": free_bytes(run), "log_tail": log_tail(run)})
     before, now = engine.get("oom_kills"), oom_kills()
     rebooted = engine.get("boot_id") != boot_id()
     kills = now - before if before is not None and now is not None and not rebooted else None
-    return report({"state": "died", "rebooted": rebooted, "oom_kills": kills, "log_tail": log_tail(run)})
+    state = {"state": "died", "rebooted": rebooted, "oom_kills": kills}
+    return report({**state, "free_bytes": free_bytes(run), "log_tail": log_tail(run)})
 
 
 def report(state: Dict[str, Any]) -> int:
@@ -264,6 +265,14 @@ def log_tail(run: str) -> str:
             return file.read().decode("utf-8", "replace")
     except OSError:
         return ""
+
+
+def free_bytes(folder: str) -> Optional[int]:
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return None
+    return found.f_bavail * found.f_frsize
 
 
 def oom_kills() -> Optional[int]:

@@ -12,10 +12,11 @@ from typing import Any
 
 from engine.errors import ProtocolError
 from engine.protocol import MAX_LINE_BYTES, DeviceFacts, Load, RunRequest, Sample, Totals, decode_event
-from reports.records import RunStatus
+from reports.records import Fault, RunStatus
 
 MAX_EVENT_BYTES = 512 << 20  # of one run
 LOG_TAIL_CHARACTERS = 8000
+FULL_DISK_BYTES = 1 << 16  # less is none: a file system keeps a few blocks to itself
 OnEvent = Callable[[str, dict[str, Any]], None]
 
 
@@ -82,6 +83,7 @@ class Ending:
     timed_out: bool = False  # the supervisor killed it at the deadline
     oom_kills: int | None = None  # by the kernel during the run; None: it does not say
     rebooted: bool = False
+    free_bytes: int | None = None  # on the disk of the run's folder, when it had ended
     log_tail: str = ""
 
     def __post_init__(self) -> None:
@@ -89,31 +91,60 @@ class Ending:
             raise ProtocolError(f"unknown state {self.state!r:.40}")
 
 
-def judge(collected: Collector, ending: Ending, deadline_s: float) -> tuple[RunStatus, tuple[str, ...]]:
-    """The status of a run, and the reasons with what evidence there is."""
-    if collected.totals is not None:
-        if ending.status in (0, None) or ending.timed_out:
-            return RunStatus.OK, ()
-        return RunStatus.FAILED, (f"the engine finished, and then {_how(ending)}{_last_words(ending)}",)
+def judge(collected: Collector, ending: Ending, deadline_s: float) -> tuple[RunStatus, Fault | None, tuple[str, ...]]:
+    """The status of a run, whose fault it was, and the reasons with what evidence there is."""
+    if collected.totals is not None and (ending.status in (0, None) or ending.timed_out):
+        return RunStatus.OK, None, ()
     if ending.timed_out:
         reason = f"no end within {deadline_s:g} s, killed on the device: raise the deadline or lessen the workload"
-        return RunStatus.TIMED_OUT, (reason,)
+        return RunStatus.TIMED_OUT, Fault.TIMED_OUT, (reason,)
     if collected.failure is not None:
-        kind, message = collected.failure
-        status = {"memory": RunStatus.OUT_OF_MEMORY, "deadline": RunStatus.TIMED_OUT}.get(kind, RunStatus.FAILED)
-        return status, (message,)
+        return _reported(*collected.failure)
     if ending.state == "absent":
-        return RunStatus.FAILED, ("the run folder has vanished from the device: is its disk being cleaned?",)
+        reason = "the run folder has vanished from the device: is its disk being cleaned?"
+        return RunStatus.FAILED, Fault.STORAGE, (reason,)
     if ending.rebooted:
-        return RunStatus.UNREACHABLE, ("the device restarted during the run: check power supply and temperature",)
+        reason = "the device restarted during the run: check power supply and temperature"
+        return RunStatus.UNREACHABLE, Fault.REBOOTED, (reason,)
+    if ending.free_bytes is not None and ending.free_bytes < FULL_DISK_BYTES and not ending.oom_kills:
+        reason = f"the device's disk is full ({ending.free_bytes} bytes are free): see `edgemoe-farm devices prune`"
+        return RunStatus.FAILED, Fault.DISK_FULL, (reason,)
+    if collected.totals is not None:
+        return RunStatus.FAILED, Fault.ENGINE, (f"the engine finished, and then {_how(ending)}{_last_words(ending)}",)
     if ending.state == "died" or ending.status == -signal.SIGKILL:
         return _killed(ending)
     if ending.status == 0:
-        return RunStatus.FAILED, (f"the engine ended without its last event{_last_words(ending)}",)
-    return RunStatus.FAILED, (f"the engine {_how(ending)}{_last_words(ending)}",)
+        return RunStatus.FAILED, Fault.ENGINE, (f"the engine ended without its last event{_last_words(ending)}",)
+    return RunStatus.FAILED, Fault.ENGINE, (f"the engine {_how(ending)}{_last_words(ending)}",)
 
 
-def _killed(ending: Ending) -> tuple[RunStatus, tuple[str, ...]]:
+def _reported(kind: str, message: str) -> tuple[RunStatus, Fault, tuple[str, ...]]:
+    """What the engine itself says that it failed of."""
+    if kind == "memory":
+        return RunStatus.OUT_OF_MEMORY, Fault.OUT_OF_MEMORY, (message,)
+    if kind == "deadline":
+        return RunStatus.TIMED_OUT, Fault.TIMED_OUT, (message,)
+    if kind == "storage":
+        return RunStatus.FAILED, fault_of_words(message) or Fault.STORAGE, (message,)
+    return RunStatus.FAILED, Fault.ENGINE, (message,)
+
+
+def fault_of_words(message: str) -> Fault | None:
+    """What the system's own words for an error say of the device's storage."""
+    return next((fault for words, fault in _STORAGE_WORDS if words in message), None)
+
+
+# As glibc, musl and Android's C library put them; Python and the commands that we use do not translate them.
+_STORAGE_WORDS = (
+    ("No space left on device", Fault.DISK_FULL),
+    ("Disk quota exceeded", Fault.DISK_FULL),
+    ("Input/output error", Fault.STORAGE),
+    ("I/O error", Fault.STORAGE),
+    ("Read-only file system", Fault.STORAGE),
+)
+
+
+def _killed(ending: Ending) -> tuple[RunStatus, Fault, tuple[str, ...]]:
     """SIGKILL leaves no word: the kernel's count of out-of-memory kills is the only evidence."""
     who = "the engine" if ending.state == "exited" else "the engine and its supervisor"
     if ending.oom_kills is None:
@@ -124,8 +155,9 @@ def _killed(ending: Ending) -> tuple[RunStatus, tuple[str, ...]]:
         why = (
             "no out-of-memory kill was counted: a person did it, or Android's phantom process killer (termux-wake-lock)"
         )
-        return RunStatus.FAILED, (f"{who} was killed by signal 9; {why}",)
-    return RunStatus.OUT_OF_MEMORY, (f"{who} was killed by signal 9; {why}: choose a smaller expert budget",)
+        return RunStatus.FAILED, Fault.KILLED, (f"{who} was killed by signal 9; {why}",)
+    reason = f"{who} was killed by signal 9; {why}: choose a smaller expert budget"
+    return RunStatus.OUT_OF_MEMORY, Fault.OUT_OF_MEMORY, (reason,)
 
 
 def _how(ending: Ending) -> str:

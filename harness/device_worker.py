@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -14,15 +15,17 @@ from typing import Any, Protocol
 from device_inventory.inventory import Device
 from engine.errors import ProtocolError
 from engine.protocol import RunRequest
-from harness.errors import DeviceError, HostKeyError, UnreachableError
+from harness.errors import DeviceError, HostKeyError, RemoteTimeoutError, UnreachableError
+from harness.health import HealthBook
 from harness.matrix import Matrix
 from harness.plan import Measurement, emulated_conditions, make_request, run_id
+from harness.retry import FAULT_OF_STATUS, RETRIES, fault_of_error
 from harness.session import Outcome, Session
 from harness.verify import Answers, incomplete, judge, malformed_samples
-from reports.records import Run, RunEstimate, RunStatus, Sweep, Verdict
+from reports.health import DeviceHealth, Health, Mark
+from reports.records import Fault, Run, RunEstimate, RunStatus, Sweep, Verdict
 
-MAX_CONNECTION_FAILURES = 2  # in a row: then the rest of the device's cells are recorded as unreachable, untried
-RECONNECT_PAUSE_S = 5.0
+CANARY_PAUSES_S = (10.0, 40.0, 160.0)  # before each canary run that may bring a quarantined device back
 
 
 class Listener(Protocol):
@@ -53,10 +56,14 @@ class Surroundings:
         farm_version: str,
         earlier: Iterable[Run] = (),
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        reconnect_pause_s: float = RECONNECT_PAUSE_S,
+        random: Callable[[], float] = random.random,
+        pause: Callable[[threading.Event, float], object] = threading.Event.wait,
         estimate: Estimator = lambda session, measurement, request: None,
     ) -> None:
-        """`earlier`: the runs of this sweep from before it was resumed; `estimate` is asked before each run."""
+        """`earlier`: the runs of this sweep from before it was resumed; `estimate` is asked before each run.
+
+        `pause` waits so many seconds, or until the event that stops the sweep.
+        """
         earlier = list(earlier)
         self.sweep_id = sweep.id
         self.open_session = open_session
@@ -64,30 +71,49 @@ class Surroundings:
         self.attempts = Counter((run.cell.key, run.block) for run in earlier)
         self.answers = Answers(earlier)
         self.now = now
-        self.reconnect_pause_s = reconnect_pause_s
+        self.random = random
         self.estimate = estimate
         self.stopping = threading.Event()
+        self._pause = pause
 
     def utc(self) -> str:
         return self.now().isoformat()
+
+    def pause(self, seconds: float) -> None:
+        """Returns early when the sweep is stopped."""
+        self._pause(self.stopping, seconds)
 
 
 class DeviceWorker:
     """Measures one cell after another; used by one thread, but for `cancel`."""
 
-    def __init__(self, device: Device, matrix: Matrix, listener: Listener, surroundings: Surroundings) -> None:
+    def __init__(
+        self,
+        device: Device,
+        matrix: Matrix,
+        listener: Listener,
+        surroundings: Surroundings,
+        health: HealthBook,
+    ) -> None:
         self.device = device
         self.unusable: str | None = None  # why nothing more is tried
         self._unusable_status = RunStatus.UNREACHABLE
         self._matrix = matrix
         self._listener = listener
         self._around = surroundings
+        self._health = health
+        self._is_admitted = False  # its health allows it to be measured
         self._session: Session | None = None
-        self._connection_failures = 0  # in a row
+        self._failures: Counter[tuple[str, int]] = (
+            Counter()
+        )  # of a cell and block, of the infrastructure, in this sweep
         self._undeployable: dict[str, str] = {}  # container -> why
 
     def measure(self, measurement: Measurement) -> Run | None:
-        """The record of one cell, None where it was cut off by `stop`. Raises nothing for a device's failure."""
+        """The record of one attempt at a cell, None where it was cut off by `stop`.
+
+        Raises nothing for a device's failure. Once it is stored, ask `tries_again`.
+        """
         self._listener.cell_started(measurement)
         attempt = _Attempt(
             run_id(
@@ -105,7 +131,31 @@ class DeviceWorker:
             run = self._attempt(attempt)
         except _Stopped:
             return None
-        return None if self._around.stopping.is_set() and run.status is not RunStatus.OK else run
+        if self._around.stopping.is_set() and run.status is not RunStatus.OK:
+            return None
+        self._around.attempts[measurement.key] += 1
+        return run
+
+    def tries_again(self, run: Run) -> bool:
+        """Whether the attempt that was just stored is to be made again; waits before it is.
+
+        A device whose attempts keep failing is quarantined: canary runs bring it back, or it is given up.
+        """
+        if run.fault is None or not run.fault.is_infrastructure or self.unusable:
+            return False
+        key, backoff = (run.cell.key, run.block), RETRIES[run.fault]
+        self._failures[key] += 1
+        state = self._health.of(self.device.name)
+        if state.health is Health.QUARANTINED:
+            self._rescue(state)
+        if self.unusable or self._failures[key] >= backoff.attempts:
+            return False
+        if state.health is not Health.QUARANTINED:
+            pause_s = backoff.pause_s(self._failures[key], self._around.random)
+            what = run.fault.value.replace("_", " ")
+            self._listener.device_is(self.device.name, f"{what}: tried again in {pause_s:.0f} s")
+            self._around.pause(pause_s)
+        return True
 
     def cancel(self) -> None:
         """From another thread: kills the engine in flight. Where the device does not answer, its deadline does."""
@@ -121,52 +171,78 @@ class DeviceWorker:
 
     def _attempt(self, attempt: _Attempt) -> Run:
         try:
+            if self.unusable is None and not self._is_admitted:
+                self._admit()
+            if self.unusable is not None:
+                return attempt.without_engine(self._unusable_status, Fault.UNTRIED, self.unusable)
             session = self._connected()
-            if session is None:
-                return attempt.without_engine(self._unusable_status, self.unusable or "")
             request = self._prepared(session, attempt)
             attempt = replace(attempt, estimate=self._around.estimate(session, attempt.measurement, request))
         except _UndeployableError as error:
-            return attempt.without_engine(RunStatus.SKIPPED, str(error))
-        except UnreachableError as error:
-            self._lost(str(error))
-            return attempt.without_engine(RunStatus.UNREACHABLE, str(error))
+            return attempt.without_engine(RunStatus.SKIPPED, Fault.UNFIT, str(error))
+        except DeviceError as error:
+            fault = fault_of_error(error)
+            if not fault.is_infrastructure:
+                self._give_up(str(error), _status_of(error))
+            return attempt.without_engine(_status_of(error), fault, str(error))
         self._listener.device_is(self.device.name, "measuring")
         outcome = session.execute(
             request, on_event=lambda event, content: self._listener.engine_said(attempt.measurement, event, content)
         )
-        run = attempt.judged(request, outcome, session.engine_sha256)
-        if outcome.status is RunStatus.UNREACHABLE:
-            self._lost(run.reasons[0])
-        else:
-            self._connection_failures = 0
-        return run
+        return attempt.judged(request, outcome, session.engine_sha256)
 
-    def _connected(self) -> Session | None:
-        """The session, opened where there is none; None where the device cannot be used (see `unusable`)."""
-        while self._session is None and self.unusable is None:
+    def _connected(self) -> Session:
+        """The session, opened where there is none: it connects again by itself. Raises DeviceError, _Stopped."""
+        if self._session is None:
             self._raise_if_stopping()
             self._listener.device_is(self.device.name, "connecting")
-            try:
-                self._session = self._around.open_session(self.device)
-            except UnreachableError as error:
-                self._lost(str(error))
-                if self.unusable is None:
-                    self._around.stopping.wait(self._around.reconnect_pause_s)
-            except HostKeyError as error:
-                self.unusable = str(error)
-            except DeviceError as error:  # connected, but not fit: no Python, no space for the engine
-                self.unusable, self._unusable_status = str(error), RunStatus.SKIPPED
-        return None if self.unusable else self._session
+            self._session = self._around.open_session(self.device)
+        return self._session
 
-    def _lost(self, reason: str) -> None:
-        """The session stays: it connects again by itself, and knows which engine it left behind."""
-        self._connection_failures += 1
-        if self._connection_failures >= MAX_CONNECTION_FAILURES:
-            self.unusable = reason
+    # --- health ---------------------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Before the first cell: sets `unusable` for a device in maintenance, or quarantined and not brought back."""
+        name, state = self.device.name, self._health.of(self.device.name)
+        if state.health is Health.MAINTENANCE:
+            reason = f"{name}: {state.reason} since {state.since[:16]}: `edgemoe-farm devices health {name} --good`"
+            self._give_up(reason, RunStatus.SKIPPED)
+        elif state.health is Health.QUARANTINED and (failure := self._canary_failure()):
+            self._give_up(_quarantined(name, state, failure), _status_of(failure))
+        self._is_admitted = True
+
+    def _rescue(self, state: DeviceHealth) -> None:
+        """Canary runs, each after a longer pause; sets `unusable` where none succeeds."""
+        if self._session is None:  # it was not there from the start: nothing says that it will come
+            return self._give_up(state.reason, RunStatus.UNREACHABLE)
+        failure: DeviceError | None = None
+        for pause_s in CANARY_PAUSES_S:
+            self._listener.device_is(self.device.name, f"quarantined: a canary run in {pause_s:.0f} s")
+            self._around.pause(pause_s)
+            if self._around.stopping.is_set():
+                return None
+            failure = self._canary_failure()
+            if failure is None:
+                return None
+        assert failure is not None
+        return self._give_up(_quarantined(self.device.name, state, failure), _status_of(failure))
+
+    def _canary_failure(self) -> DeviceError | None:
+        """Lets the engine prove itself on the device, and notes the outcome; None where all held."""
+        self._listener.device_is(self.device.name, "canary run")
+        try:
+            self._connected().selftest()
+        except DeviceError as error:
+            self._health.note(self.device.name, Mark.CANARY_FAILED, str(error))
+            return error
+        self._health.note(self.device.name, Mark.CANARY_OK)
+        return None
+
+    def _give_up(self, reason: str, status: RunStatus) -> None:
+        self.unusable, self._unusable_status = reason, status
 
     def _prepared(self, session: Session, attempt: _Attempt) -> RunRequest:
-        """Container and profile are on the device. Raises UnreachableError, _UndeployableError, _Stopped."""
+        """Container and profile are on the device. Raises DeviceError, _UndeployableError, _Stopped."""
         container = attempt.measurement.container
         if container.name in self._undeployable:
             raise _UndeployableError(self._undeployable[container.name])
@@ -180,7 +256,7 @@ class DeviceWorker:
                 container=self._put(session, container.path),
                 profile=self._put(session, container.profile) if container.profile else None,
             )
-        except UnreachableError:
+        except (UnreachableError, RemoteTimeoutError):
             raise
         except (DeviceError, ProtocolError) as error:
             self._undeployable[container.name] = str(error)
@@ -192,6 +268,18 @@ class DeviceWorker:
     def _raise_if_stopping(self) -> None:
         if self._around.stopping.is_set():
             raise _Stopped
+
+
+def _status_of(error: DeviceError) -> RunStatus:
+    """Of a cell whose engine was never started."""
+    return RunStatus.UNREACHABLE if isinstance(error, (UnreachableError, HostKeyError)) else RunStatus.SKIPPED
+
+
+def _quarantined(name: str, state: DeviceHealth, failure: DeviceError) -> str:
+    return (
+        f"{name}: quarantined after {state.faults_in_a_row} failures in a row ({state.reason}), and the canary run "
+        f"failed ({failure}): see `edgemoe-farm doctor {name}`, then `edgemoe-farm devices health {name} --canary`"
+    )
 
 
 class _Stopped(Exception):
@@ -213,9 +301,9 @@ class _Attempt:
     started_at: str
     estimate: RunEstimate | None = None
 
-    def without_engine(self, status: RunStatus, reason: str) -> Run:
+    def without_engine(self, status: RunStatus, fault: Fault, reason: str) -> Run:
         """The engine was never started."""
-        return self._record(status, Verdict.INVALID, (reason,))
+        return self._record(status, Verdict.INVALID, (reason,), fault=fault)
 
     def judged(self, request: RunRequest, outcome: Outcome, engine_sha256: str) -> Run:
         """What came back, checked: complete, of the right answer, under the conditions that were asked for."""
@@ -231,18 +319,21 @@ class _Attempt:
         }
         malformed = malformed_samples(request, outcome.samples)
         if malformed:
-            return self._record(RunStatus.FAILED, Verdict.INVALID, (malformed,), **{**evidence, "samples": ()})
+            evidence |= {"samples": (), "fault": Fault.ENGINE}
+            return self._record(RunStatus.FAILED, Verdict.INVALID, (malformed,), **evidence)
         if outcome.status is not RunStatus.OK:
             reasons = outcome.reasons or (f"the engine ended as {outcome.status.value}: see the end of its log",)
-            return self._record(outcome.status, Verdict.INVALID, reasons, **evidence)
-        failure = incomplete(request, outcome)
+            fault = outcome.fault or FAULT_OF_STATUS[outcome.status]
+            return self._record(outcome.status, Verdict.INVALID, reasons, fault=fault, **evidence)
+        failure, fault = incomplete(request, outcome), Fault.ENGINE
         if outcome.load is not None and failure is None:
+            fault = Fault.WRONG_ANSWER
             failure = self.around.answers.disagreement(
                 self.identity, self.measurement.cell, request, outcome.load, outcome.samples
             )
         if outcome.load is None or failure is not None:
             reasons = (failure or "", *outcome.reasons)
-            return self._record(RunStatus.FAILED, Verdict.INVALID, reasons, **evidence)
+            return self._record(RunStatus.FAILED, Verdict.INVALID, reasons, fault=fault, **evidence)
         verdict, reasons = judge(request, outcome.load)
         return self._record(RunStatus.OK, verdict, (*outcome.reasons, *reasons), **evidence)
 

@@ -8,7 +8,8 @@ FarmError                 names the device, file or key and the remedy          
     ├── RemoteCommandError  a command on the device failed
     ├── RemoteTimeoutError  a command on the device did not end within its deadline
     ├── DiskFullError     not enough space on the device
-    └── PythonMissingError  no python3 >= 3.8 with numpy on the device
+    ├── PythonMissingError  no python3 >= 3.8 with numpy on the device
+    └── UnfitError        a check of the device failed: see `edgemoe-farm doctor`
 
 A device's failure during a run is a record (reports.records.Run), not an exception that ends the run.
 """
@@ -47,4 +48,8 @@ class DiskFullError(DeviceError):
 
 
 class PythonMissingError(DeviceError):
+    pass
+
+
+class UnfitError(DeviceError):
     pass

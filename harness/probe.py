@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,9 +16,12 @@ from harness.transport import Transport
 OLDEST_PYTHON = (3, 8)
 CANDIDATES = ("python3", *(f"python3.{minor}" for minor in range(14, 7, -1)))
 PROBE_DEADLINE_S = 60.0  # importing numpy from a slow SD card takes seconds
+SELFTEST_DEADLINE_S = 600.0  # 200 small decodings: ten seconds here, minutes on a Pi 3
 ARITHMETIC_DEADLINE_S = 300.0  # the non-experts come from that card, too
 
 T = TypeVar("T")
+
+_ENGINE = 'cd -- "$1" && shift && exec "$@"'  # $1: the engine's folder; the rest: the command
 
 # Runs on any Python: what is too old must be able to say so.
 _ASK = """\
@@ -92,13 +96,33 @@ def read_arithmetic(
     return _ask(ArithmeticTimes, transport, python, engine_folder, arguments, ARITHMETIC_DEADLINE_S)
 
 
+def run_selftest(transport: Transport, python: Python, engine_folder: str, scratch: str) -> None:
+    """Lets the deployed engine prove itself, in the folder `scratch`; RemoteCommandError says what did not hold."""
+    done = transport.run(
+        ["sh", "-c", _ENGINE, "sh", engine_folder, python.path, "-m", "engine", "selftest", "--folder", scratch],
+        deadline_s=SELFTEST_DEADLINE_S,
+        check=False,
+    )
+    if done.exit_status == 0:
+        return
+    for line in done.stdout.splitlines():
+        with suppress(ProtocolError, TypeError, AttributeError):
+            check = loads(line)
+            if not check.get("ok"):
+                raise RemoteCommandError(
+                    f"{transport.name}: the engine's self-test fails there: {_printable(check.get('check'))}: "
+                    f"{_printable(check.get('detail'))}"
+                )
+    last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or [f"exit status {done.exit_status}"]
+    raise RemoteCommandError(f"{transport.name}: the engine's self-test does not run there: {_printable(last[0])}")
+
+
 def _ask(
     cls: type[T], transport: Transport, python: Python, engine_folder: str, arguments: list[str], deadline_s: float
 ) -> T:
     """What `python3 -m engine` answers in the last line of its output."""
-    script = 'cd -- "$1" && shift && exec "$@"'
     done = transport.run(
-        ["sh", "-c", script, "sh", engine_folder, python.path, "-m", "engine", *arguments], deadline_s=deadline_s
+        ["sh", "-c", _ENGINE, "sh", engine_folder, python.path, "-m", "engine", *arguments], deadline_s=deadline_s
     )
     lines = done.stdout.strip().splitlines() or [b""]
     try:

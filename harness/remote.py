@@ -17,11 +17,12 @@ from engine.protocol import ArithmeticTimes, DeviceFacts, RunRequest, from_json,
 from harness.collect import Collector, Ending, OnEvent, judge, printable
 from harness.deploy import ENGINE_SOURCE, EngineBundle, HashCache, Place, has_blob, put_blob
 from harness.errors import DeviceError, RemoteTimeoutError, UnreachableError
-from harness.probe import Python, find_python, read_arithmetic, read_facts
+from harness.probe import Python, find_python, read_arithmetic, read_facts, run_selftest
+from harness.retry import fault_of_error
 from harness.session import Outcome, Session
 from harness.transport import Completed, Transport
 from harness.transport.ssh import SshTransport
-from reports.records import RunStatus
+from reports.records import Fault, RunStatus
 
 T = TypeVar("T")
 
@@ -136,30 +137,33 @@ class RemoteSession:
         ending = Ending("absent")
         try:
             ending = self._persist(lambda: self._attend(run, plan, collected), lambda: collected.offset)
-            status, reasons = judge(collected, ending, request.deadline_s)
+            status, fault, reasons = judge(collected, ending, request.deadline_s)
             self._remove(run)
         except KeyboardInterrupt:
             self._discard(run)
             raise
         except ProtocolError as error:  # before its parents: what the device sends is damaged
             self._discard(run)
-            status, reasons = RunStatus.FAILED, (f"the device sent damaged output: {printable(str(error))}",)
+            status, fault = RunStatus.FAILED, Fault.DAMAGED_OUTPUT
+            reasons = (f"the device sent damaged output: {printable(str(error))}",)
         except RemoteTimeoutError as error:
             self._discard(run)
-            status, reasons = RunStatus.TIMED_OUT, (str(error),)
+            status, fault, reasons = RunStatus.TIMED_OUT, Fault.STALLED, (str(error),)
         except UnreachableError as error:
             self._abandoned.append(run)
-            status, reasons = RunStatus.UNREACHABLE, (f"{error}; not back within {self._reconnect_s:g} s",)
+            status, fault = RunStatus.UNREACHABLE, Fault.LINK_LOST
+            reasons = (f"{error}; not back within {self._reconnect_s:g} s",)
         except DeviceError as error:
             self._discard(run)
-            status, reasons = RunStatus.FAILED, (str(error),)
+            status, fault, reasons = RunStatus.FAILED, fault_of_error(error), (str(error),)
         finally:
             self._running = None
         if self._cancelled.is_set() and status is not RunStatus.OK:
-            status, reasons = RunStatus.FAILED, ("cancelled",)
+            status, fault, reasons = RunStatus.FAILED, Fault.UNTRIED, ("cancelled",)
         return Outcome(
             status=status,
             reasons=reasons,
+            fault=fault,
             facts=collected.facts,
             load=collected.load,
             samples=tuple(collected.samples),
@@ -167,6 +171,10 @@ class RemoteSession:
             command=f"cd {shlex.quote(self._engine)} && {shlex.join(arguments)}",
             log_tail=printable(ending.log_tail),
         )
+
+    def selftest(self) -> None:
+        """Runs the engine's own self-test on the device, as a canary. Raises DeviceError where it does not hold."""
+        self._persist(lambda: run_selftest(self._transport, self.python, self._engine, self._place.root), lambda: None)
 
     def cancel(self) -> None:
         """From another thread: kills the engine in flight on the device; `execute` then returns soon (failed)."""

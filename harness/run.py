@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from harness.device_worker import DeviceWorker, Listener, Surroundings
-from harness.plan import Plan
+from harness.health import HealthBook
+from harness.plan import Measurement, Plan
 from reports.database import ResultsDatabase
 from reports.records import Run, RunStatus, Sweep, Verdict, last_attempts
 
@@ -30,7 +31,8 @@ class SweepRunner:
         self._database = database
         self._listener = listener
         self._surroundings = surroundings
-        self._workers = [DeviceWorker(device, plan.matrix, listener, surroundings) for device in plan.devices]
+        health = HealthBook(database, surroundings.now)
+        self._workers = [DeviceWorker(device, plan.matrix, listener, surroundings, health) for device in plan.devices]
 
     def measure(self) -> None:
         """Blocks until the sweep ends. Raises what the controller itself failed of."""
@@ -66,14 +68,24 @@ class SweepRunner:
     def _measure_device(self, worker: DeviceWorker) -> None:
         try:
             for measurement in self._plan.of_device(worker.device.name):
-                run = None if self.stopped else worker.measure(measurement)
-                if run is None:  # stopped: the cell stays missing, and `run --resume` measures it
+                run = self._measure_cell(worker, measurement)
+                if run is None:  # stopped: `run --resume` measures the cell
                     return
-                self._database.add_run(run)
                 self._listener.cell_ended(run)
         finally:
             worker.disconnect()
         self._listener.device_is(worker.device.name, worker.unusable or "done")
+
+    def _measure_cell(self, worker: DeviceWorker, measurement: Measurement) -> Run | None:
+        """The last attempt at a cell, each of them stored; None where the sweep was stopped before it."""
+        while not self.stopped:
+            run = worker.measure(measurement)
+            if run is None:
+                return None
+            self._database.add_run(run)
+            if not worker.tries_again(run):
+                return run
+        return None
 
     def _cancel_all(self) -> None:
         """All devices at once: one that does not answer must not keep the others running."""

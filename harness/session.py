@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from engine.protocol import ArithmeticTimes, DeviceFacts, Load, RunRequest, Sample, Totals
-from reports.records import RunStatus
+from reports.records import Fault, RunStatus
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class Outcome:
 
     status: RunStatus
     reasons: tuple[str, ...]
+    fault: Fault | None = None  # None: what the status says
     facts: DeviceFacts | None = None
     load: Load | None = None
     samples: tuple[Sample, ...] = ()
@@ -50,6 +51,10 @@ class Session(Protocol):
 
     def execute(self, request: RunRequest, *, on_event: Callable[[str, dict[str, Any]], None] | None = None) -> Outcome:
         """Runs the engine detached, follows it across lost links, collects it. Never raises for a device's failure."""
+        ...
+
+    def selftest(self) -> None:
+        """Runs the engine's own self-test on the device, as a canary. Raises DeviceError where it does not hold."""
         ...
 
     def cancel(self) -> None:

@@ -3,11 +3,12 @@
 SQLite by default, any SQLAlchemy URL otherwise; only portable types are used. A run is one row: the columns that are
 searched, and the complete record as JSON, from which the Run is rebuilt. Nothing derived is stored.
 
-History of SCHEMA: 1 first.
+History of SCHEMA: 1 first; since then the table health_marks was added, which is made where it is missing.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
 import threading
@@ -21,6 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 
 from reports.errors import DatabaseError, RecordError, UnknownSweepError
+from reports.health import RECENT, DeviceHealth, HealthMark, Mark, health_of, is_evidence
 from reports.records import Run, RunStatus, Sweep, run_from_json, run_to_json, sweep_from_json, sweep_to_json
 
 SCHEMA = 1
@@ -58,6 +60,17 @@ _runs = sa.Table(
     sa.Column("record", sa.Text, nullable=False),
     sa.Index("ix_runs_sweep", "sweep_id", "started_at"),
     sa.Index("ix_runs_history", "device", "container", "strategy", "workload", "started_at"),
+)
+
+
+_marks = sa.Table(
+    "health_marks",
+    _metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("device", sa.String(200), nullable=False, index=True),
+    sa.Column("mark", sa.String(20), nullable=False),
+    sa.Column("at", sa.String(40), nullable=False),
+    sa.Column("note", sa.Text, nullable=False),
 )
 
 
@@ -183,12 +196,42 @@ class ResultsDatabase:
                 yield run_from_json(_parsed(record))
 
     def done(self, sweep_id: str, *, again: Collection[RunStatus] = (RunStatus.UNREACHABLE,)) -> set[tuple[str, int]]:
-        """The (cell key, block) pairs that a resumed sweep need not measure: all that ended, but in one of `again`."""
-        query = sa.select(_runs.c.cell, _runs.c.block).where(
+        """The (cell key, block) pairs that a resumed sweep need not measure.
+
+        All that ended, but in one of `again` or of a fault of the infrastructure.
+        """
+        record = sa.case((_runs.c.status == RunStatus.OK.value, None), else_=_runs.c.record)
+        query = sa.select(_runs.c.cell, _runs.c.block, record).where(
             _runs.c.sweep_id == sweep_id, _runs.c.status.not_in([status.value for status in again])
         )
         with self._engine.connect() as connection:
-            return {(cell, block) for cell, block in connection.execute(query)}
+            rows = connection.execution_options(yield_per=50).execute(query)
+            return {(cell, block) for cell, block, record in rows if record is None or _is_result(record)}
+
+    # --- the health of devices --------------------------------------------------------------------------------------
+
+    def add_mark(self, mark: HealthMark) -> None:
+        """Durable on return."""
+        row = {"device": mark.device, "mark": mark.mark.value, "at": mark.at, "note": mark.note}
+        try:
+            with self._turn, self._writer.begin() as connection:
+                connection.execute(sa.insert(_marks).values(row))
+        except sa.exc.SQLAlchemyError as error:
+            raise DatabaseError(
+                f"the mark of {mark.device} cannot be stored: {_cause(error)}: check the disk and who else writes"
+            ) from None
+
+    def health(self, device: str) -> DeviceHealth:
+        """From its last attempts, in whatever sweep, and its marks."""
+        query = sa.select(_runs.c.record).where(_runs.c.device == device)
+        query = query.order_by(_runs.c.started_at.desc(), _runs.c.id)
+        columns = (_marks.c.device, _marks.c.mark, _marks.c.at, _marks.c.note)
+        with self._engine.connect() as connection:
+            rows = connection.execute(sa.select(*columns).where(_marks.c.device == device).order_by(_marks.c.id))
+            marks = [HealthMark(name, Mark(mark), at, note) for name, mark, at, note in rows]
+            records = connection.execution_options(yield_per=RECENT).execute(query).scalars()
+            evidence = (run for run in map(run_from_json, map(_parsed, records)) if is_evidence(run))
+            return health_of(itertools.islice(evidence, RECENT), marks)
 
     # --- how --------------------------------------------------------------------------------------------------------
 
@@ -206,6 +249,8 @@ class ResultsDatabase:
                 raise DatabaseError(
                     f"{name} has schema version {version} where {SCHEMA} is known: use the farm that wrote it"
                 )
+            if _marks.name not in tables:
+                _marks.create(connection)
 
     def _add(self, table: sa.Table, row: dict[str, Any], what: str) -> None:
         try:
@@ -290,6 +335,11 @@ def _switch_to_wal(cursor: DBAPICursor) -> None:
 def _cause(error: Exception) -> str:
     """One line, without the statement and its parameters."""
     return str(getattr(error, "orig", None) or error).strip().split("\n", 1)[0]
+
+
+def _is_result(record: str) -> bool:
+    fault = run_from_json(_parsed(record)).fault
+    return fault is None or not fault.is_infrastructure
 
 
 def _parsed(record: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Records: raw and complete, valid or not constructed. Everything else is derived from them and never stored.
 
-History of VERSION: 1 first; since then Run.estimate was added, which may be missing.
+History of VERSION: 1 first; since then Run.estimate and Run.fault were added, which may be missing.
 """
 
 from __future__ import annotations
@@ -38,6 +38,48 @@ class Verdict(enum.StrEnum):
     VALID = "valid"
     SUSPECT = "suspect"
     INVALID = "invalid"
+
+
+class Fault(enum.StrEnum):
+    """Why an attempt did not end ok: the infrastructure, of which another attempt may know nothing, or a result."""
+
+    UNREACHABLE = "unreachable"  # no connection
+    LINK_LOST = "link_lost"  # lost during the run, and not regained in time
+    REBOOTED = "rebooted"  # the device restarted during the run
+    STALLED = "stalled"  # the device gave no answer within the deadline of an act
+    DISK_FULL = "disk_full"
+    STORAGE = "storage"  # failed, went read-only, or was cleaned under the run
+    KILLED = "killed"  # by nobody who left a word, and not for want of memory
+    DAMAGED_OUTPUT = "damaged_output"  # what came back is not what an engine says
+    COMMAND_FAILED = "command_failed"  # the device could not do what the farm needs
+
+    OUT_OF_MEMORY = "out_of_memory"
+    TIMED_OUT = "timed_out"  # the engine was at work when its deadline came
+    WRONG_ANSWER = "wrong_answer"
+    ENGINE = "engine"  # refused, incomplete, or a bug
+
+    UNFIT = "unfit"  # a check of the device fails, or the container has no room there: not measured
+    UNTRIED = "untried"  # the device had been given up before
+
+    @property
+    def is_infrastructure(self) -> bool:
+        """Whether another attempt at the cell may end otherwise, and whether it counts against the device's health."""
+        return self in _INFRASTRUCTURE
+
+
+_INFRASTRUCTURE = frozenset(
+    {
+        Fault.UNREACHABLE,
+        Fault.LINK_LOST,
+        Fault.REBOOTED,
+        Fault.STALLED,
+        Fault.DISK_FULL,
+        Fault.STORAGE,
+        Fault.KILLED,
+        Fault.DAMAGED_OUTPUT,
+        Fault.COMMAND_FAILED,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +134,7 @@ class Run:
     status: RunStatus
     verdict: Verdict
     reasons: tuple[str, ...] = ()  # for the status and the verdict, each with the remedy where there is one
+    fault: Fault | None = None  # None where the status is ok, and in records from before it was kept
     request: RunRequest | None = None  # None where the engine was never started
     facts: DeviceFacts | None = None
     load: Load | None = None
@@ -112,7 +155,7 @@ class Run:
         _require(bool(self.id) and bool(self.sweep_id), f"{where}: id and sweep_id must not be empty")
         _require(self.block >= 0, f"{where}: block is negative")
         for name in ("started_at", "ended_at"):
-            _require_utc(getattr(self, name), f"{where}: {name}", optional=True)
+            require_utc(getattr(self, name), f"{where}: {name}", optional=True)
         for i, sample in enumerate(self.samples):
             known = self.request is not None and 0 <= sample.prompt < len(self.request.prompts)
             _require(known, f"{where}: samples[{i}].prompt is {sample.prompt}, which was not asked for")
@@ -122,6 +165,7 @@ class Run:
             for name in ("request", "facts", "load", "totals"):
                 _require(getattr(self, name) is not None, f"{where}: the status is ok, but {name} is missing")
             _require(bool(self.timed_samples), f"{where}: the status is ok, but no timed sample was recorded")
+            _require(self.fault is None, f"{where}: the status is ok, but a fault is recorded: {self.fault}")
         else:
             _require(self.verdict is not Verdict.VALID, f"{where}: a run that is {self.status.value} is never valid")
         if self.verdict is not Verdict.VALID:
@@ -151,7 +195,7 @@ class Sweep:
         _require(bool(self.id) and bool(self.name), f"{where}: id and name must not be empty")
         _require(bool(self.planned), f"{where}: nothing was planned")
         _require(len(set(self.planned)) == len(self.planned), f"{where}: a cell is planned twice in one block")
-        _require_utc(self.started_at, f"{where}: started_at")
+        require_utc(self.started_at, f"{where}: started_at")
 
 
 def last_attempts(runs: Iterable[Run]) -> list[Run]:
@@ -200,7 +244,8 @@ def _require(condition: bool, message: str) -> None:
         raise RecordError(message)
 
 
-def _require_utc(text: str, where: str, *, optional: bool = False) -> None:
+def require_utc(text: str, where: str, *, optional: bool = False) -> None:
+    """Raises RecordError unless `text` is a UTC time in ISO 8601."""
     if optional and not text:
         return
     try:

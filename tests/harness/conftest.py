@@ -81,6 +81,8 @@ class ScriptedFarm:
     open_error: Callable[[Device], Exception | None] = lambda device: None
     put_error: Callable[[Path], Exception | None] = lambda path: None
     before: Callable[[str, RunRequest], None] = lambda device, request: None
+    canary_error: Callable[[str], Exception | None] = lambda device: None
+    canaries: list[str] = field(default_factory=list)
     time_error: Callable[[str], Exception | None] = lambda container: None
     timed: list[tuple[str, str]] = field(default_factory=list)  # device, container
     opened: list[str] = field(default_factory=list)
@@ -141,6 +143,12 @@ class ScriptedSession:
                 on_event("sample", {"sample": sample})
         return outcome
 
+    def selftest(self) -> None:
+        self._farm.canaries.append(self._device)
+        error = self._farm.canary_error(self._device)
+        if error:
+            raise error
+
     def cancel(self) -> None:
         self._farm.cancelled.append(self._device)
         self.was_cancelled.set()
@@ -177,6 +185,7 @@ class Bench:
         self.database = ResultsDatabase.open(folder / "farm.db")
         self.sweep: Sweep | None = None
         self.estimate: Estimator = lambda session, measurement, request: None
+        self.pauses: list[float] = []  # between attempts, and before canary runs
         self._seconds = itertools.count()
 
     def plan(self, matrix: str = MATRIX, devices: tuple[str, ...] = ("pi",), **changes: Any) -> Plan:
@@ -200,7 +209,7 @@ class Bench:
             self.database.add_sweep(self.sweep)
         around = Surroundings(
             self.sweep, self.farm.open_session, farm_version="0.1.0", earlier=self.runs(), now=self.now,
-            reconnect_pause_s=0.0, estimate=self.estimate,
+            random=lambda: 1.0, pause=lambda stopping, seconds: self.pauses.append(seconds), estimate=self.estimate,
         )  # fmt: skip
         return SweepRunner(plan, self.database, self.witness, around)
 

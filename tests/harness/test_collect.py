@@ -8,7 +8,7 @@ import pytest
 from engine.errors import ProtocolError
 from engine.protocol import DeviceFacts, Load, RunRequest, Sample, Steps, Totals, encode_event
 from harness.collect import Collector, Ending, judge, printable
-from reports.records import RunStatus
+from reports.records import Fault, RunStatus
 
 REQUEST = RunRequest("r", "c", "s", prompts=((1,),), max_new_tokens=1, repetitions=2)
 TEXT = '{"some": "text"}'
@@ -34,7 +34,7 @@ def collect(*lines, piece_bytes=1 << 20):
 def test_events_in_any_pieces(piece_bytes):
     collected = collect(*GOOD, piece_bytes=piece_bytes)
     assert collected.samples == [SAMPLE, SAMPLE]
-    assert judge(collected, Ending("exited", 0), 60) == (RunStatus.OK, ())
+    assert judge(collected, Ending("exited", 0), 60) == (RunStatus.OK, None, ())
 
 
 @pytest.mark.parametrize(
@@ -59,33 +59,105 @@ def test_what_does_not_fit_the_protocol_is_refused(lines, message):
 
 
 @pytest.mark.parametrize(
-    ("lines", "ending", "status", "reason"),
+    ("lines", "ending", "status", "fault", "reason"),
     [
-        (GOOD, Ending("exited", -11), RunStatus.FAILED, "finished, and then was killed by signal 11 (SIGSEGV)"),
-        (GOOD, Ending("died"), RunStatus.OK, None),
-        (GOOD[:3], Ending("exited", 0), RunStatus.FAILED, "ended without its last event"),
-        (GOOD[:3], Ending("exited", 1, log_tail="a\nValueError: b\n"), RunStatus.FAILED, "status 1: ValueError: b"),
-        (GOOD[:2], Ending("exited", -15, timed_out=True), RunStatus.TIMED_OUT, "no end within 60 s"),
-        (GOOD[:2], Ending("exited", -9, oom_kills=1), RunStatus.OUT_OF_MEMORY, "counted 1 out-of-memory kill(s)"),
-        (GOOD[:2], Ending("exited", -9, oom_kills=0), RunStatus.FAILED, "no out-of-memory kill was counted"),
-        (GOOD[:2], Ending("exited", -9), RunStatus.OUT_OF_MEMORY, "is suspected"),
-        (GOOD[:2], Ending("died", oom_kills=2), RunStatus.OUT_OF_MEMORY, "engine and its supervisor"),
-        (GOOD[:2], Ending("died", rebooted=True), RunStatus.UNREACHABLE, "the device restarted"),
-        (GOOD[:2], Ending("absent"), RunStatus.FAILED, "has vanished"),
-        ([], Ending("exited", 127, log_tail="cannot start"), RunStatus.FAILED, "status 127: cannot start"),
+        (
+            GOOD,
+            Ending("exited", -11),
+            RunStatus.FAILED,
+            Fault.ENGINE,
+            "finished, and then was killed by signal 11 (SIGSEGV)",
+        ),
+        (GOOD, Ending("died"), RunStatus.OK, None, None),
+        (GOOD[:3], Ending("exited", 0), RunStatus.FAILED, Fault.ENGINE, "ended without its last event"),
+        (
+            GOOD[:3],
+            Ending("exited", 1, log_tail="a\nValueError: b\n"),
+            RunStatus.FAILED,
+            Fault.ENGINE,
+            "status 1: ValueError: b",
+        ),
+        (GOOD[:2], Ending("exited", -15, timed_out=True), RunStatus.TIMED_OUT, Fault.TIMED_OUT, "no end within 60 s"),
+        (
+            GOOD[:2],
+            Ending("exited", -9, oom_kills=1),
+            RunStatus.OUT_OF_MEMORY,
+            Fault.OUT_OF_MEMORY,
+            "counted 1 out-of-memory kill(s)",
+        ),
+        (
+            GOOD[:2],
+            Ending("exited", -9, oom_kills=0),
+            RunStatus.FAILED,
+            Fault.KILLED,
+            "no out-of-memory kill was counted",
+        ),
+        (GOOD[:2], Ending("exited", -9), RunStatus.OUT_OF_MEMORY, Fault.OUT_OF_MEMORY, "is suspected"),
+        (
+            GOOD[:2],
+            Ending("died", oom_kills=2),
+            RunStatus.OUT_OF_MEMORY,
+            Fault.OUT_OF_MEMORY,
+            "engine and its supervisor",
+        ),
+        (GOOD[:2], Ending("died", rebooted=True), RunStatus.UNREACHABLE, Fault.REBOOTED, "the device restarted"),
+        (GOOD[:2], Ending("absent"), RunStatus.FAILED, Fault.STORAGE, "has vanished"),
+        (
+            [],
+            Ending("exited", 127, log_tail="cannot start"),
+            RunStatus.FAILED,
+            Fault.ENGINE,
+            "status 127: cannot start",
+        ),
         (
             [encode_event("failed", kind="memory", message="does not fit")],
             Ending("exited", 4),
             RunStatus.OUT_OF_MEMORY,
+            Fault.OUT_OF_MEMORY,
             "does not fit",
         ),
-        ([encode_event("failed", kind="deadline", message="late")], Ending("exited", 6), RunStatus.TIMED_OUT, "late"),
-        ([encode_event("failed", kind="container", message="bad")], Ending("exited", 3), RunStatus.FAILED, "bad"),
+        (
+            [encode_event("failed", kind="deadline", message="late")],
+            Ending("exited", 6),
+            RunStatus.TIMED_OUT,
+            Fault.TIMED_OUT,
+            "late",
+        ),
+        (
+            [encode_event("failed", kind="container", message="bad")],
+            Ending("exited", 3),
+            RunStatus.FAILED,
+            Fault.ENGINE,
+            "bad",
+        ),
+        (GOOD[:3], Ending("exited", 1, free_bytes=0), RunStatus.FAILED, Fault.DISK_FULL, "disk is full (0 bytes"),
+        (GOOD[:3], Ending("died", oom_kills=0, free_bytes=0), RunStatus.FAILED, Fault.DISK_FULL, "disk is full"),
+        (
+            GOOD[:3],
+            Ending("died", oom_kills=1, free_bytes=0),
+            RunStatus.OUT_OF_MEMORY,
+            Fault.OUT_OF_MEMORY,
+            "counted 1",
+        ),
+        (
+            [encode_event("failed", kind="storage", message="c.emoe: Input/output error")],
+            Ending("exited", 5),
+            RunStatus.FAILED,
+            Fault.STORAGE,
+            "Input/output error",
+        ),
+        (
+            [encode_event("failed", kind="storage", message="[Errno 28] No space left on device")],
+            Ending("exited", 5),
+            RunStatus.FAILED,
+            Fault.DISK_FULL,
+            "No space left",
+        ),
     ],
 )
-def test_endings(lines, ending, status, reason):
-    found, reasons = judge(collect(*lines), ending, 60)
-    assert found is status
+def test_endings(lines, ending, status, fault, reason):
+    found, whose, reasons = judge(collect(*lines), ending, 60)
+    assert (found, whose) == (status, fault)
     assert (reason is None and reasons == ()) or reason in reasons[0]
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from engine.protocol import Sampling
-from harness.device_worker import MAX_CONNECTION_FAILURES
-from harness.errors import DiskFullError, HostKeyError, PythonMissingError, UnreachableError
+from harness.errors import DiskFullError, HostKeyError, PythonMissingError, UnfitError, UnreachableError
 from harness.run import tally
 from harness.session import Outcome
 from reports.errors import DatabaseError
-from reports.records import RunStatus, Verdict
+from reports.health import QUARANTINE, Health
+from reports.records import Fault, RunStatus, Verdict, last_attempts
 from tests.harness.conftest import load_of, ok, samples_of
 
 
@@ -73,8 +73,8 @@ def test_a_failing_cell_stops_no_other(bench) -> None:
 def test_an_unreachable_device_costs_few_attempts_and_no_other_device(bench, unreachable) -> None:
     bench.farm.open_error = lambda device: unreachable if device.name == "pi" else None
     plan = bench.plan(devices=("pi", "orin"))
-    runs = bench.measure(plan)
-    assert bench.farm.opened.count("pi") == MAX_CONNECTION_FAILURES
+    runs = last_attempts(bench.measure(plan))
+    assert bench.farm.opened.count("pi") == QUARANTINE
     assert {r.status for r in runs if r.cell.device == "pi"} == {RunStatus.UNREACHABLE}
     assert {r.status for r in runs if r.cell.device == "orin"} == {RunStatus.OK}
     assert len(runs) == len(plan.measurements)
@@ -87,7 +87,7 @@ def test_an_unreachable_device_costs_few_attempts_and_no_other_device(bench, unr
     [
         (HostKeyError("pi: the host key has changed"), RunStatus.UNREACHABLE),
         (PythonMissingError("pi: no python3 with numpy"), RunStatus.SKIPPED),
-        (DiskFullError("pi: no space for the engine"), RunStatus.SKIPPED),
+        (UnfitError("pi: /root is read-only: remount it"), RunStatus.SKIPPED),
     ],
 )
 def test_a_device_that_is_not_fit_is_asked_once(bench, error, status) -> None:
@@ -95,23 +95,10 @@ def test_a_device_that_is_not_fit_is_asked_once(bench, error, status) -> None:
     runs = bench.measure(bench.plan())
     assert bench.farm.opened == ["pi"]
     assert statuses(runs) == {status}
+    assert [r.fault for r in runs] == [Fault.UNFIT] + [Fault.UNTRIED] * 7
     assert {r.reasons for r in runs} == {(str(error),)}
     assert tally(bench.sweep, runs).exit_code == 4
-
-
-def test_a_device_that_dies_in_the_middle_is_given_up(bench) -> None:
-    lost = Outcome(RunStatus.UNREACHABLE, ("pi: the connection was lost; not back within 120 s",))
-    bench.farm.answer = lambda request: lost if len(bench.farm.requests) > 3 else ok(request)
-    runs = bench.measure(bench.plan())
-    assert len(bench.farm.requests) == 3 + MAX_CONNECTION_FAILURES
-    assert [r.status for r in runs] == [RunStatus.OK] * 3 + [RunStatus.UNREACHABLE] * 5
-
-
-def test_a_device_that_comes_back_is_used_again(bench) -> None:
-    lost = Outcome(RunStatus.UNREACHABLE, ("pi: the connection was lost",))
-    bench.farm.answer = lambda request: lost if len(bench.farm.requests) % 2 else ok(request)
-    runs = bench.measure(bench.plan())
-    assert [r.status for r in runs] == [RunStatus.UNREACHABLE, RunStatus.OK] * 4
+    assert bench.database.health("pi").health is Health.GOOD, "what is not there yet is not broken"
 
 
 def test_a_container_that_does_not_fit_is_tried_once(bench) -> None:
@@ -130,6 +117,7 @@ def test_a_container_that_does_not_fit_is_tried_once(bench) -> None:
 
 def test_a_link_lost_while_deploying_is_unreachable(bench) -> None:
     bench.farm.put_error = lambda path: UnreachableError("pi: the connection was lost")
+    bench.farm.canary_error = lambda device: UnreachableError("pi: the connection was lost")
     assert statuses(bench.measure(bench.plan())) == {RunStatus.UNREACHABLE}
 
 
@@ -261,8 +249,9 @@ def test_a_resumed_sweep_tries_an_unreachable_device_again(bench, unreachable) -
     bench.measure(plan)
     bench.farm.open_error = lambda device: None
     runs = bench.measure(plan.without(bench.database.done(bench.sweep.id)))
-    assert len(runs) == 16
-    assert len({r.id for r in runs}) == 16
+    assert len({r.id for r in runs}) == len(runs)
+    assert {r.status for r in last_attempts(runs)} == {RunStatus.OK}
+    assert bench.farm.canaries == ["pi"], "it was quarantined, and had to prove itself first"
     assert tally(bench.sweep, runs).exit_code == 0
 
 
