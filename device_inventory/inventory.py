@@ -44,6 +44,11 @@ class Device:
     python: str | None = None  # None: the first python3 >= 3.8 with numpy that is found
     emulated_read_bytes_per_s: float | None = None  # the engine limits its expert reads to this; labelled `emulated`
     tags: tuple[str, ...] = ()
+    bootstrap: bool = True  # where no Python there has numpy, the farm may put one into its own folder
+    connect_s: float = 15.0  # what harness/deadlines.py says of these four
+    step_s: float = 60.0
+    idle_s: float = 30.0
+    reconnect_s: float = 120.0
 
     def __post_init__(self) -> None:
         _require(SAFE_NAME.fullmatch(self.name), "name", "may hold letters, digits, '.', '_' and '-', at most 64")
@@ -62,6 +67,13 @@ class Device:
         rate = self.emulated_read_bytes_per_s
         _require(rate is None or 1e3 <= rate <= 1e12, "emulated_read_bytes_per_s", "must be between 1e3 and 1e12")
         _require(all(SAFE_NAME.fullmatch(tag) for tag in self.tags), "tags", "must be short words")
+        for key, least, most in (
+            ("connect_s", 1, 600),
+            ("step_s", 5, 3600),
+            ("idle_s", 10, 600),
+            ("reconnect_s", 0, 86400),
+        ):
+            _require(least <= getattr(self, key) <= most, key, f"must be between {least} and {most} seconds")
 
 
 @dataclass(frozen=True)
@@ -119,20 +131,20 @@ def _device(name: str, defaults: Mapping[str, Any], table: Mapping[str, Any], so
     values = {**defaults, **table}
     for key, value in values.items():
         kinds = _KEYS[key]
-        if not isinstance(value, kinds) or isinstance(value, bool):
+        if not isinstance(value, kinds) or isinstance(value, bool) is not (kinds == (bool,)):
             raise InventoryError(f"{where}: key {key!r} must be {_TYPE_NAMES[kinds[0]]}, not {value!r:.60}")
     if "tags" in values:
         if not all(isinstance(tag, str) for tag in values["tags"]):
             raise InventoryError(f"{where}: key 'tags' must be a list of texts")
         values["tags"] = tuple(values["tags"])
-    if "emulated_read_bytes_per_s" in values:
-        values["emulated_read_bytes_per_s"] = float(values["emulated_read_bytes_per_s"])
+    values = {key: float(value) if _KEYS[key] == _NUMBER else value for key, value in values.items()}
     try:
         return Device(name=name, **values)
     except InventoryError as error:
         raise InventoryError(f"{where}: {error}") from None
 
 
+_NUMBER = (float, int)
 _KEYS: dict[str, tuple[type, ...]] = {
     "host": (str,),
     "port": (int,),
@@ -141,10 +153,15 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "proxy_jump": (str,),
     "root": (str,),
     "python": (str,),
-    "emulated_read_bytes_per_s": (float, int),
+    "emulated_read_bytes_per_s": _NUMBER,
     "tags": (list,),
+    "bootstrap": (bool,),
+    "connect_s": _NUMBER,
+    "step_s": _NUMBER,
+    "idle_s": _NUMBER,
+    "reconnect_s": _NUMBER,
 }
-_TYPE_NAMES = {str: "a text", int: "a whole number", float: "a number", list: "a list"}
+_TYPE_NAMES = {str: "a text", int: "a whole number", float: "a number", list: "a list", bool: "true or false"}
 assert set(_KEYS) == {f.name for f in dataclasses.fields(Device)} - {"name"}
 
 

@@ -28,11 +28,9 @@ T = TypeVar("T")
 
 AGENT = (Path(__file__).parent / "agent.py").read_bytes()
 BOOT = 'import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv.pop(1))), "agent", "exec"))'
-AGENT_DEADLINE_S = 60.0
+STEP_S, IDLE_S, RECONNECT_S = Device.step_s, Device.idle_s, Device.reconnect_s
 ENGINE_GRACE_S = 2.0  # the engine ends itself at its deadline; the supervisor ends it this much later
 FOLLOW_GRACE_S = 30.0
-SILENCE_S = 30.0  # the agent gives a sign of life every 5 s
-RECONNECT_S = 120.0
 SETTLED_S = 60.0  # an act that went well for so long did reconnect
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.25, 10.0
 
@@ -47,9 +45,12 @@ def open_session(
 ) -> Session:
     """Connects to a device, deploys the engine and asks for its facts. Raises DeviceError, UsageError."""
     return RemoteSession(
-        lambda: SshTransport(device, known_hosts, ssh_config=ssh_config),
+        lambda: SshTransport(device, known_hosts, ssh_config=ssh_config, connect_s=device.connect_s),
         root=device.root,
         python=device.python,
+        step_s=device.step_s,
+        idle_s=device.idle_s,
+        reconnect_s=device.reconnect_s,
         cache_dir=cache_dir,
         engine_source=engine_source,
     )
@@ -69,12 +70,14 @@ class RemoteSession:
         cache_dir: Path,
         python: str | None = None,
         engine_source: Path | None = None,
+        step_s: float = STEP_S,
+        idle_s: float = IDLE_S,
         reconnect_s: float = RECONNECT_S,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._connect = connect
-        self._reconnect_s = reconnect_s
+        self._step_s, self._idle_s, self._reconnect_s = step_s, idle_s, reconnect_s
         self._clock = clock
         self._sleep = sleep
         self._cache = HashCache(cache_dir)
@@ -179,7 +182,7 @@ class RemoteSession:
     def cancel(self) -> None:
         """From another thread: kills the engine in flight on the device; `execute` then returns soon (failed)."""
         self._cancelled.set()
-        run, end = self._running, self._clock() + AGENT_DEADLINE_S
+        run, end = self._running, self._clock() + self._step_s
         if run is None:
             return
         transport = self._connect()  # the other thread is using the first
@@ -208,7 +211,7 @@ class RemoteSession:
             stdin=stdin,
             deadline_s=plan["deadline_s"] + FOLLOW_GRACE_S,
             on_stdout=collected.feed,
-            silence_s=SILENCE_S,
+            silence_s=self._idle_s,
         )
         lines = done.stderr.split(b"\n")
         return from_json(Ending, loads(max(lines, key=len)))
@@ -217,7 +220,7 @@ class RemoteSession:
         """The engine's hash, and its folder on the device."""
         bundle = EngineBundle.of(source)
         folder = self._place.engine(bundle.sha256)
-        seen = self._transport.run(["test", "-d", folder], deadline_s=AGENT_DEADLINE_S, check=False)
+        seen = self._transport.run(["test", "-d", folder], deadline_s=self._step_s, check=False)
         if seen.exit_status != 0:
             self._agent("install", folder, stdin=bundle.content)
             self._engine_bytes_sent += len(bundle.content)
@@ -226,7 +229,7 @@ class RemoteSession:
     def _remove(self, run: str) -> None:
         """After a run that has ended: far cheaper than `discard`, which starts a Python to look for survivors."""
         with suppress(DeviceError):
-            self._transport.run(["rm", "-rf", "--", run], deadline_s=AGENT_DEADLINE_S)
+            self._transport.run(["rm", "-rf", "--", run], deadline_s=self._step_s)
 
     def _discard(self, run: str) -> None:
         """Ends what may still run, and removes the folder; a device that cannot be reached keeps it."""
@@ -234,7 +237,7 @@ class RemoteSession:
             self._agent("discard", run)
 
     def _agent(self, verb: str, *arguments: str, transport: Transport | None = None, **options: Any) -> Completed:
-        options = {"deadline_s": AGENT_DEADLINE_S, **options, "stdin": AGENT + options.get("stdin", b"")}
+        options = {"deadline_s": self._step_s, **options, "stdin": AGENT + options.get("stdin", b"")}
         command = [self.python.path, "-I", "-c", BOOT, str(len(AGENT)), verb, *arguments]
         return (transport or self._transport).run(command, **options)
 
@@ -260,7 +263,7 @@ class RemoteSession:
             self._sleep(min(backoff_s, remaining_s))
             backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
             try:
-                self._transport.run(["true"], deadline_s=AGENT_DEADLINE_S)
+                self._transport.run(["true"], deadline_s=self._step_s)
                 return
             except UnreachableError as still:
                 loss = still

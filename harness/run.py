@@ -7,9 +7,11 @@ failure of the controller itself, such as a results database that takes no more 
 from __future__ import annotations
 
 import concurrent.futures
+import math
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from harness.device_worker import DeviceWorker, Listener, Surroundings
@@ -26,11 +28,23 @@ CANCEL_DEADLINE_S = 20.0  # for one attempt
 class SweepRunner:
     """Measures what a plan says, stores every record. `measure` returns when all ended or after `stop`."""
 
-    def __init__(self, plan: Plan, database: ResultsDatabase, listener: Listener, surroundings: Surroundings) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        database: ResultsDatabase,
+        listener: Listener,
+        surroundings: Surroundings,
+        *,
+        deadline_s: float = math.inf,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`deadline_s`: from `measure` on; no cell starts later, those in flight end."""
         self._plan = plan
         self._database = database
         self._listener = listener
         self._surroundings = surroundings
+        self._deadline_s, self._clock = deadline_s, clock
+        self._late_at = math.inf
         health = HealthBook(database, surroundings.now)
         self._workers = [DeviceWorker(device, plan.matrix, listener, surroundings, health) for device in plan.devices]
 
@@ -38,6 +52,7 @@ class SweepRunner:
         """Blocks until the sweep ends. Raises what the controller itself failed of."""
         if not self._workers:
             return
+        self._late_at = self._clock() + self._deadline_s
         with concurrent.futures.ThreadPoolExecutor(min(len(self._workers), MAX_DEVICES_AT_ONCE), "device") as pool:
             futures = [pool.submit(self._measure_device, worker) for worker in self._workers]
             pending = set(futures)
@@ -69,16 +84,16 @@ class SweepRunner:
         try:
             for measurement in self._plan.of_device(worker.device.name):
                 run = self._measure_cell(worker, measurement)
-                if run is None:  # stopped: `run --resume` measures the cell
-                    return
+                if run is None:  # `run --resume` measures the cell
+                    return self._listener.device_is(worker.device.name, "stopped" if self.stopped else "out of time")
                 self._listener.cell_ended(run)
+            return self._listener.device_is(worker.device.name, worker.unusable or "done")
         finally:
             worker.disconnect()
-        self._listener.device_is(worker.device.name, worker.unusable or "done")
 
     def _measure_cell(self, worker: DeviceWorker, measurement: Measurement) -> Run | None:
-        """The last attempt at a cell, each of them stored; None where the sweep was stopped before it."""
-        while not self.stopped:
+        """The last attempt at a cell, each of them stored; None where the sweep was stopped, or late, before it."""
+        while not self.stopped and self._clock() < self._late_at:
             run = worker.measure(measurement)
             if run is None:
                 return None

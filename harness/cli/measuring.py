@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import signal
@@ -125,10 +126,11 @@ def measure(
     database: ResultsDatabase,
     *,
     known_hosts: Path,
+    deadline_s: float = math.inf,
     as_json: bool = False,
     cache: Path | None = None,
 ) -> int:
-    """Measures `plan` to its end or until a signal; shows progress and summary; returns the exit code."""
+    """Measures `plan` until its end, the deadline or a signal; shows progress and summary; returns the exit code."""
     surroundings = Surroundings(
         sweep,
         lambda device: open_session(device, known_hosts=known_hosts, cache_dir=cache or cache_folder()),
@@ -138,7 +140,7 @@ def measure(
     )
     totals = dict(Counter(m.cell.device for m in plan.measurements))
     with _listener(totals, as_json) as listener:
-        runner = SweepRunner(plan, database, listener, surroundings)
+        runner = SweepRunner(plan, database, listener, surroundings, deadline_s=deadline_s)
         with _stopping(runner.stop) as interrupted:
             runner.measure()
     runs = database.runs(sweep_id=sweep.id)

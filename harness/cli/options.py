@@ -14,6 +14,7 @@ import click
 from device_inventory import Inventory
 from engine.errors import RequestError
 from engine.protocol import ExpertBudget, to_json
+from harness.deadlines import parse_duration
 from harness.known_hosts import default_path
 from reports.database import ResultsDatabase
 
@@ -109,3 +110,11 @@ class Budget(click.ParamType[ExpertBudget]):
             return value if isinstance(value, ExpertBudget) else ExpertBudget.parse(value)
         except RequestError as error:
             self.fail(str(error), param, ctx)
+
+
+class Duration(click.ParamType[float]):
+    name = "DURATION"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = value if isinstance(value, float) else parse_duration(value)
+        return seconds or self.fail(f"{value!r} is no duration: write 90m, 6h, 1h30m or seconds", param, ctx)

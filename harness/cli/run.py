@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rich.table import Table
 from harness.cli.measuring import measure, new_sweep, plan_again, plan_matrix
 from harness.cli.options import (
     EXIT_CODES,
+    Duration,
     inventory_option,
     json_option,
     known_hosts_option,
@@ -37,6 +39,13 @@ from reports.database import LATEST
     help="Finish what is missing of a sweep (its id, the beginning of it, or by default the latest).",
 )
 @click.option("--retry-failed", is_flag=True, help="With --resume: measure what failed once more, too.")
+@click.option(
+    "--deadline",
+    "deadline_s",
+    type=Duration(),
+    default=math.inf,
+    help="Start no cell later than this, such as 6h; --resume goes on from there.",
+)
 @inventory_option
 @results_option
 @known_hosts_option
@@ -48,6 +57,7 @@ def run(
     only_plan: bool,
     resume: str | None,
     retry_failed: bool,
+    deadline_s: float,
     inventory_path: Path,
     results_place: str,
     known_hosts: Path,
@@ -56,13 +66,15 @@ def run(
     """Measure what MATRIX says: devices side by side, one engine at a time on each, every record stored at once.
 
     Ctrl-C ends it cleanly; the cell in flight is lost, the others are kept, and --resume goes on from there. A cell
-    that fails, or a device that cannot be reached, is recorded with its reason and does not stop the others.
+    that fails, or a device that cannot be reached, is recorded with its reason and does not stop the others; what the
+    infrastructure is to blame for (a lost link, a restart, a full disk) is tried again a few times.
 
     \b
     Examples:
       edgemoe-farm run matrix.toml --plan
       edgemoe-farm run matrix.toml
       edgemoe-farm run --resume
+      edgemoe-farm run matrix.toml --deadline 6h
       edgemoe-farm run matrix.toml --json > progress.jsonl
     """
     if (matrix is None) == (resume is None):
@@ -77,14 +89,16 @@ def run(
             return
         with open_results(results_place, create=True) as database:
             sweep = new_sweep(plan, database)
-            context.exit(measure(sweep, plan, database, known_hosts=known_hosts, as_json=as_json))
+            context.exit(
+                measure(sweep, plan, database, known_hosts=known_hosts, deadline_s=deadline_s, as_json=as_json)
+            )
     with open_results(results_place) as database:
         sweep = database.sweep(resume or LATEST)
         plan = plan_again(sweep, inventory, database, failed_too=retry_failed)
         if only_plan:
             show_plan(plan, as_json)
             return
-        context.exit(measure(sweep, plan, database, known_hosts=known_hosts, as_json=as_json))
+        context.exit(measure(sweep, plan, database, known_hosts=known_hosts, deadline_s=deadline_s, as_json=as_json))
 
 
 def show_plan(plan: Plan, as_json: bool) -> None:

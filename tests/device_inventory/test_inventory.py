@@ -54,6 +54,9 @@ def test_a_device_overrides_the_defaults(tmp_path):
         ('host = "a"\ntags = "x"', "key 'tags' must be a list"),
         ('host = "a"\ntags = [1]', "key 'tags' must be a list of texts"),
         ('host = "a"\nemulated_read_bytes_per_s = 1', "key 'emulated_read_bytes_per_s' must be between"),
+        ('host = "a"\nbootstrap = 1', "key 'bootstrap' must be true or false"),
+        ('host = "a"\nport = true', "key 'port' must be a whole number"),
+        ('host = "a"\nidle_s = 3', "key 'idle_s' must be between 10 and 600 seconds"),
         ('host = "a"\nemulated_read_bytes_per_s = nan', "key 'emulated_read_bytes_per_s' must be between"),
     ],
 )

@@ -200,7 +200,7 @@ class Bench:
     def now(self) -> datetime:
         return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=next(self._seconds))
 
-    def runner(self, plan: Plan) -> SweepRunner:
+    def runner(self, plan: Plan, **options: Any) -> SweepRunner:
         if self.sweep is None:
             self.sweep = Sweep(
                 "20260101-000000-abcd", plan.matrix.name, plan.matrix.toml, plan.matrix.baseline,
@@ -211,7 +211,7 @@ class Bench:
             self.sweep, self.farm.open_session, farm_version="0.1.0", earlier=self.runs(), now=self.now,
             random=lambda: 1.0, pause=lambda stopping, seconds: self.pauses.append(seconds), estimate=self.estimate,
         )  # fmt: skip
-        return SweepRunner(plan, self.database, self.witness, around)
+        return SweepRunner(plan, self.database, self.witness, around, **options)
 
     def measure(self, plan: Plan) -> list[Run]:
         self.runner(plan).measure()

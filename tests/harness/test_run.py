@@ -262,3 +262,20 @@ def test_a_resumed_sweep_compares_its_answers_with_the_earlier_ones(bench) -> No
     runs = bench.measure(plan.without([plan.measurements[0].key]))
     assert [r.status for r in runs] == [RunStatus.OK] + [RunStatus.FAILED] * 7
     assert all(runs[0].id in r.reasons[0] for r in runs[1:])
+
+
+def test_no_cell_starts_after_the_deadline_and_the_one_in_flight_ends(bench) -> None:
+    now = 1000.0
+
+    def answer(request):
+        nonlocal now
+        now += 10.0
+        return ok(request)
+
+    bench.farm.answer = answer
+    plan = bench.plan()
+    bench.runner(plan, deadline_s=25.0, clock=lambda: now).measure()
+    assert len(bench.runs()) == 3
+    assert bench.witness.states[-1] == ("pi", "out of time")
+    assert tally(bench.sweep, bench.runs()).exit_code == 3
+    assert len(bench.measure(plan.without(bench.database.done(bench.sweep.id)))) == 8
