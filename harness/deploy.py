@@ -1,8 +1,11 @@
 """Deployment by content: what a device already has costs no bytes, and nothing half-written ever has its final name.
 
 ROOT/engines/<sha256[:16]>/engine/...     the engine, complete from the moment at which the folder appears
+ROOT/sites/<sha256[:16]>/...              numpy for a device that has none: see harness/bootstrap.py
 ROOT/blobs/<sha256>/<name>                containers and profiles
 ROOT/runs/<run id>/                       one run each, removed when it is collected
+
+Whoever uses an engine or a blob touches it, so that `edgemoe-farm devices prune` can tell what nobody uses any more.
 """
 
 from __future__ import annotations
@@ -97,11 +100,7 @@ class Place:
     @classmethod
     def prepare(cls, transport: Transport, root: str) -> Place:
         """Makes the folder and finds out its absolute path."""
-        # Runs that nobody collected for a week belong to controllers that will not come back.
-        script = (
-            'mkdir -p -- "$1/engines" "$1/blobs" "$1/runs" && cd -- "$1" && pwd -P && '
-            "find runs -mindepth 1 -maxdepth 1 -mtime +7 -exec rm -rf {} +"
-        )
+        script = 'mkdir -p -- "$1/engines" "$1/sites" "$1/blobs" "$1/runs" && cd -- "$1" && pwd -P'
         done = transport.run(["sh", "-c", script, "sh", root], deadline_s=30)
         return cls(done.stdout.decode("utf-8", "surrogateescape").rstrip("\n"))
 
@@ -128,7 +127,8 @@ def put_blob(
 
 def has_blob(transport: Transport, target: str, source: Path) -> bool:
     """A blob gets its name when its checksum has been verified on the device: name and size are proof enough then."""
-    seen = transport.run(["sh", "-c", 'wc -c <"$1" 2>/dev/null', "sh", target], deadline_s=30, check=False)
+    script = '[ -f "$1" ] || exit; touch -c -- "$1" 2>/dev/null; wc -c <"$1"'
+    seen = transport.run(["sh", "-c", script, "sh", target], deadline_s=30, check=False)
     return seen.stdout.strip() == str(source.stat().st_size).encode()
 
 

@@ -16,10 +16,12 @@ from engine.errors import ProtocolError
 from engine.protocol import ArithmeticTimes, DeviceFacts, RunRequest, from_json, loads, to_json
 from harness.collect import Collector, Ending, OnEvent, judge, printable
 from harness.deploy import ENGINE_SOURCE, EngineBundle, HashCache, Place, has_blob, put_blob
+from harness.doctor.device import Examined, refuse_unfit
+from harness.doctor.survey import KINDS, Pruned, Survey, prune, survey
 from harness.errors import DeviceError, RemoteTimeoutError, UnreachableError
 from harness.probe import Python, find_python, read_arithmetic, read_facts, run_selftest
 from harness.retry import fault_of_error
-from harness.session import Outcome, Session
+from harness.session import Outcome
 from harness.transport import Completed, Transport
 from harness.transport.ssh import SshTransport
 from reports.records import Fault, RunStatus
@@ -32,6 +34,7 @@ STEP_S, IDLE_S, RECONNECT_S = Device.step_s, Device.idle_s, Device.reconnect_s
 ENGINE_GRACE_S = 2.0  # the engine ends itself at its deadline; the supervisor ends it this much later
 FOLLOW_GRACE_S = 30.0
 SETTLED_S = 60.0  # an act that went well for so long did reconnect
+STALE_DAYS = 7.0  # after which a run that nobody collected is removed
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.25, 10.0
 
 
@@ -40,14 +43,17 @@ def open_session(
     *,
     known_hosts: Path,
     cache_dir: Path,
+    offline: bool = False,
     engine_source: Path | None = None,
     ssh_config: Path | None = None,
-) -> Session:
-    """Connects to a device, deploys the engine and asks for its facts. Raises DeviceError, UsageError."""
+    gate: Callable[[str, Survey], None] | None = None,
+) -> RemoteSession:
+    """Connects to a device, checks it, deploys the engine and asks for its facts. Raises DeviceError, UsageError."""
     return RemoteSession(
         lambda: SshTransport(device, known_hosts, ssh_config=ssh_config, connect_s=device.connect_s),
         root=device.root,
         python=device.python,
+        gate=gate or (lambda root, survey: refuse_unfit(Examined(device, root, survey))),
         step_s=device.step_s,
         idle_s=device.idle_s,
         reconnect_s=device.reconnect_s,
@@ -70,12 +76,14 @@ class RemoteSession:
         cache_dir: Path,
         python: str | None = None,
         engine_source: Path | None = None,
+        gate: Callable[[str, Survey], None] = lambda root, survey: None,
         step_s: float = STEP_S,
         idle_s: float = IDLE_S,
         reconnect_s: float = RECONNECT_S,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        """`gate` is shown the farm's folder there and a survey; it raises DeviceError where that will not do."""
         self._connect = connect
         self._step_s, self._idle_s, self._reconnect_s = step_s, idle_s, reconnect_s
         self._clock = clock
@@ -89,6 +97,10 @@ class RemoteSession:
         try:
             self.python: Python = find_python(self._transport, python)
             self._place = Place.prepare(self._transport, root)
+            found = survey(self._transport, self.python.path, self._place.root, deadline_s=step_s)
+            gate(self._place.root, found)
+            if found.stale_runs:  # they belong to controllers that will not come back
+                self.prune(days=STALE_DAYS, kinds=("runs",))
             self.engine_sha256, self._engine = self._deploy_engine(engine_source or ENGINE_SOURCE)
             self.facts = read_facts(self._transport, self.python, self._engine)
         except BaseException:
@@ -120,6 +132,10 @@ class RemoteSession:
     def arithmetic(self, container: str, *, backend: str, threads: int) -> ArithmeticTimes:
         """How long a token of `container`, a path on the device, takes there. Raises DeviceError."""
         return read_arithmetic(self._transport, self.python, self._engine, container, backend=backend, threads=threads)
+
+    def prune(self, *, days: float, kinds: tuple[str, ...] = KINDS, dry: bool = False) -> Pruned:
+        """Removes what nobody used for `days` from the device's disk. Raises DeviceError."""
+        return prune(self._transport, self.python.path, self._place.root, days=days, kinds=kinds, dry=dry)
 
     def execute(self, request: RunRequest, *, on_event: OnEvent | None = None) -> Outcome:
         """Runs the engine detached, follows it across lost links, collects it. Never raises for a device's failure.
@@ -220,7 +236,8 @@ class RemoteSession:
         """The engine's hash, and its folder on the device."""
         bundle = EngineBundle.of(source)
         folder = self._place.engine(bundle.sha256)
-        seen = self._transport.run(["test", "-d", folder], deadline_s=self._step_s, check=False)
+        script = '[ -d "$1" ] || exit 1; touch -c -- "$1" 2>/dev/null; exit 0'
+        seen = self._transport.run(["sh", "-c", script, "sh", folder], deadline_s=self._step_s, check=False)
         if seen.exit_status != 0:
             self._agent("install", folder, stdin=bundle.content)
             self._engine_bytes_sent += len(bundle.content)

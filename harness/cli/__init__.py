@@ -11,6 +11,7 @@ from device_inventory import InventoryError
 from engine.errors import ContainerError, EngineError, RequestError
 from harness.cli.demo import demo
 from harness.cli.devices import devices, probe, trust
+from harness.cli.doctor import doctor
 from harness.cli.options import CONTEXT, EXIT_CODES, FARM_VERSION
 from harness.cli.results import report, results
 from harness.cli.run import run
@@ -53,14 +54,15 @@ def main(debug: bool) -> None:
     A first session:
       edgemoe-farm demo                                 everything, on emulated devices of this machine
       edgemoe-farm trust pi5                            once for each device of devices.toml
-      edgemoe-farm probe pi5                            is it fit, and what is it?
+      edgemoe-farm probe pi5                            what is it?
+      edgemoe-farm doctor                               is all fit, and if not, what helps?
       edgemoe-farm model import DIR --to model.emoe     a checkpoint becomes a container
       edgemoe-farm run matrix.toml                      measure
       edgemoe-farm report latest -o page.html           look
     """
 
 
-for _command in (devices, trust, probe, run, report, results, strategies, demo):
+for _command in (devices, trust, probe, doctor, run, report, results, strategies, demo):
     main.add_command(_command)
 # Work with models needs nothing of the farm, and the farm nothing of it.
 if importlib.util.find_spec("harness.cli.model") is not None:

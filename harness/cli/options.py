@@ -63,6 +63,14 @@ results_option = click.option(
     help="The results database: an SQLite file, or an SQLAlchemy URL.",
 )
 
+offline_option = click.option(
+    "--offline",
+    is_flag=True,
+    envvar="EDGEMOE_FARM_OFFLINE",
+    show_envvar=True,
+    help="Fetch nothing: a device without numpy gets what an earlier run has fetched for its like.",
+)
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Machine-readable output, and nothing else, on stdout."
 )

@@ -1,0 +1,91 @@
+"""Everything that `edgemoe-farm doctor` does to one device: connect, survey, deploy, self-test, look for waste."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from typing import Protocol
+
+from device_inventory import Device
+from engine.protocol import DeviceFacts
+from harness.doctor import Finding, Severity
+from harness.doctor.device import Examined, examine
+from harness.doctor.survey import Pruned, Survey
+from harness.errors import (
+    DeviceError,
+    DiskFullError,
+    HostKeyError,
+    PythonMissingError,
+    UnreachableError,
+)
+from reports.health import DeviceHealth, Health
+
+UNUSED_DAYS = 30.0
+MUCH_UNUSED_BYTES = 256 << 20
+_CHECK_OF = ((HostKeyError, "host-key"), (UnreachableError, "reachable"), (PythonMissingError, "python"),
+             (DiskFullError, "free-space"), (DeviceError, "engine"))  # fmt: skip
+
+
+class Patient(Protocol):
+    """What is needed of a session."""
+
+    facts: DeviceFacts
+
+    def selftest(self) -> None: ...
+
+    def prune(self, *, days: float, dry: bool) -> Pruned: ...
+
+    def close(self) -> None: ...
+
+
+def examine_device(
+    device: Device,
+    open_session: Callable[[Callable[[str, Survey], None]], Patient],
+    *,
+    health: DeviceHealth | None = None,
+    selftest: bool = True,
+) -> list[Finding]:
+    """All that is found. `open_session` gets a gate that is shown the survey; `health`: None where no run is known."""
+    seen: list[Examined] = []
+    findings = _of_health(device.name, health or DeviceHealth())
+    try:
+        session = open_session(lambda root, survey: seen.append(Examined(device, root, survey)))
+    except DeviceError as error:
+        known = [finding for found in seen for finding in examine(found)]
+        return findings + known + [_of_error(device.name, error)]
+    with closing(session):
+        found = Examined(device, seen[0].root, seen[0].survey, session.facts)
+        findings += examine(found)
+        try:
+            if selftest:
+                session.selftest()
+            unused = session.prune(days=UNUSED_DAYS, dry=True)
+        except DeviceError as error:
+            return [*findings, _of_error(device.name, error)]
+    size = sum(removed.bytes for removed in unused.removed)
+    if size > MUCH_UNUSED_BYTES:
+        what = f"{size / 1e6:.0f} MB of the farm's folder were not used for {UNUSED_DAYS:.0f} days"
+        remedy = f"`edgemoe-farm devices prune {device.name}`"
+        findings.append(Finding(device.name, "unused", Severity.NOTE, what, remedy))
+    return findings
+
+
+def _of_error(name: str, error: DeviceError) -> Finding:
+    """Our messages are `device: what is wrong: what helps`."""
+    check = next(check for kind, check in _CHECK_OF if isinstance(error, kind))
+    what, _, remedy = str(error).removeprefix(f"{name}: ").rpartition(": ")
+    return Finding(name, check, Severity.ERROR, what or remedy, remedy if what else "see the message")
+
+
+def _of_health(name: str, health: DeviceHealth) -> list[Finding]:
+    again = f"`edgemoe-farm devices health {name} --good`"
+    canary = f"`edgemoe-farm devices health {name} --canary`"
+    if health.health is Health.MAINTENANCE:
+        return [Finding(name, "health", Severity.WARNING, f"{health.reason} since {health.since[:16]}", again)]
+    if health.health is Health.QUARANTINED:
+        what = f"quarantined: its last {health.faults_in_a_row} attempts failed ({health.reason})"
+        return [Finding(name, "health", Severity.WARNING, what, canary)]
+    if health.health is Health.SUSPECT:
+        what = f"{health.faults} of its last attempts failed of the infrastructure (the last: {health.reason})"
+        return [Finding(name, "health", Severity.NOTE, what, "look at its power supply, network and storage")]
+    return []

@@ -1,0 +1,206 @@
+"""What a check of a device needs to know, told by itself: standard library only, Python >= 3.8; see harness/agent.py.
+
+survey ROOT                what the checks look at, as one JSON object; changes nothing
+prune ROOT DAYS KINDS DRY  removes engines, sites, blobs and runs (KINDS, with commas) that nobody used for DAYS days,
+                           and says what; with DRY=1 it only says it. Runs that are alive stay. Ages are by the device's
+                           own clock: where that jumps, the worst is that something is sent or measured once more
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import glob
+import json
+import mmap
+import os
+import shutil
+import subprocess
+import sys
+import time
+from typing import Any, Dict, List, Optional
+
+TOOLS = ("timeout", "dd", "df", "wc", "tail", "mv", "rm", "mkdir")
+COMMAND_DEADLINE_S = 3.0  # vcgencmd and getprop may hang
+
+
+def survey(root: str) -> Dict[str, Any]:
+    found: Dict[str, Any] = {"utc_s": time.time()}
+    found.update(file_system(root))
+    disk = os.statvfs(root)
+    found["free_bytes"] = disk.f_bavail * disk.f_frsize
+    found["disk_bytes"] = disk.f_blocks * disk.f_frsize
+    found["free_inodes"] = disk.f_favail if disk.f_files else None  # some file systems make them as needed
+    found.update(try_writing(root))
+    found["memory_control_groups"] = memory_control_groups()
+    found["governors"] = sorted(
+        {text(path) for path in glob.glob("/sys/devices/system/cpu/cpu*/cpufreq/scaling_governor")}
+    )
+    found["throttled_bits"] = throttled_bits()
+    found["swaps"] = [line.split()[0] for line in text("/proc/swaps").splitlines()[1:] if line.strip()]
+    found["android"] = (
+        command("getprop", "ro.build.version.release") if "com.termux" in os.environ.get("PREFIX", "") else None
+    )
+    found["missing_tools"] = [tool for tool in TOOLS if shutil.which(tool) is None]
+    found["stale_runs"] = len(unused(root, "runs", 7.0))
+    return found
+
+
+def file_system(root: str) -> Dict[str, Any]:
+    """Type, source and options of the mount on which `root` lies."""
+    best = ""
+    told: Dict[str, Any] = {"file_system": None, "storage": None, "read_only": None, "no_exec": None}
+    path = os.path.realpath(root)
+    for line in text("/proc/self/mounts").splitlines():
+        words = line.split()
+        if len(words) < 4:
+            continue
+        point = words[1].replace("\\040", " ")
+        if (path == point or path.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
+            best, options = point, words[3].split(",")
+            told = {
+                "file_system": words[2],
+                "storage": words[0],
+                "read_only": "ro" in options,
+                "no_exec": "noexec" in options,
+            }
+    return told
+
+
+def try_writing(root: str) -> Dict[str, Any]:
+    """Whether a file can be written there, and read past the page cache."""
+    path = os.path.join(root, f".survey.{os.getpid()}")
+    try:
+        with open(path, "wb") as file:
+            file.write(b"x" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        remove(path)
+        return {"write_error": error.strerror or str(error), "direct_reads": None}
+    direct = False
+    try:
+        opened = os.open(path, os.O_RDONLY | os.O_DIRECT)  # type: ignore[attr-defined,unused-ignore]
+        try:
+            direct = os.readv(opened, [mmap.mmap(-1, 4096)]) == 4096
+        finally:
+            os.close(opened)
+    except (OSError, AttributeError):
+        pass
+    remove(path)
+    return {"write_error": None, "direct_reads": direct}
+
+
+def memory_control_groups() -> Optional[bool]:
+    if os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
+        return "memory" in text("/sys/fs/cgroup/cgroup.controllers").split()
+    for line in text("/proc/cgroups").splitlines():
+        words = line.split()
+        if words and words[0] == "memory":
+            return words[-1] == "1"
+    return None
+
+
+def throttled_bits() -> Optional[int]:
+    """Of a Raspberry Pi: 0-3 now, 16-19 since it started (under-voltage, frequency capped, throttled, hot)."""
+    answer = command("vcgencmd", "get_throttled") or text("/sys/devices/platform/soc/soc:firmware/get_throttled")
+    try:
+        return int(answer.rpartition("=")[2].strip(), 16)
+    except ValueError:
+        return None
+
+
+# --- prune ------------------------------------------------------------------------------------------------------------
+
+
+def prune(root: str, days: str, kinds: str, dry: str) -> Dict[str, Any]:
+    removed: List[Dict[str, Any]] = []
+    for kind in kinds.split(","):
+        for name in unused(root, kind, float(days)):
+            path = os.path.join(root, kind, name)
+            removed.append({"kind": kind, "name": name, "bytes": size_bytes(path)})
+            if dry != "1":
+                shutil.rmtree(path, ignore_errors=True)
+                remove(path)
+    left = {kind: size_bytes(os.path.join(root, kind)) for kind in ("engines", "sites", "blobs", "runs")}
+    return {"removed": removed, "left_bytes": left}
+
+
+def unused(root: str, kind: str, days: float) -> List[str]:
+    """What lies in a folder of the farm and was not touched for so long; whoever uses something touches it."""
+    folder, names = os.path.join(root, kind), []
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+        path = os.path.join(folder, name)
+        try:
+            times = [os.stat(path).st_mtime]
+            times += (
+                [os.stat(os.path.join(path, inner)).st_mtime for inner in os.listdir(path)]
+                if os.path.isdir(path)
+                else []
+            )
+        except OSError:
+            continue
+        if time.time() - max(times) > days * 86400 and not is_alive(path):
+            names.append(name)
+    return names
+
+
+def is_alive(run: str) -> bool:
+    """As harness/agent.py: its supervisor or its engine holds the lock."""
+    try:
+        lock = os.open(os.path.join(run, "alive"), os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def size_bytes(path: str) -> int:
+    """As `du` counts: what it occupies on the disk."""
+    total = 0
+    for folder, _, names in os.walk(path):
+        for inner in [folder] + [os.path.join(folder, name) for name in names]:
+            try:
+                total += os.lstat(inner).st_blocks * 512
+            except OSError:
+                continue
+    return total
+
+
+# --- what they share ----------------------------------------------------------------------------------------------
+
+
+def text(path: str) -> str:
+    try:
+        with open(path, errors="replace") as file:
+            return file.read(1 << 20).strip()
+    except OSError:
+        return ""
+
+
+def command(*arguments: str) -> str:
+    """What it says; nothing where it is missing, fails or hangs."""
+    try:
+        done = subprocess.run(
+            arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            timeout=COMMAND_DEADLINE_S,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.decode("utf-8", "replace").strip() if done.returncode == 0 else ""
+
+
+def remove(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
+VERBS: Dict[str, Any] = {"survey": survey, "prune": prune}
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(VERBS[sys.argv[1]](*sys.argv[2:])) + "\n")
