@@ -10,7 +10,7 @@ attend  RUN_FOLDER OFFSET  starts the engine unless the folder exists, then foll
                            input it never starts anything.
 kill    RUN_FOLDER         ends the engine's process group
 discard RUN_FOLDER         the same, and removes the folder
-install FOLDER             unpacks a zip from its input; the folder appears when it is complete
+install FOLDER [ZIP]       unpacks a zip from its input, or a file there; the folder appears when it is complete
 
 The engine runs detached, in a process group of its own, under a supervisor that holds its deadline, reaps it and
 writes down how it ended. Both keep a lock on RUN_FOLDER/alive for as long as they live: unlike a process number, a lock
@@ -188,7 +188,7 @@ def discard(run: str) -> int:
     return 0
 
 
-def install(folder: str) -> int:
+def install(folder: str, source: Optional[str] = None) -> int:
     import io
     import zipfile  # here only: `attend` should start quickly
 
@@ -196,7 +196,7 @@ def install(folder: str) -> int:
         return 0
     unfinished = f"{folder}.{os.getpid()}.part"
     os.makedirs(unfinished)
-    with zipfile.ZipFile(io.BytesIO(sys.stdin.buffer.read())) as archive:
+    with zipfile.ZipFile(source or io.BytesIO(sys.stdin.buffer.read())) as archive:
         archive.extractall(unfinished)
     try:
         os.rename(unfinished, folder)

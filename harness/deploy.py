@@ -107,6 +107,9 @@ class Place:
     def engine(self, sha256: str) -> str:
         return f"{self.root}/engines/{sha256[:16]}"
 
+    def site(self, sha256: str) -> str:
+        return f"{self.root}/sites/{sha256[:16]}"
+
     def blob(self, sha256: str, source: Path) -> str:
         return f"{self.root}/blobs/{sha256}/{safe_name(source.name)}"
 

@@ -48,7 +48,11 @@ class DiskFullError(DeviceError):
 
 
 class PythonMissingError(DeviceError):
-    pass
+    """`bare`: a Python that would do, had it numpy."""
+
+    def __init__(self, message: str, bare: str | None = None) -> None:
+        super().__init__(message)
+        self.bare = bare
 
 
 class UnfitError(DeviceError):

@@ -80,7 +80,8 @@ def find_python(transport: Transport, declared: str | None = None) -> Python:
         )
     first = new_enough[0]
     why = f" ({first['reason']})" if first["reason"] and "No module named" not in first["reason"] else ""
-    raise PythonMissingError(f"{transport.name}: {first['path']} has no usable numpy{why}: {install}")
+    message = f"{transport.name}: {first['path']} has no usable numpy{why}: {install}"
+    raise PythonMissingError(message, bare=first["path"])
 
 
 def read_facts(transport: Transport, python: Python, engine_folder: str) -> DeviceFacts:

@@ -8,17 +8,19 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from device_inventory import Device
 from engine.errors import ProtocolError
 from engine.protocol import ArithmeticTimes, DeviceFacts, RunRequest, from_json, loads, to_json
+from harness.bootstrap import WheelCache, bootstrap
 from harness.collect import Collector, Ending, OnEvent, judge, printable
 from harness.deploy import ENGINE_SOURCE, EngineBundle, HashCache, Place, has_blob, put_blob
 from harness.doctor.device import Examined, refuse_unfit
 from harness.doctor.survey import KINDS, Pruned, Survey, prune, survey
-from harness.errors import DeviceError, RemoteTimeoutError, UnreachableError
+from harness.errors import DeviceError, PythonMissingError, RemoteTimeoutError, UnreachableError
 from harness.probe import Python, find_python, read_arithmetic, read_facts, run_selftest
 from harness.retry import fault_of_error
 from harness.session import Outcome
@@ -34,6 +36,7 @@ STEP_S, IDLE_S, RECONNECT_S = Device.step_s, Device.idle_s, Device.reconnect_s
 ENGINE_GRACE_S = 2.0  # the engine ends itself at its deadline; the supervisor ends it this much later
 FOLLOW_GRACE_S = 30.0
 SETTLED_S = 60.0  # an act that went well for so long did reconnect
+UNPACK_DEADLINE_S = 300.0  # 20 MB of numpy, in a thousand files, onto a slow card
 STALE_DAYS = 7.0  # after which a run that nobody collected is removed
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.25, 10.0
 
@@ -53,6 +56,7 @@ def open_session(
         lambda: SshTransport(device, known_hosts, ssh_config=ssh_config, connect_s=device.connect_s),
         root=device.root,
         python=device.python,
+        wheels=WheelCache(cache_dir / "wheels", offline=offline) if device.bootstrap else None,
         gate=gate or (lambda root, survey: refuse_unfit(Examined(device, root, survey))),
         step_s=device.step_s,
         idle_s=device.idle_s,
@@ -76,6 +80,7 @@ class RemoteSession:
         cache_dir: Path,
         python: str | None = None,
         engine_source: Path | None = None,
+        wheels: WheelCache | None = None,
         gate: Callable[[str, Survey], None] = lambda root, survey: None,
         step_s: float = STEP_S,
         idle_s: float = IDLE_S,
@@ -83,7 +88,10 @@ class RemoteSession:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`gate` is shown the farm's folder there and a survey; it raises DeviceError where that will not do."""
+        """`gate` is shown the farm's folder there and a survey; it raises DeviceError where that will not do.
+
+        `wheels` gives numpy to a device without it; None: it is left as it is.
+        """
         self._connect = connect
         self._step_s, self._idle_s, self._reconnect_s = step_s, idle_s, reconnect_s
         self._clock = clock
@@ -95,8 +103,8 @@ class RemoteSession:
         self._engine_bytes_sent = 0
         self._transport = connect()
         try:
-            self.python: Python = find_python(self._transport, python)
             self._place = Place.prepare(self._transport, root)
+            self.python: Python = self._find_python(python, wheels)
             found = survey(self._transport, self.python.path, self._place.root, deadline_s=step_s)
             gate(self._place.root, found)
             if found.stale_runs:  # they belong to controllers that will not come back
@@ -232,6 +240,15 @@ class RemoteSession:
         lines = done.stderr.split(b"\n")
         return from_json(Ending, loads(max(lines, key=len)))
 
+    def _find_python(self, declared: str | None, wheels: WheelCache | None) -> Python:
+        try:
+            return find_python(self._transport, declared)
+        except PythonMissingError as missing:
+            if wheels is None or missing.bare is None:
+                raise
+            command = partial(self._agent, "install", python=missing.bare, deadline_s=UNPACK_DEADLINE_S)
+            return bootstrap(self._transport, self._place, missing, wheels, self._cache, command)
+
     def _deploy_engine(self, source: Path) -> tuple[str, str]:
         """The engine's hash, and its folder on the device."""
         bundle = EngineBundle.of(source)
@@ -253,9 +270,11 @@ class RemoteSession:
         with suppress(DeviceError):
             self._agent("discard", run)
 
-    def _agent(self, verb: str, *arguments: str, transport: Transport | None = None, **options: Any) -> Completed:
+    def _agent(
+        self, verb: str, *arguments: str, transport: Transport | None = None, python: str | None = None, **options: Any
+    ) -> Completed:
         options = {"deadline_s": self._step_s, **options, "stdin": AGENT + options.get("stdin", b"")}
-        command = [self.python.path, "-I", "-c", BOOT, str(len(AGENT)), verb, *arguments]
+        command = [python or self.python.path, "-I", "-c", BOOT, str(len(AGENT)), verb, *arguments]
         return (transport or self._transport).run(command, **options)
 
     def _persist(self, act: Callable[[], T], progress: Callable[[], object]) -> T:

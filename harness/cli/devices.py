@@ -18,6 +18,7 @@ from harness.cli.options import (
     json_option,
     known_hosts_option,
     load_inventory,
+    offline_option,
     print_json,
     printable,
 )
@@ -84,10 +85,11 @@ def trust(device: str, yes: bool, replace: bool, inventory_path: Path, known_hos
 
 @click.command()
 @click.argument("names", metavar="DEVICE...", nargs=-1)
+@offline_option
 @inventory_option
 @known_hosts_option
 @json_option
-def probe(names: tuple[str, ...], inventory_path: Path, known_hosts: Path, as_json: bool) -> None:
+def probe(names: tuple[str, ...], offline: bool, inventory_path: Path, known_hosts: Path, as_json: bool) -> None:
     """Connect to each DEVICE (default: all), deploy the engine, and show what the device says of itself.
 
     Exit code 4 when a device cannot be used; the others are shown all the same.
@@ -100,7 +102,7 @@ def probe(names: tuple[str, ...], inventory_path: Path, known_hosts: Path, as_js
     inventory = load_inventory(inventory_path)
     chosen = [inventory[name] for name in names] or list(inventory.devices.values())
     with concurrent.futures.ThreadPoolExecutor(min(len(chosen), _MAX_PROBES_AT_ONCE) or 1) as pool:
-        answers = list(pool.map(lambda device: _probe(device, known_hosts), chosen))
+        answers = list(pool.map(lambda device: _probe(device, known_hosts, offline), chosen))
     if as_json:
         print_json(answers)
     else:
@@ -110,10 +112,10 @@ def probe(names: tuple[str, ...], inventory_path: Path, known_hosts: Path, as_js
         raise DeviceError(f"{len(failed)} of {len(answers)} devices cannot be used: {', '.join(failed)}")
 
 
-def _probe(device: Device, known_hosts: Path) -> dict[str, Any]:
+def _probe(device: Device, known_hosts: Path, offline: bool) -> dict[str, Any]:
     answer: dict[str, Any] = {"device": device.name, "facts": None, "error": None}
     try:
-        session = open_session(device, known_hosts=known_hosts, cache_dir=cache_folder())
+        session = open_session(device, known_hosts=known_hosts, cache_dir=cache_folder(), offline=offline)
     except DeviceError as error:
         return {**answer, "error": str(error)}
     try:

@@ -127,13 +127,16 @@ def measure(
     *,
     known_hosts: Path,
     deadline_s: float = math.inf,
+    offline: bool = False,
     as_json: bool = False,
     cache: Path | None = None,
 ) -> int:
     """Measures `plan` until its end, the deadline or a signal; shows progress and summary; returns the exit code."""
     surroundings = Surroundings(
         sweep,
-        lambda device: open_session(device, known_hosts=known_hosts, cache_dir=cache or cache_folder()),
+        lambda device: open_session(
+            device, known_hosts=known_hosts, cache_dir=cache or cache_folder(), offline=offline
+        ),
         farm_version=FARM_VERSION,
         earlier=database.runs(sweep_id=sweep.id),
         estimate=CellEstimator(),

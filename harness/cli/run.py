@@ -18,6 +18,7 @@ from harness.cli.options import (
     json_option,
     known_hosts_option,
     load_inventory,
+    offline_option,
     open_results,
     print_json,
     results_option,
@@ -46,6 +47,7 @@ from reports.database import LATEST
     default=math.inf,
     help="Start no cell later than this, such as 6h; --resume goes on from there.",
 )
+@offline_option
 @inventory_option
 @results_option
 @known_hosts_option
@@ -58,6 +60,7 @@ def run(
     resume: str | None,
     retry_failed: bool,
     deadline_s: float,
+    offline: bool,
     inventory_path: Path,
     results_place: str,
     known_hosts: Path,
@@ -90,7 +93,15 @@ def run(
         with open_results(results_place, create=True) as database:
             sweep = new_sweep(plan, database)
             context.exit(
-                measure(sweep, plan, database, known_hosts=known_hosts, deadline_s=deadline_s, as_json=as_json)
+                measure(
+                    sweep,
+                    plan,
+                    database,
+                    known_hosts=known_hosts,
+                    deadline_s=deadline_s,
+                    offline=offline,
+                    as_json=as_json,
+                )
             )
     with open_results(results_place) as database:
         sweep = database.sweep(resume or LATEST)
@@ -98,7 +109,11 @@ def run(
         if only_plan:
             show_plan(plan, as_json)
             return
-        context.exit(measure(sweep, plan, database, known_hosts=known_hosts, deadline_s=deadline_s, as_json=as_json))
+        context.exit(
+            measure(
+                sweep, plan, database, known_hosts=known_hosts, deadline_s=deadline_s, offline=offline, as_json=as_json
+            )
+        )
 
 
 def show_plan(plan: Plan, as_json: bool) -> None:
