@@ -66,6 +66,22 @@ def open_session(
     )
 
 
+def prune_device(device: Device, *, known_hosts: Path, days: float, dry: bool) -> Pruned:
+    """Removes what nobody used for `days`; the device may have no room for a session. Raises DeviceError."""
+    transport = SshTransport(device, known_hosts, connect_s=device.connect_s)
+    try:
+        place = Place.prepare(transport, device.root)
+        try:
+            python = find_python(transport, device.python).path
+        except PythonMissingError as missing:
+            if missing.bare is None:
+                raise
+            python = missing.bare
+        return prune(transport, python, place.root, days=days, dry=dry)
+    finally:
+        transport.close()
+
+
 class RemoteSession:
     """A device with an engine deployed. One thread uses it; `cancel` may come from another."""
 

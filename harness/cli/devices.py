@@ -21,40 +21,60 @@ from harness.cli.options import (
     offline_option,
     print_json,
     printable,
+    results_option,
 )
+from harness.cli.upkeep import health, health_in_words, known_health, prune
 from harness.errors import DeviceError
 from harness.known_hosts import HostKey
 from harness.remote import open_session
 from harness.trust import trust as trust_device
+from reports.health import DeviceHealth, Health
 
 _MAX_PROBES_AT_ONCE = 32
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @inventory_option
+@results_option
 @json_option
-def devices(inventory_path: Path, as_json: bool) -> None:
-    """List the devices that the inventory declares.
+@click.pass_context
+def devices(context: click.Context, inventory_path: Path, results_place: str, as_json: bool) -> None:
+    """List the devices that the inventory declares, each with its health.
 
     \b
     Examples:
       edgemoe-farm devices
       edgemoe-farm devices --json --inventory lab.toml
     """
-    declared = load_inventory(inventory_path).devices.values()
-    if as_json:
-        print_json(list(declared))
+    if context.invoked_subcommand is not None:
         return
-    table = Table("device", "address", "tags", "emulated", box=None, pad_edge=False)
+    declared = list(load_inventory(inventory_path).devices.values())
+    known = known_health(results_place, declared)
+    if as_json:
+        print_json([{**to_json(device), **_health(known[device.name])} for device in declared])
+        return
+    table = Table("device", "health", "address", "tags", "emulated", box=None, pad_edge=False)
     for device in declared:
         rate = device.emulated_read_bytes_per_s
         table.add_row(
             device.name,
+            known[device.name].health.value,
             _address(device),
             " ".join(device.tags),
             "" if rate is None else f"storage {rate / 1e6:g} MB/s",
         )
     Console(highlight=False, markup=False).print(table)
+    for name, state in known.items():
+        if state.health is not Health.GOOD:
+            click.echo(f"{name}: {health_in_words(state)}")
+
+
+devices.add_command(health)
+devices.add_command(prune)
+
+
+def _health(state: DeviceHealth) -> dict[str, Any]:
+    return {"health": state.health, "health_reason": state.reason, "health_since": state.since}
 
 
 @click.command()

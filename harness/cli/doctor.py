@@ -18,19 +18,17 @@ from harness.cli.options import (
     known_hosts_option,
     load_inventory,
     offline_option,
-    open_results,
     print_json,
     printable,
     results_option,
     to_terminal,
 )
+from harness.cli.upkeep import known_health
 from harness.doctor import CONTROLLER, Finding, Severity
 from harness.doctor import controller as controller_checks
 from harness.doctor.examination import examine_device
 from harness.errors import DeviceError
 from harness.remote import open_session
-from reports.errors import ReportError
-from reports.health import DeviceHealth
 
 _MAX_AT_ONCE = 32
 _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
@@ -68,11 +66,11 @@ def doctor(
     chosen = [inventory[name] for name in names] or list(inventory.devices.values())
     here = controller_checks.Controller(known_hosts, results_place, cache_folder(), tuple(chosen))
     findings = controller_checks.examine(here)
-    health = _health(results_place, chosen)
+    health = known_health(results_place, chosen)
 
     def examine(device: Device) -> list[Finding]:
         opener = partial(open_session, device, known_hosts=known_hosts, cache_dir=cache_folder(), offline=offline)
-        known = health.get(device.name)
+        known = health[device.name]
         found = examine_device(device, lambda gate: opener(gate=gate), health=known, selftest=not quick)
         if to_terminal() and not as_json:
             click.echo(f"{device.name}: examined", err=True)
@@ -89,15 +87,6 @@ def doctor(
     if counts[Severity.ERROR]:
         where = ", ".join(dict.fromkeys(f.where for f in findings if f.severity is Severity.ERROR))
         raise DeviceError(f"{counts[Severity.ERROR]} errors, on {where}: each stands above with the line that fixes it")
-
-
-def _health(place: str, devices: list[Device]) -> dict[str, DeviceHealth]:
-    """Nothing where there are no results yet, or none that can be read: the controller's checks say so."""
-    try:
-        with open_results(place) as database:
-            return {device.name: database.health(device.name) for device in devices}
-    except ReportError:
-        return {}
 
 
 def _show(examined: list[str], findings: list[Finding]) -> None:

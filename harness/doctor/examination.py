@@ -42,12 +42,12 @@ def examine_device(
     device: Device,
     open_session: Callable[[Callable[[str, Survey], None]], Patient],
     *,
-    health: DeviceHealth | None = None,
+    health: DeviceHealth,
     selftest: bool = True,
 ) -> list[Finding]:
-    """All that is found. `open_session` gets a gate that is shown the survey; `health`: None where no run is known."""
+    """All that is found. `open_session` gets a gate that is shown the survey."""
     seen: list[Examined] = []
-    findings = _of_health(device.name, health or DeviceHealth())
+    findings = _of_health(device.name, health)
     try:
         session = open_session(lambda root, survey: seen.append(Examined(device, root, survey)))
     except DeviceError as error:

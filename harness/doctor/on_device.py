@@ -115,6 +115,9 @@ def throttled_bits() -> Optional[int]:
 
 def prune(root: str, days: str, kinds: str, dry: str) -> Dict[str, Any]:
     removed: List[Dict[str, Any]] = []
+    runs = os.path.join(root, "runs")
+    if any(is_alive(os.path.join(runs, run)) for run in os.listdir(runs)):
+        days = str(max(float(days), 1.0))  # what it uses was touched when it began
     for kind in kinds.split(","):
         for name in unused(root, kind, float(days)):
             path = os.path.join(root, kind, name)

@@ -39,6 +39,7 @@ class Sshd:
     client_key: Path
     known_hosts: Path
     options: tuple[str, ...] = ()
+    inside: tuple[str, ...] = ()  # a command that starts the server in surroundings of its own
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -91,14 +92,19 @@ class Sshd:
         binary = sshd_binary()
         assert binary is not None
         with (self.folder / "sshd.log").open("ab") as log:
-            self.process = subprocess.Popen([binary, "-D", "-e", "-f", str(config)], stdout=log, stderr=log)
+            command = [*self.inside, binary, "-D", "-e", "-f", str(config)]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
         wait_until(lambda: _accepts(self.port) or self.process.poll() is not None, "sshd to listen")  # type: ignore[union-attr]
         assert self.process.poll() is None, (self.folder / "sshd.log").read_text()
 
+    def sessions(self) -> list[int]:
+        """The server's processes of all open connections."""
+        assert self.process is not None
+        return [pid for pid in _descendants(self.process.pid) if _command(pid).startswith("sshd")]
+
     def kill_sessions(self) -> int:
         """Kills the server's process of every open connection, with SIGKILL; what they started lives on."""
-        assert self.process is not None
-        sessions = [pid for pid in _descendants(self.process.pid) if _command(pid).startswith("sshd")]
+        sessions = self.sessions()
         for pid in sessions:
             _kill(pid)
         return len(sessions)
@@ -120,7 +126,7 @@ class Sshd:
 
 @pytest.fixture
 def make_sshd(tmp_path: Path) -> Iterator[Callable[..., Sshd]]:
-    """make_sshd(name, *options, trusted=True) starts a server; all end with the test."""
+    """make_sshd(name, *options, trusted=True, inside=()) starts a server; all end with the test."""
     if sshd_binary() is None:
         pytest.skip("sshd is not installed: apt install openssh-server")
     if os.geteuid() == 0:
@@ -129,11 +135,11 @@ def make_sshd(tmp_path: Path) -> Iterator[Callable[..., Sshd]]:
     client_key, known_hosts = tmp_path / "client_key", tmp_path / "known_hosts"
     _keygen(client_key)
 
-    def make(name: str = "pi", *options: str, trusted: bool = True) -> Sshd:
+    def make(name: str = "pi", *options: str, trusted: bool = True, inside: tuple[str, ...] = ()) -> Sshd:
         folder = tmp_path / name
         folder.mkdir()
         _keygen(folder / "host_key")
-        server = Sshd(name, folder, free_port(), client_key, known_hosts, options)
+        server = Sshd(name, folder, free_port(), client_key, known_hosts, options, inside)
         servers.append(server)
         server.start()
         if trusted:

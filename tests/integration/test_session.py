@@ -17,7 +17,7 @@ from harness.remote import RemoteSession
 from harness.transport.fake import FakeTransport, Fault
 from harness.transport.local import LocalTransport
 from harness.transport.ssh import SshTransport
-from reports.records import RunStatus
+from reports.records import Fault, RunStatus
 
 
 def request(strategy="good", run_id="run-1", **changes):
@@ -91,18 +91,18 @@ def test_a_good_run_comes_back_whole_and_leaves_nothing(open_session, connect, t
 
 
 @pytest.mark.parametrize(
-    ("strategy", "status", "reason"),
+    ("strategy", "status", "fault", "reason"),
     [
-        ("memory", RunStatus.OUT_OF_MEMORY, "does not fit"),
-        ("killed", RunStatus.FAILED, "killed by signal 9; no out-of-memory kill was counted"),
-        ("garbage", RunStatus.FAILED, "damaged output: not JSON"),
-        ("flood", RunStatus.FAILED, "an event is longer than"),
-        ("escape", RunStatus.FAILED, "exited with status 3: red word"),
+        ("memory", RunStatus.OUT_OF_MEMORY, Fault.OUT_OF_MEMORY, "does not fit"),
+        ("killed", RunStatus.FAILED, Fault.KILLED, "killed by signal 9; no out-of-memory kill was counted"),
+        ("garbage", RunStatus.FAILED, Fault.DAMAGED_OUTPUT, "damaged output: not JSON"),
+        ("flood", RunStatus.FAILED, Fault.DAMAGED_OUTPUT, "an event is longer than"),
+        ("escape", RunStatus.FAILED, Fault.ENGINE, "exited with status 3: red word"),
     ],
 )
-def test_a_bad_ending_is_an_outcome_with_its_reason(open_session, connect, tmp_path, strategy, status, reason):
+def test_a_bad_ending_is_an_outcome_with_its_reason(open_session, connect, tmp_path, strategy, status, fault, reason):
     outcome = open_session(connect).execute(request(strategy))
-    assert outcome.status is status
+    assert (outcome.status, outcome.fault) == (status, fault)
     assert reason in outcome.reasons[0]
     assert all(c.isprintable() or c == "\n" for c in outcome.log_tail)
     assert runs(tmp_path) == []

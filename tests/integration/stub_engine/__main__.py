@@ -8,6 +8,7 @@ memory        reports MemoryBudgetError
 killed        kills itself with signal 9
 garbage       a line that is no JSON, then sleeps
 flood         one endless line
+fills         fills the disk, and fails of it
 escape        writes terminal escapes to its log, then exits with 3
 """
 
@@ -33,6 +34,9 @@ def emit(event, **content):
 
 
 def main():
+    if sys.argv[1] == "selftest":
+        print(json.dumps({"check": "stub", "ok": True, "detail": ""}))
+        return 0
     if sys.argv[1] == "probe":
         print(json.dumps(to_json(FACTS)))
         return 0
@@ -61,6 +65,15 @@ def main():
         sys.stdout.write("{{{ this is no JSON\n")
         sys.stdout.flush()
         time.sleep(3600)
+    if what == "fills":
+        with open(os.path.join(os.path.dirname(sys.argv[3]), "ballast"), "wb", buffering=0) as file:
+            for size in (1 << 20, 4096, 1):
+                try:
+                    while True:
+                        file.write(bytes(size))
+                except OSError as error:
+                    last = error
+        raise last
     if what == "flood":
         while True:
             sys.stdout.write("x" * (1 << 20))
