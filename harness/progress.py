@@ -165,6 +165,7 @@ class JsonLines:
             status=run.status.value,
             verdict=run.verdict.value,
             reasons=run.reasons,
+            fault=run.fault,
             tpot_s=_mean_tpot_s(run),
             estimated_tpot_s=run.estimate.token_s if run.estimate else None,
         )

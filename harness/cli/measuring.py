@@ -43,7 +43,7 @@ from reports.comparison import Row, compare
 from reports.database import ResultsDatabase
 from reports.headline import headline
 from reports.metrics import METRICS
-from reports.records import RunStatus, Sweep
+from reports.records import RunStatus, Sweep, last_attempts
 
 INTERRUPTED = 130
 _SUMMARY = ("tpot_s", "estimated_tpot_s", "peak_resident_bytes", "expert_hit_rate", "perplexity")
@@ -156,7 +156,7 @@ def measure(
         return code
     _show_summary(sweep, database)
     click.echo(_sentence(sweep, result.counts, result.missing, result.suspect))
-    if result.missing or result.counts.get(RunStatus.UNREACHABLE):
+    if result.missing or any(run.fault and run.fault.is_infrastructure for run in last_attempts(runs)):
         click.echo(f"To measure what is missing: edgemoe-farm run --resume {sweep.id}")
     return code
 

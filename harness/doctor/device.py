@@ -49,9 +49,10 @@ def refuse_unfit(found: Examined) -> None:
 
 
 def _writable(found: Examined) -> Iterator[Told]:
-    if found.survey.write_error is not None:
+    is_full = found.survey.free_bytes < LEAST_FREE_BYTES and not found.survey.read_only  # which another check says
+    if found.survey.write_error is not None and not is_full:
         what = "is on a file system that is mounted read-only" if found.survey.read_only else "cannot be written"
-        remedy = "free the disk, `sudo mount -o remount,rw` it (a worn SD card?), or set `root` in the inventory"
+        remedy = "`sudo mount -o remount,rw` it (a worn SD card?), or set `root` in the inventory"
         yield Severity.ERROR, f"{found.root} {what} ({found.survey.write_error})", remedy
 
 

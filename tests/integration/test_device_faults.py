@@ -82,7 +82,7 @@ def test_a_device_that_restarts_costs_one_attempt(session_on, make_sshd, tmp_pat
     assert session.execute(request(run_id="run-2")).status is RunStatus.OK
 
 
-# --- a full disk --------------------------------------------------------------------------------------------------------
+# --- a full disk ------------------------------------------------------------------------------------------------------
 
 
 @needs_root
@@ -96,9 +96,7 @@ def test_a_device_whose_disk_fills_up_costs_one_attempt(session_on, sshd, tmp_pa
 
 
 @needs_root
-def test_a_device_whose_disk_is_full_already_fails_an_attempt_and_can_be_pruned(
-    session_on, sshd, tmp_path, mount_tmpfs
-):
+def test_a_device_whose_disk_is_full_can_be_pruned(session_on, sshd, tmp_path, mount_tmpfs):
     root = mount_tmpfs(tmp_path / "small", "8m") / "root"
     session = session_on(sshd, root=str(root))
     ballast = root / "blobs" / ("0" * 64)
@@ -137,7 +135,7 @@ def test_what_may_be_in_use_is_not_pruned(session_on, sshd, wait_until):
     }
 
 
-# --- a device that hangs ------------------------------------------------------------------------------------------------
+# --- a device that hangs ----------------------------------------------------------------------------------------------
 
 
 def test_a_device_that_hangs_is_given_up_in_time_and_used_again_when_it_is_back(session_on, sshd, tmp_path):
@@ -158,12 +156,12 @@ def test_a_device_that_hangs_is_given_up_in_time_and_used_again_when_it_is_back(
     assert list((Path(sshd.device.root) / "runs").iterdir()) == [], "the engine that was left behind has been ended"
 
 
-# --- a wrong clock --------------------------------------------------------------------------------------------------------
+# --- a wrong clock ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def wrong_clock(tmp_path):
-    """A Python whose clock is three years slow, as on a board without a battery, before it has found its time server."""
+    """A Python whose clock is three years slow, as on a board without a battery or a network."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "slow")], check=True)
     (site,) = (tmp_path / "slow/lib").glob("python*/site-packages")
     (site / "numpy.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
@@ -242,7 +240,7 @@ def test_the_doctor_and_the_gate_of_a_run_say_the_same(sshd, tmp_path, mount_tmp
     assert any("mounted read-only" in finding.finding for finding in found)
 
 
-# --- numpy for a device that has none -----------------------------------------------------------------------------------
+# --- numpy for a device that has none ---------------------------------------------------------------------------------
 
 
 @pytest.fixture

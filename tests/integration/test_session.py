@@ -17,7 +17,8 @@ from harness.remote import RemoteSession
 from harness.transport.fake import FakeTransport, Fault
 from harness.transport.local import LocalTransport
 from harness.transport.ssh import SshTransport
-from reports.records import Fault, RunStatus
+from reports import records
+from reports.records import RunStatus
 
 
 def request(strategy="good", run_id="run-1", **changes):
@@ -93,11 +94,11 @@ def test_a_good_run_comes_back_whole_and_leaves_nothing(open_session, connect, t
 @pytest.mark.parametrize(
     ("strategy", "status", "fault", "reason"),
     [
-        ("memory", RunStatus.OUT_OF_MEMORY, Fault.OUT_OF_MEMORY, "does not fit"),
-        ("killed", RunStatus.FAILED, Fault.KILLED, "killed by signal 9; no out-of-memory kill was counted"),
-        ("garbage", RunStatus.FAILED, Fault.DAMAGED_OUTPUT, "damaged output: not JSON"),
-        ("flood", RunStatus.FAILED, Fault.DAMAGED_OUTPUT, "an event is longer than"),
-        ("escape", RunStatus.FAILED, Fault.ENGINE, "exited with status 3: red word"),
+        ("memory", RunStatus.OUT_OF_MEMORY, records.Fault.OUT_OF_MEMORY, "does not fit"),
+        ("killed", RunStatus.FAILED, records.Fault.KILLED, "killed by signal 9; no out-of-memory kill was counted"),
+        ("garbage", RunStatus.FAILED, records.Fault.DAMAGED_OUTPUT, "damaged output: not JSON"),
+        ("flood", RunStatus.FAILED, records.Fault.DAMAGED_OUTPUT, "an event is longer than"),
+        ("escape", RunStatus.FAILED, records.Fault.ENGINE, "exited with status 3: red word"),
     ],
 )
 def test_a_bad_ending_is_an_outcome_with_its_reason(open_session, connect, tmp_path, strategy, status, fault, reason):
