@@ -21,6 +21,12 @@ ARITHMETIC_DEADLINE_S = 300.0  # the non-experts come from that card, too
 
 T = TypeVar("T")
 
+_KERNELS = """\
+import json
+from engine.kernels import make_kernels
+kernels, notes = make_kernels("auto")
+print(json.dumps({"backend": kernels.backend, "notes": list(notes)}))
+"""
 _ENGINE = 'cd -- "$1" && shift && exec "$@"'  # $1: the engine's folder; the rest: the command
 
 # Runs on any Python: what is too old must be able to say so.
@@ -51,6 +57,14 @@ class Python:
     path: str
     version: str
     numpy: str
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What does the arithmetic there, and why nothing better."""
+
+    backend: str
+    notes: tuple[str, ...]
 
 
 def find_python(transport: Transport, declared: str | None = None) -> Python:
@@ -86,15 +100,20 @@ def find_python(transport: Transport, declared: str | None = None) -> Python:
 
 def read_facts(transport: Transport, python: Python, engine_folder: str) -> DeviceFacts:
     """Asks the deployed engine; RemoteCommandError where it cannot say."""
-    return _ask(DeviceFacts, transport, python, engine_folder, ["probe"], PROBE_DEADLINE_S)
+    return _ask(DeviceFacts, transport, python, engine_folder, ["-m", "engine", "probe"], PROBE_DEADLINE_S)
 
 
 def read_arithmetic(
     transport: Transport, python: Python, engine_folder: str, container: str, *, backend: str = "auto", threads: int = 0
 ) -> ArithmeticTimes:
     """Lets the deployed engine time a token of `container`, a path there; RemoteCommandError where it cannot."""
-    arguments = ["arithmetic", container, "--backend", backend, "--threads", str(threads)]
+    arguments = ["-m", "engine", "arithmetic", container, "--backend", backend, "--threads", str(threads)]
     return _ask(ArithmeticTimes, transport, python, engine_folder, arguments, ARITHMETIC_DEADLINE_S)
+
+
+def read_kernels(transport: Transport, python: Python, engine_folder: str) -> Kernels:
+    """Lets the deployed engine choose its kernels; RemoteCommandError where it cannot."""
+    return _ask(Kernels, transport, python, engine_folder, ["-c", _KERNELS], PROBE_DEADLINE_S)
 
 
 def run_selftest(transport: Transport, python: Python, engine_folder: str, scratch: str) -> None:
@@ -121,15 +140,14 @@ def run_selftest(transport: Transport, python: Python, engine_folder: str, scrat
 def _ask(
     cls: type[T], transport: Transport, python: Python, engine_folder: str, arguments: list[str], deadline_s: float
 ) -> T:
-    """What `python3 -m engine` answers in the last line of its output."""
-    done = transport.run(
-        ["sh", "-c", _ENGINE, "sh", engine_folder, python.path, "-m", "engine", *arguments], deadline_s=deadline_s
-    )
+    """What Python answers there in the last line of its output."""
+    command = ["sh", "-c", _ENGINE, "sh", engine_folder, python.path, *arguments]
+    done = transport.run(command, deadline_s=deadline_s)
     lines = done.stdout.strip().splitlines() or [b""]
     try:
         return from_json(cls, loads(lines[-1]))
     except ProtocolError as error:
-        raise RemoteCommandError(f"{transport.name}: `engine {arguments[0]}` gave no valid answer: {error}") from None
+        raise RemoteCommandError(f"{transport.name}: the engine gave no valid answer: {error}") from None
 
 
 def _answer(name: str, line: str) -> dict[str, Any]:

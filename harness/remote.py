@@ -21,7 +21,7 @@ from harness.deploy import ENGINE_SOURCE, EngineBundle, HashCache, Place, has_bl
 from harness.doctor.device import Examined, refuse_unfit
 from harness.doctor.survey import KINDS, Pruned, Survey, prune, survey
 from harness.errors import DeviceError, PythonMissingError, RemoteTimeoutError, UnreachableError
-from harness.probe import Python, find_python, read_arithmetic, read_facts, run_selftest
+from harness.probe import Kernels, Python, find_python, read_arithmetic, read_facts, read_kernels, run_selftest
 from harness.retry import fault_of_error
 from harness.session import Outcome
 from harness.transport import Completed, Transport
@@ -214,6 +214,10 @@ class RemoteSession:
             command=f"cd {shlex.quote(self._engine)} && {shlex.join(arguments)}",
             log_tail=printable(ending.log_tail),
         )
+
+    def kernels(self) -> Kernels:
+        """What does the arithmetic there. Raises DeviceError."""
+        return read_kernels(self._transport, self.python, self._engine)
 
     def selftest(self) -> None:
         """Runs the engine's own self-test on the device, as a canary. Raises DeviceError where it does not hold."""

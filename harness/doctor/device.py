@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from device_inventory import Device
 from engine.protocol import DeviceFacts
-from harness.deploy import ENGINE_SOURCE
 from harness.doctor import Finding, Severity
 from harness.doctor.survey import Survey
 from harness.errors import UnfitError
@@ -157,15 +156,6 @@ def _blas(found: Examined) -> Iterator[Told]:
         yield Severity.WARNING, finding, "install libopenblas there (Debian: `sudo apt install libopenblas0`)"
 
 
-def _kernels(found: Examined) -> Iterator[Told]:
-    machine = found.facts.machine if found.facts else ""
-    shipped = sorted({path.name.split("-")[0] for path in (ENGINE_SOURCE / "kernels" / "lib").glob("*.so")})
-    alias = {"arm64": "aarch64", "amd64": "x86_64", "armv7l": "armv7", "armv8l": "armv7"}
-    if machine and alias.get(machine, machine) not in shipped:
-        finding = f"no native kernels ship for {machine} (for {', '.join(shipped)}): numpy computes, slower"
-        yield Severity.WARNING, finding, "add the machine to ci/build-kernels"
-
-
 CHECKS: dict[str, Callable[[Examined], Iterator[Told]]] = {
     "root-writable": _writable,
     "free-space": _free_space,
@@ -179,7 +169,6 @@ CHECKS: dict[str, Callable[[Examined], Iterator[Told]]] = {
     "memory-control-groups": _memory_control_groups,
     "android": _android,
     "blas": _blas,
-    "kernels": _kernels,
 }
 
 

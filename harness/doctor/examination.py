@@ -18,6 +18,7 @@ from harness.errors import (
     PythonMissingError,
     UnreachableError,
 )
+from harness.probe import Kernels
 from reports.health import DeviceHealth, Health
 
 UNUSED_DAYS = 30.0
@@ -30,6 +31,8 @@ class Patient(Protocol):
     """What is needed of a session."""
 
     facts: DeviceFacts
+
+    def kernels(self) -> Kernels: ...
 
     def selftest(self) -> None: ...
 
@@ -57,6 +60,7 @@ def examine_device(
         found = Examined(device, seen[0].root, seen[0].survey, session.facts)
         findings += examine(found)
         try:
+            findings += _of_kernels(device.name, session.kernels())
             if selftest:
                 session.selftest()
             unused = session.prune(days=UNUSED_DAYS, dry=True)
@@ -68,6 +72,16 @@ def examine_device(
         remedy = f"`edgemoe-farm devices prune {device.name}`"
         findings.append(Finding(device.name, "unused", Severity.NOTE, what, remedy))
     return findings
+
+
+def _of_kernels(name: str, kernels: Kernels) -> list[Finding]:
+    if kernels.backend == "native":
+        return []
+    what = (
+        f"native kernels do not engage, {kernels.backend} computes: {'; '.join(kernels.notes) or 'it does not say why'}"
+    )
+    remedy = "compare it with the devices that ci/build-kernels makes libraries for; a noexec disk forbids them, too"
+    return [Finding(name, "kernels", Severity.WARNING, what, remedy)]
 
 
 def _of_error(name: str, error: DeviceError) -> Finding:
