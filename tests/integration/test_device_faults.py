@@ -19,10 +19,13 @@ from harness.doctor.device import Examined, examine
 from harness.doctor.examination import examine_device
 from harness.doctor.survey import prune, survey
 from harness.errors import PythonMissingError, UnfitError
+from harness.plan import StrategyTraits
 from harness.remote import RemoteSession, open_session, prune_device
 from harness.transport.ssh import SshTransport
 from reports.health import DeviceHealth
-from reports.records import Fault, RunStatus
+from reports.records import Fault, RunStatus, last_attempts
+from tests.harness.conftest import MATRIX, TRAITS
+from tests.harness.conftest import bench as bench
 
 pytestmark = pytest.mark.integration
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces and mounts need root")
@@ -55,31 +58,60 @@ def session_on(tmp_path, stub_engine):
 # --- restart ----------------------------------------------------------------------------------------------------------
 
 
+class Board:
+    """A device whose processes are those of a PID namespace and whose boot id is a file: both go when it restarts."""
+
+    def __init__(self, make_sshd, folder: Path) -> None:
+        self._boot_id = folder / "boot_id"
+        self._boot_id.write_text("11111111-1111-1111-1111-111111111111\n")
+        mount = f"mount --bind {self._boot_id} /proc/sys/kernel/random/boot_id"
+        namespace = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c")
+        if subprocess.run([*namespace, mount], capture_output=True).returncode:
+            pytest.skip("no PID namespace with a /proc of its own can be made here")
+        self.server = make_sshd("pi", inside=(*namespace, f'{mount} && exec "$0" "$@"'))
+
+    def restart(self) -> None:
+        self.server.process.kill()  # and with it the namespace's init, and so all that runs there
+        self.server.process.wait()
+        self._boot_id.write_text("22222222-2222-2222-2222-222222222222\n")
+        self.server.start()
+
+
+@pytest.fixture
+def board(make_sshd, tmp_path):
+    return Board(make_sshd, tmp_path)
+
+
 @needs_root
-def test_a_device_that_restarts_costs_one_attempt(session_on, make_sshd, tmp_path):
-    """Its processes are those of a PID namespace, and its boot id a file of its own: both go with its init."""
-    boot_id = tmp_path / "boot_id"
-    boot_id.write_text("11111111-1111-1111-1111-111111111111\n")
-    proc = "/proc/sys/kernel/random/boot_id"
-    script = f'mount --bind {boot_id} {proc} && exec "$0" "$@"'
-    inside = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script)
-    if subprocess.run([*inside[:-1], f"mount --bind {boot_id} {proc}"], capture_output=True).returncode:
-        pytest.skip("no PID namespace with a /proc of its own can be made here")
-    server = make_sshd("pi", inside=inside)
-    session = session_on(server)
-
-    def restart(event, content):
-        if event == "loaded":
-            server.process.kill()  # and with it the namespace's init, and so all that runs there
-            server.process.wait()
-            boot_id.write_text("22222222-2222-2222-2222-222222222222\n")
-            server.start()
-
-    outcome = session.execute(request("sleep"), on_event=restart)
+def test_a_device_that_restarts_costs_one_attempt(session_on, board):
+    session = session_on(board.server)
+    outcome = session.execute(request("sleep"), on_event=lambda event, _: event == "loaded" and board.restart())
     assert (outcome.status, outcome.fault) == (RunStatus.UNREACHABLE, Fault.REBOOTED), outcome.reasons
     assert "the device restarted during the run" in outcome.reasons[0]
     session.selftest()
     assert session.execute(request(run_id="run-2")).status is RunStatus.OK
+
+
+@needs_root
+def test_a_restart_in_the_middle_of_a_sweep_costs_no_cell(session_on, board, bench, tmp_path):
+    for name in ("c.emoe", "c.profile"):
+        (tmp_path / name).write_bytes(os.urandom(1000))
+    bench.farm.open_session = lambda device: session_on(board.server)
+    restarted = []
+
+    def engine_said(measurement, event, content):
+        if event == "loaded" and measurement.cell.strategy == "restless" and not restarted:
+            restarted.append(measurement.cell.key)
+            board.restart()
+
+    bench.witness.engine_said = engine_said
+    matrix = MATRIX.replace("max_new_tokens = 3", "max_new_tokens = 1").replace("naive-swap", "restless")
+    traits = {**TRAITS, "restless": StrategyTraits("restless", has_buffer=False, needs_profile=False)}
+    runs = bench.measure(bench.plan(matrix, strategies=traits))
+    assert [run.fault for run in runs if run.fault] == [Fault.REBOOTED]
+    assert len(runs) == 9
+    assert {run.status for run in last_attempts(runs)} == {RunStatus.OK}
+    assert len(bench.pauses) == 1
 
 
 # --- a full disk ------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ good          all samples, at once
 slow          waits 0.1 s before each of `max_new_tokens` lines on the log, then all is good
 sleep         never ends by itself
 stubborn      the same, and ignores SIGTERM
+restless      the same, until the device has restarted: its boot id begins with 1 before
 memory        reports MemoryBudgetError
 killed        kills itself with signal 9
 garbage       a line that is no JSON, then sleeps
@@ -54,7 +55,9 @@ def main():
             sys.stderr.write(f"step {i}\n")
     if what == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if what in ("sleep", "stubborn"):
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        waits = what == "restless" and file.read(1) == "1"
+    if what in ("sleep", "stubborn") or waits:
         time.sleep(3600)
     if what == "memory":
         emit("failed", kind="memory", message="does not fit")
