@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import random
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -172,14 +173,18 @@ def refuse_direct(monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     monkeypatch.setattr(os, "preadv", preadv)
 
 
+def mount(*command: str) -> int:
+    return subprocess.run(command, check=False, capture_output=True).returncode
+
+
 @pytest.fixture
 def file_system_without_o_direct(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "ramfs"
     folder.mkdir()
-    if os.geteuid() != 0 or os.system(f"mount -t ramfs ramfs '{folder}' 2>/dev/null"):
+    if os.geteuid() != 0 or mount("mount", "-t", "ramfs", "ramfs", str(folder)):
         pytest.skip("needs root, to mount a file system that refuses O_DIRECT")
     yield folder
-    os.system(f"umount '{folder}'")
+    mount("umount", str(folder))
 
 
 def test_a_file_system_that_refuses_o_direct_for_real(container: Container, file_system_without_o_direct: Path) -> None:
