@@ -132,6 +132,9 @@ class ReadingLanes:
                 os.close(file)
                 raise
             self._mapped = np.frombuffer(self._map, np.uint8)
+        else:
+            # The block that is asked for, and not what stands behind it: reading ahead costs up to half of the rate.
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
         return file
 
     def _part(self, view: memoryview, offset: int, broken_off: Optional[BrokenOff], lanes: int) -> int:
