@@ -121,8 +121,8 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3),
     max_leaves=5,
 )  # fmt: skip
-KEYS = ("name", "baseline", "devices", "strategies", "expert_budgets", "page_caches", "reader", "lanes", "threads", "blocks",
-        "deadline_s", "seed", "surprise")  # fmt: skip
+KEYS = ("name", "baseline", "devices", "strategies", "expert_budgets", "page_caches", "reader", "lanes", "threads",
+        "blocks", "deadline_s", "seed", "surprise")  # fmt: skip
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4))
