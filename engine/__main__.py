@@ -21,6 +21,7 @@ from engine import __version__
 from engine.errors import EngineError, RequestError
 from engine.protocol import (
     BACKENDS,
+    MOST_LANES,
     PAGE_CACHES,
     READERS,
     ExpertBudget,
@@ -45,6 +46,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
             "strategies": _strategies,
             "selftest": _selftest,
             "arithmetic": _arithmetic,
+            "storage": _storage,
         }[options.command]
         return command(options)
     except EngineError as error:
@@ -128,6 +130,7 @@ def _generate(options: argparse.Namespace) -> int:
         sampling=Sampling(options.temperature, options.top_p, options.seed),
         stop_at_eos=options.stop_at_eos,
         reader=options.reader,
+        lanes=options.lanes,
         page_cache=options.page_cache,
         emulated_read_bytes_per_s=options.emulated_read_bytes_per_s,
         threads=options.threads,
@@ -155,6 +158,14 @@ def _arithmetic(options: argparse.Namespace) -> int:
     _print(
         to_json(measure_arithmetic(Container.open(options.container), backend=options.backend, threads=options.threads))
     )
+    return 0
+
+
+def _storage(options: argparse.Namespace) -> int:
+    from engine.container import Container
+    from engine.storage import storage_rates
+
+    _print(to_json(storage_rates(Container.open(options.container), again=options.again)))
     return 0
 
 
@@ -210,7 +221,10 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     generate.add_argument("--top-p", type=float, default=1.0)
     generate.add_argument("--stop-at-eos", action="store_true", help="stop at the model's end-of-sequence token")
-    generate.add_argument("--reader", choices=READERS, default="pread", help="how experts are read (default pread)")
+    generate.add_argument("--reader", choices=("auto", *READERS), default="auto",
+                          help="how experts are read (default auto: as a probe of the storage finds best)")  # fmt: skip
+    generate.add_argument("--lanes", type=int, choices=range(MOST_LANES + 1), default=0,
+                          help="threads that read (default 0: as the probe finds)")  # fmt: skip
     generate.add_argument("--page-cache", choices=PAGE_CACHES, default="warm", help="(default warm)")
     generate.add_argument("--emulated-read-bytes-per-s", type=float, metavar="RATE", help="emulate slower storage")
     generate.add_argument("--backend", choices=BACKENDS, default="auto", help="kernels (default auto: native or numpy)")
@@ -222,6 +236,9 @@ def _parser() -> argparse.ArgumentParser:
     arithmetic.add_argument("container", metavar="CONTAINER")
     arithmetic.add_argument("--backend", choices=BACKENDS, default="auto", help="kernels (default auto)")
     arithmetic.add_argument("--threads", type=int, default=0, help="of the arithmetic (default: what suits the cores)")
+    storage = commands.add_parser("storage", help="measure how experts are read best here, or tell what was measured")
+    storage.add_argument("container", metavar="CONTAINER")
+    storage.add_argument("--again", action="store_true", help="whatever was measured before")
     selftest = commands.add_parser("selftest", help="prove that everything works on this device, in seconds")
     selftest.add_argument("--folder", metavar="DIR", help="where to put a small container (default: TMPDIR)")
     return parser

@@ -21,8 +21,9 @@ from engine.experts.supply import Counters
 from engine.kernels import Kernels, make_kernels
 from engine.models import load_model
 from engine.models.interface import Model, Observer, check_tokens
-from engine.protocol import ExpertBudget, Load, Passage, RunRequest, Sample, Sampling, Steps, Totals
+from engine.protocol import ExpertBudget, Load, Passage, RunRequest, Sample, Sampling, Steps, StorageRates, Totals
 from engine.sampling import Sampler, log_probabilities
+from engine.storage import choose_reading
 from engine.strategies import Strategy, strategy_named
 
 Emit = Callable[..., None]  # emit(event, **content), see engine.protocol
@@ -42,6 +43,7 @@ class Engine:
         expert_budget: Optional[ExpertBudget] = None,
         profile: Optional[PathProfile] = None,
         reader: str = "pread",
+        lanes: int = 1,
         keep_cached: bool = True,
         emulated_read_bytes_per_s: Optional[float] = None,
         backend: str = "auto",
@@ -71,8 +73,8 @@ class Engine:
             self._note_small_budget((container.moe_layers - first_layer) * top_k * provision.largest_bytes)
             self._predictor = _predictor(strategy, profile, self.model)
             store = self._store = ExpertStore(
-                container, reader=reader, keep_cached=keep_cached, bytes_per_s=emulated_read_bytes_per_s,
-                clock=clock, sleep=sleep,
+                container, reader=reader, lanes=lanes, keep_cached=keep_cached,
+                bytes_per_s=emulated_read_bytes_per_s, clock=clock, sleep=sleep,
             )  # fmt: skip
             opened.callback(store.close)
             self.supply = provision.supply(
@@ -173,7 +175,9 @@ class Engine:
         """The one that engaged."""
         return self._store.reader
 
-    def load_report(self, load_s: float, resident_fraction: Optional[float]) -> Load:
+    def load_report(
+        self, load_s: float, resident_fraction: Optional[float], storage: Optional[StorageRates] = None
+    ) -> Load:
         return Load(
             load_s=load_s,
             phases_s=self.phases_s,
@@ -188,6 +192,8 @@ class Engine:
             backend=self.backend,
             variant=self._kernels.variant,
             threads=self._kernels.threads,
+            lanes=self._store.lanes,
+            storage=storage,
             warnings=tuple(self.warnings + self._store.warnings),
             notes=tuple(self.notes),
         )
@@ -211,6 +217,7 @@ def run(request: RunRequest, emit: Emit, *, clock: Callable[[], float] = time.pe
     strategy = strategy_named(request.strategy)
     container = Container.open(request.container)
     profile = PathProfile.load(request.profile) if request.profile is not None else None
+    reader, lanes, storage = choose_reading(container, request, clock=clock)
     cold = request.page_cache == "cold"
     if cold:
         meters.evict_from_page_cache(container.path)
@@ -219,14 +226,14 @@ def run(request: RunRequest, emit: Emit, *, clock: Callable[[], float] = time.pe
     resident_fraction = meters.page_cache_resident_fraction(container.path)
     load_start = clock()
     engine = Engine(
-        container, strategy, expert_budget=request.expert_budget, profile=profile, reader=request.reader,
+        container, strategy, expert_budget=request.expert_budget, profile=profile, reader=reader, lanes=lanes,
         keep_cached=not cold, emulated_read_bytes_per_s=request.emulated_read_bytes_per_s,
         backend=request.backend, threads=request.threads, clock=clock,
     )  # fmt: skip
     try:
         if cold:
             meters.evict_from_page_cache(container.path)  # the non-experts, which are in ordinary memory now
-        emit("loaded", load=engine.load_report(clock() - load_start, resident_fraction))
+        emit("loaded", load=engine.load_report(clock() - load_start, resident_fraction, storage))
         for repetition in range(-request.warmups, request.repetitions):
             for index, prompt in enumerate(request.prompts):
                 faults = meters.major_faults()

@@ -11,8 +11,8 @@ The controller writes one RunRequest as JSON. The engine answers with JSON lines
 Every message is checked on arrival: an unknown key, a missing key, a wrong type or an unknown version is a
 ProtocolError that names the place. Units stand in the names.
 
-History of VERSION: 1 first; since then Sample.recall, RunRequest.passages, Totals.passage_nats, Load.variant and
-Load.phases_s were added, which may be missing.
+History of VERSION: 1 first; since then Sample.recall, RunRequest.passages, Totals.passage_nats, Load.variant,
+Load.phases_s, RunRequest.lanes, Load.lanes, Load.storage and the reader "auto" were added, which may be missing.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from engine.errors import ProtocolError
 
 VERSION = 1
 READERS = ("pread", "direct", "mmap")
+MOST_LANES = 2
 PAGE_CACHES = ("cold", "warm")
 BACKENDS = ("auto", "native", "numpy")
 MAX_LINE_BYTES = 16 << 20  # of one event: anything longer is damage or malice, never a sample
@@ -123,7 +124,8 @@ class RunRequest:
     stop_at_eos: bool = False
     warmups: int = 0
     repetitions: int = 1
-    reader: str = "pread"
+    reader: str = "auto"  # one of READERS, or what a probe of the storage finds fastest, see engine.storage
+    lanes: int = 0  # threads that read, 1 or 2; 0: what the probe finds, and one for a reader that is said
     page_cache: str = "cold"
     emulated_read_bytes_per_s: Optional[float] = None  # the engine's own rate limit on expert reads
     threads: int = 0  # of the arithmetic; 0: as many as suit the device, see engine.cores
@@ -143,7 +145,8 @@ class RunRequest:
         _require(1 <= self.repetitions <= 10000, "repetitions must be between 1 and 10000")
         _require(0 <= self.threads <= 1024, "threads must be between 0 and 1024")
         _require(0 < self.deadline_s <= 30 * 86400, "deadline_s must be above 0 and at most 30 days")
-        _one_of(self.reader, READERS, "reader")
+        _one_of(self.reader, ("auto", *READERS), "reader")
+        _require(0 <= self.lanes <= MOST_LANES, f"lanes must be between 0 and {MOST_LANES}")
         _one_of(self.page_cache, PAGE_CACHES, "page_cache")
         _one_of(self.backend, BACKENDS, "backend")
         rate = self.emulated_read_bytes_per_s
@@ -188,6 +191,42 @@ class ArithmeticTimes:
 
 
 @dataclass(frozen=True)
+class ReadingRate:
+    """One way of reading experts, cold, in blocks of a record's size at random places."""
+
+    reader: str
+    lanes: int
+    bytes_per_s: float  # the median of its turns
+    least_bytes_per_s: float
+    most_bytes_per_s: float
+
+    def __post_init__(self) -> None:
+        _one_of(self.reader, READERS, "storage: reader")
+        _require(1 <= self.lanes <= MOST_LANES, f"storage: lanes must be 1 to {MOST_LANES}")
+        ordered = 0 < self.least_bytes_per_s <= self.bytes_per_s <= self.most_bytes_per_s < 1e15
+        _require(ordered, "storage: a rate is not positive, or not between the least and the most")
+
+
+@dataclass(frozen=True)
+class StorageRates:
+    """Which way of reading experts was chosen, and what it was chosen from; see engine.storage."""
+
+    reader: str
+    lanes: int
+    why: str
+    block_bytes: int = 0  # that were read at once
+    rates: Tuple[ReadingRate, ...] = ()  # empty where nothing was measured
+    direct_refused: Optional[str] = None  # what the storage said to O_DIRECT
+    age_s: float = 0.0  # since it was measured: a probe is kept beside the container
+
+    @property
+    def bytes_per_s(self) -> Optional[float]:
+        """Of the way that was chosen; None where nothing was measured."""
+        chosen = [rate for rate in self.rates if (rate.reader, rate.lanes) == (self.reader, self.lanes)]
+        return chosen[0].bytes_per_s if chosen else None
+
+
+@dataclass(frozen=True)
 class Load:
     """What happened before the first token, and what engaged (asked for is no proof of it)."""
 
@@ -203,6 +242,8 @@ class Load:
     backend: str
     variant: Optional[str] = None  # of the backend: which native library; None for numpy
     threads: Optional[int] = None  # of the arithmetic; None: not recorded, by engines up to 0.1
+    lanes: Optional[int] = None  # threads that read; None: not recorded, and one
+    storage: Optional[StorageRates] = None  # how reader and lanes were chosen, where they were left to the engine
     warnings: Tuple[str, ...] = ()  # something is not as asked for: the numbers are suspect
     notes: Tuple[str, ...] = ()  # what one should know of the configuration; makes no number suspect
     phases_s: Dict[str, float] = field(default_factory=dict)  # of load_s: kernels, non_experts, experts

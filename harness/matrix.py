@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ProtocolError
-from engine.protocol import BACKENDS, PAGE_CACHES, READERS, ExpertBudget, Sampling
+from engine.protocol import BACKENDS, MOST_LANES, PAGE_CACHES, READERS, ExpertBudget, Sampling
 from harness.errors import UsageError
 
 DEFAULT_BUDGET = "default"  # the strategy's own
@@ -69,7 +69,8 @@ class Matrix:
     expert_budgets: tuple[str, ...]  # each an ExpertBudget or "default"
     device_expert_budgets: dict[str, tuple[str, ...]] = field(default_factory=dict)  # instead of expert_budgets
     page_caches: tuple[str, ...] = ("cold",)
-    reader: str = "pread"
+    reader: str = "auto"
+    lanes: int = 0  # what suits each storage
     backend: str = "auto"
     threads: int = 0  # what suits each device
     warmups: int = 1
@@ -109,7 +110,8 @@ def parse_matrix(text: str, *, source: str, folder: Path) -> Matrix:
         expert_budgets=top.budgets("expert_budgets", (DEFAULT_BUDGET,)),
         device_expert_budgets=_device_budgets(top),
         page_caches=top.choices("page_caches", PAGE_CACHES, ("cold",)),
-        reader=top.choice("reader", READERS, "pread"),
+        reader=top.choice("reader", ("auto", *READERS), "auto"),
+        lanes=top.integer("lanes", 0, 0, MOST_LANES),
         backend=top.choice("backend", BACKENDS, "auto"),
         threads=top.integer("threads", 0, 0, 1024),
         warmups=top.integer("warmups", 1, 0, 1000),

@@ -173,6 +173,7 @@ def make_request(
         warmups=matrix.warmups,
         repetitions=matrix.repetitions,
         reader=matrix.reader,
+        lanes=matrix.lanes,
         page_cache=measurement.cell.page_cache,
         emulated_read_bytes_per_s=device.emulated_read_bytes_per_s,
         threads=matrix.threads,

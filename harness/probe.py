@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from engine.errors import ProtocolError
-from engine.protocol import ArithmeticTimes, DeviceFacts, from_json, loads
+from engine.protocol import ArithmeticTimes, DeviceFacts, StorageRates, from_json, loads
 from harness.errors import PythonMissingError, RemoteCommandError
 from harness.transport import Transport
 
@@ -135,6 +135,11 @@ def run_selftest(transport: Transport, python: Python, engine_folder: str, scrat
                 )
     last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or [f"exit status {done.exit_status}"]
     raise RemoteCommandError(f"{transport.name}: the engine's self-test does not run there: {_printable(last[0])}")
+
+
+def read_storage(transport: Transport, python: Python, engine_folder: str, container: str) -> StorageRates:
+    """Lets the deployed engine measure how `container`, a path there, is read; RemoteCommandError where it cannot."""
+    return _ask(StorageRates, transport, python, engine_folder, ["storage", container], PROBE_DEADLINE_S)
 
 
 def _ask(

@@ -14,14 +14,23 @@ from typing import Any, TypeVar
 
 from device_inventory import Device
 from engine.errors import ProtocolError
-from engine.protocol import ArithmeticTimes, DeviceFacts, RunRequest, from_json, loads, to_json
+from engine.protocol import ArithmeticTimes, DeviceFacts, RunRequest, StorageRates, from_json, loads, to_json
 from harness.bootstrap import WheelCache, bootstrap
 from harness.collect import Collector, Ending, OnEvent, judge, printable
 from harness.deploy import ENGINE_SOURCE, EngineBundle, HashCache, Place, has_blob, put_blob
 from harness.doctor.device import Examined, refuse_unfit
 from harness.doctor.survey import KINDS, Pruned, Survey, prune, survey
 from harness.errors import DeviceError, PythonMissingError, RemoteTimeoutError, UnreachableError
-from harness.probe import Kernels, Python, find_python, read_arithmetic, read_facts, read_kernels, run_selftest
+from harness.probe import (
+    Kernels,
+    Python,
+    find_python,
+    read_arithmetic,
+    read_facts,
+    read_kernels,
+    read_storage,
+    run_selftest,
+)
 from harness.retry import fault_of_error
 from harness.session import Outcome
 from harness.transport import Completed, Transport
@@ -160,6 +169,10 @@ class RemoteSession:
     def prune(self, *, days: float, kinds: tuple[str, ...] = KINDS, dry: bool = False) -> Pruned:
         """Removes what nobody used for `days` from the device's disk. Raises DeviceError."""
         return prune(self._transport, self.python.path, self._place.root, days=days, kinds=kinds, dry=dry)
+
+    def storage(self, container: str) -> StorageRates:
+        """How fast `container`, a path on the device, is read there, as of now or not long ago. Raises DeviceError."""
+        return read_storage(self._transport, self.python, self._engine, container)
 
     def execute(self, request: RunRequest, *, on_event: OnEvent | None = None) -> Outcome:
         """Runs the engine detached, follows it across lost links, collects it. Never raises for a device's failure.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from engine.protocol import ArithmeticTimes, DeviceFacts, Load, RunRequest, Sample, Totals
+from engine.protocol import ArithmeticTimes, DeviceFacts, Load, RunRequest, Sample, StorageRates, Totals
 from reports.records import Fault, RunStatus
 
 
@@ -47,6 +47,10 @@ class Session(Protocol):
 
     def arithmetic(self, container: str, *, backend: str, threads: int) -> ArithmeticTimes:
         """How long a token of `container`, a path on the device, takes there. Raises DeviceError."""
+        ...
+
+    def storage(self, container: str) -> StorageRates:
+        """How fast `container`, a path on the device, is read there, as of now or not long ago. Raises DeviceError."""
         ...
 
     def execute(self, request: RunRequest, *, on_event: Callable[[str, dict[str, Any]], None] | None = None) -> Outcome:

@@ -62,8 +62,10 @@ def judge(request: RunRequest, load: Load) -> tuple[Verdict, tuple[str, ...]]:
             f"page cache: warm was asked for, but only {fraction:.1%} of the container was resident: "
             "the device's memory may be too small for it"
         )
-    if load.reader != request.reader:
+    if request.reader not in ("auto", load.reader):
         reasons.append(f"reader: {request.reader} was asked for, {load.reader} engaged: ask for {load.reader}")
+    if request.lanes not in (0, load.lanes):
+        reasons.append(f"lanes: {request.lanes} were asked for, {load.lanes} engaged: deploy the engine again")
     if request.backend not in ("auto", load.backend):
         reasons.append(f"backend: {request.backend} was asked for, {load.backend} engaged: ask for auto")
     asked = request.expert_budget.bytes if request.expert_budget else None

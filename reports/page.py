@@ -356,10 +356,11 @@ def _engaged(run: Run) -> str:
     budget = "unlimited" if load.expert_budget_bytes is None else units.text(load.expert_budget_bytes, "bytes")
     cached = units.text(load.page_cache_resident_fraction, "share").replace(units.ABSENT, "an unknown share")
     parts = [f"{part} {name}" for part, name in load.strategy.items()]
-    parts += [f"expert budget {budget}", f"reader {load.reader}", f"backend {load.backend}"]
+    parts += [f"expert budget {budget}", f"reader {load.reader}", f"lanes {load.lanes or 1}", f"backend {load.backend}"]
     parts += [
         f"loaded in {units.text(load.load_s, 's')}",
         f"{cached} of the container cached before",
+        *([] if load.storage is None else [f"reading chosen: {load.storage.why}"]),
         *load.warnings,
         *load.notes,
     ]

@@ -1,6 +1,7 @@
 """Who holds experts, and when they arrive.
 
-store.py       reads expert records from storage, by the reader that was chosen
+lanes.py       reads blocks of a file, by the reader and in as many lanes as were chosen (see engine/storage.py)
+store.py       reads expert records that way, and checks them
 buffer.py      which experts are in memory, within a hard byte budget; evicts by a policy of eviction.py
 loader.py      decides what is read next, on the computing thread or on an I/O thread of its own
 predictors.py  which experts the next layer will activate; from a profile (profile.py)

@@ -9,7 +9,7 @@ import numpy as np
 from engine.container import ExpertKey, Record
 from engine.errors import MemoryBudgetError
 from engine.experts.eviction import EvictionPolicy
-from engine.experts.store import new_slab
+from engine.experts.lanes import new_slab
 from engine.quantize import Packed
 
 

@@ -7,7 +7,8 @@ from typing import Dict, Iterable, Optional, Protocol, Sequence
 import numpy as np
 
 from engine.container import RECORD_ALIGNMENT, Record
-from engine.experts.store import BrokenOff, ExpertStore, new_slab
+from engine.experts.lanes import BrokenOff, new_slab
+from engine.experts.store import ExpertStore
 from engine.kernels import Kernels
 from engine.quantize import Packed, RecordLayout, align
 

@@ -19,12 +19,13 @@ import numpy as np
 from engine.container import Container, ExpertKey, Record
 from engine.errors import RequestError
 from engine.experts.buffer import Entry, ExpertBuffer
+from engine.experts.lanes import CREDIT_S, BrokenOff, chunk_bytes_at
 from engine.experts.loader import Loader
 from engine.experts.predictors import OraclePredictor, predictor_named
 from engine.experts.profile import ExpertSet, PathProfile
 from engine.experts.provision import Provision
 from engine.experts.slabs import Slabs
-from engine.experts.store import CREDIT_S, BrokenOff, ExpertStore, chunk_bytes_at
+from engine.experts.store import ExpertStore
 from engine.experts.supply import Counters
 from engine.offline.trace import Trace
 from engine.protocol import Steps
@@ -45,7 +46,7 @@ class Storage:
     """One read after another."""
 
     bytes_per_s: float
-    # Emulated storage starts at once what is asked for within this time of the last read; see engine.experts.store.
+    # Emulated storage starts at once what is asked for within this time of the last read; see engine.experts.lanes.
     credit_s: float = 0.0
 
     @classmethod

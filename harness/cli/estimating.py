@@ -19,7 +19,7 @@ from rich.table import Table
 from engine.container import Container
 from engine.errors import EngineError
 from engine.experts.profile import PathProfile
-from engine.protocol import BACKENDS, ArithmeticTimes, ExpertBudget, RunRequest
+from engine.protocol import BACKENDS, ArithmeticTimes, ExpertBudget, RunRequest, StorageRates
 from engine.strategies import STRATEGIES, strategy_named
 from harness.cli.options import (
     Budget,
@@ -56,7 +56,7 @@ _RUN_TOKENS = 96  # replayed for a cell of a run: it must take well under a seco
     "--storage-rate",
     type=click.FloatRange(min=0, min_open=True),
     metavar="MB/S",
-    help="Of reading experts.  [default: the device's emulated one; on this machine it is measured]",
+    help="Of reading experts.  [default: the emulated one, else it is measured]",
 )
 @click.option(
     "--memory-rate",
@@ -104,7 +104,7 @@ def estimate(
     \b
     Examples:
       edgemoe-farm estimate model.emoe --trace held-out.trace --profile model.profile.json --expert-budget 12MiB
-      edgemoe-farm estimate model.emoe --device pi5 --storage-rate 43 --profile model.profile.json
+      edgemoe-farm estimate model.emoe --device pi5 --profile model.profile.json
       edgemoe-farm estimate model.emoe --storage-rate 90 --memory-rate 4 --strategy naive-swap --strategy full-load
     """
     from engine.offline.estimate import estimate as estimate_one
@@ -120,11 +120,13 @@ def estimate(
     known = None if profile is None else PathProfile.load(str(profile))
     demand = _demand(opened, trace_file, text, known)
     if device_name is not None:
-        machine = _remote(container, device_name, deploy, backend, inventory_path, known_hosts)
+        machine = _remote(
+            container, device_name, deploy, backend, inventory_path, known_hosts, storage_too=storage_rate is None
+        )
     elif memory_rate is not None:
         machine = _by_hand(opened, memory_rate * 1e9)
     else:
-        machine = _local(opened, backend, measure_storage=storage_rate is None)
+        machine = _local(opened, backend, storage_too=storage_rate is None)
     if storage_rate is not None:
         machine = _with_rate(machine, storage_rate * 1e6)
     rows = [
@@ -246,11 +248,10 @@ def _by_hand(container: Container, memory_bytes_per_s: float) -> Machine:
     )  # fmt: skip
 
 
-def _local(container: Container, backend: str, *, measure_storage: bool) -> Machine:
+def _local(container: Container, backend: str, *, storage_too: bool) -> Machine:
     """This machine: a process of its own does the arithmetic, as on a device."""
     from engine.offline.estimate import Machine
-    from engine.offline.simulation import Storage
-    from engine.offline.storage_benchmarks import bench_storage
+    from engine.storage import measure_storage
 
     python = Python(sys.executable, sys.version.split()[0], numpy.__version__)
     with tempfile.TemporaryDirectory() as folder:
@@ -258,17 +259,24 @@ def _local(container: Container, backend: str, *, measure_storage: bool) -> Mach
         path = str(Path(container.path).resolve())
         times = read_arithmetic(transport, python, str(ENGINE_SOURCE.parent), path, backend=backend)
     machine = Machine(times, f"timed on this machine, {_engaged(times)}", None, "say it with --storage-rate")
-    if not measure_storage:
+    if not storage_too:
         return machine
     try:
-        found = bench_storage(container.path, container.largest_slot_bytes, rounds=1, seconds=0.3)
+        return _with_measured(machine, measure_storage(container), "this machine")
     except EngineError as error:
-        return Machine(times, machine.times_from, None, f"say it with --storage-rate ({error})")
-    rate = next(row["bytes_per_s"] for row in found if (row["method"], row["lanes"]) == ("pread", 1))
-    return Machine(times, machine.times_from, Storage(rate), f"{rate / 1e6:.0f} MB/s, measured on this machine, cold")
+        return replace(machine, storage_from=f"say it with --storage-rate ({error})")
 
 
-def _remote(container: Path, name: str, deploy: bool, backend: str, inventory_path: Path, known_hosts: Path) -> Machine:
+def _remote(
+    container: Path,
+    name: str,
+    deploy: bool,
+    backend: str,
+    inventory_path: Path,
+    known_hosts: Path,
+    *,
+    storage_too: bool,
+) -> Machine:
     from engine.offline.estimate import Machine
     from engine.offline.simulation import Storage
 
@@ -282,13 +290,27 @@ def _remote(container: Path, name: str, deploy: bool, backend: str, inventory_pa
                 "or say rates by hand with --storage-rate and --memory-rate, without --device"
             )
         times = session.arithmetic(there, backend=backend, threads=0)
+        rate = device.emulated_read_bytes_per_s
+        found = session.storage(there) if storage_too and rate is None else None
     finally:
         session.close()
-    rate = device.emulated_read_bytes_per_s
-    return Machine(
-        times, f"timed on {name}, {_engaged(times)}", None if rate is None else Storage.emulated(rate),
-        "say it with --storage-rate" if rate is None else f"{rate / 1e6:g} MB/s, emulated on {name}",
-    )  # fmt: skip
+    machine = Machine(times, f"timed on {name}, {_engaged(times)}", None, "say it with --storage-rate")
+    if rate is not None:
+        return replace(machine, storage=Storage.emulated(rate), storage_from=f"{rate / 1e6:g} MB/s, emulated on {name}")
+    return machine if found is None else _with_measured(machine, found, name)
+
+
+def _with_measured(machine: Machine, found: StorageRates, name: str) -> Machine:
+    from engine.offline.simulation import Storage
+
+    rate = found.bytes_per_s
+    if rate is None:
+        return machine
+    way = f"{found.reader}, {found.lanes} lane{'s' * (found.lanes > 1)}"
+    age = f" {found.age_s / 3600:.0f} h ago" if found.age_s >= 3600 else ""
+    return replace(
+        machine, storage=Storage(rate), storage_from=f"{rate / 1e6:.0f} MB/s by {way}, measured on {name}{age}, cold"
+    )
 
 
 def _with_rate(machine: Machine, bytes_per_s: float) -> Machine:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from engine.protocol import PAGE_CACHES, READERS, ExpertBudget, RunRequest, Sample, Sampling, to_json
+from engine.protocol import MOST_LANES, PAGE_CACHES, READERS, ExpertBudget, RunRequest, Sample, Sampling, to_json
 from harness.cli.adapting import adapt
 from harness.cli.evaluating import evaluate_command, profile
 from harness.cli.options import Budget, json_option, print_json, printable, to_terminal
@@ -218,7 +218,16 @@ def logits(container: Path, tokens: tuple[int, ...], to: Path, decoder_tokens: t
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Sample from the likeliest tokens only.")
 @click.option("--stop-at-eos", is_flag=True, help="Stop at the model's end-of-sequence token.")
-@click.option("--reader", type=click.Choice(READERS), default="pread", show_default=True, help="How experts are read.")
+@click.option(
+    "--reader",
+    type=click.Choice(("auto", *READERS)),
+    default="auto",
+    show_default=True,
+    help="How experts are read; auto: cold, what a probe of the storage finds fastest.",
+)
+@click.option(
+    "--lanes", type=click.IntRange(0, MOST_LANES), default=0, help="Threads that read.  [default: as the probe finds]"
+)
 @click.option(
     "--page-cache",
     type=click.Choice(PAGE_CACHES),
@@ -246,6 +255,7 @@ def generate(
     top_p: float,
     stop_at_eos: bool,
     reader: str,
+    lanes: int,
     page_cache: str,
     threads: int,
     emulated_read_bytes_per_s: float | None,
@@ -280,6 +290,7 @@ def generate(
             sampling=Sampling(temperature, top_p, seed),
             stop_at_eos=stop_at_eos,
             reader=reader,
+            lanes=lanes,
             page_cache=page_cache,
             emulated_read_bytes_per_s=emulated_read_bytes_per_s,
             threads=threads,

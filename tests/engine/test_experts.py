@@ -238,7 +238,7 @@ def test_random_timing_changes_no_token(
 
 def test_a_speculative_read_gives_way_to_a_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunk by chunk: with reads broken off all the time, the answer stays and the waste is accounted for."""
-    monkeypatch.setattr("engine.experts.store.MOST_CHUNK_BYTES", 1024)
+    monkeypatch.setattr("engine.experts.lanes.MOST_CHUNK_BYTES", 1024)
     write_random_model(str(tmp_path / "m.emoe"), [Format("fp32")])
     container = Container.open(str(tmp_path / "m.emoe"))
     # A profile that is always wrong: it predicts what was chosen least.

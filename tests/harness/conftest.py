@@ -13,7 +13,17 @@ from typing import Any
 import pytest
 
 from device_inventory import Device, Inventory
-from engine.protocol import ArithmeticTimes, DeviceFacts, Load, RunRequest, Sample, Steps, Totals
+from engine.protocol import (
+    ArithmeticTimes,
+    DeviceFacts,
+    Load,
+    ReadingRate,
+    RunRequest,
+    Sample,
+    Steps,
+    StorageRates,
+    Totals,
+)
 from harness.device_worker import Estimator, Surroundings
 from harness.errors import UnreachableError
 from harness.matrix import parse_matrix
@@ -54,7 +64,8 @@ def load_of(request: RunRequest, **changes: Any) -> Load:
     usual: dict[str, Any] = {
         "load_s": 0.1, "non_expert_bytes": 1, "expert_bytes": 0, "expert_budget_bytes": None, "container_bytes": 9,
         "container_experts": 4, "page_cache_resident_fraction": 0.0 if request.page_cache == "cold" else 1.0,
-        "strategy": {"precision": "stored"}, "reader": request.reader, "backend": "numpy",
+        "strategy": {"precision": "stored"}, "backend": "numpy",
+        "reader": "pread" if request.reader == "auto" else request.reader, "lanes": request.lanes or 1,
     }  # fmt: skip
     return Load(**{**usual, **changes})
 
@@ -127,6 +138,9 @@ class ScriptedSession:
         if error:
             raise error
         return ArithmeticTimes(1e-3, 1e-3, {"fp32": 1e-3}, 1, 1, "numpy", None)
+
+    def storage(self, container: str) -> StorageRates:
+        return StorageRates("direct", 1, "", rates=(ReadingRate("direct", 1, 9e7, 8e7, 1e8),))
 
     def execute(self, request: RunRequest, *, on_event: Callable[[str, dict[str, Any]], None] | None = None) -> Outcome:
         farm = self._farm

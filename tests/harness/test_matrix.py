@@ -54,7 +54,8 @@ def test_budgets_have_one_spelling() -> None:
         (SMALL.replace('["full-load", "edgemoe"]', "[]"), ["strategies", "not empty"]),
         (SMALL.replace('"full-load", "edgemoe"', '"edgemoe", "edgemoe"'), ["'edgemoe' is given twice"]),
         ('baseline = "naive"\n' + SMALL, ["baseline", "'naive'", "full-load, edgemoe"]),
-        ('reader = "aio"\n' + SMALL, ["reader", "'aio'", "pread, direct, mmap"]),
+        ('reader = "aio"\n' + SMALL, ["reader", "'aio'", "auto, pread, direct, mmap"]),
+        ("lanes = 3\n" + SMALL, ["lanes is 3", "to 2"]),
         ('page_caches = ["lukewarm"]\n' + SMALL, ["page_caches", "'lukewarm'", "cold, warm"]),
         ('expert_budgets = ["some"]\n' + SMALL, ["expert_budgets", "'some'", "8-experts"]),
         ('expert_budgets = ["1MiB", "1048576"]\n' + SMALL, ["'1048576' is given twice"]),
@@ -120,8 +121,8 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3),
     max_leaves=5,
 )  # fmt: skip
-KEYS = ("name", "baseline", "devices", "strategies", "expert_budgets", "page_caches", "reader", "threads", "blocks",
-        "deadline_s", "seed", "surprise")  # fmt: skip
+KEYS = ("name", "baseline", "devices", "strategies", "expert_budgets", "page_caches", "reader", "lanes", "threads",
+        "blocks", "deadline_s", "seed", "surprise")  # fmt: skip
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4))

@@ -104,13 +104,19 @@ def test_what_is_done_is_left_out(bench) -> None:
 
 
 def test_the_request_says_all_that_the_matrix_says(bench) -> None:
-    lines = 'reader = "mmap"\nthreads = 2\ndeadline_s = 9\nbackend = "numpy"\npage_caches = ["warm"]\n'
+    lines = 'reader = "mmap"\nlanes = 2\nthreads = 2\ndeadline_s = 9\nbackend = "numpy"\npage_caches = ["warm"]\n'
     plan = bench.plan(lines + bench.plan().matrix.toml + "stop_at_eos = true\ntemperature = 0.5\nseed = 7\n")
     measurement = next(m for m in plan.measurements if m.cell.expert_budget == "8-experts")
     device = Device("pi", "h", emulated_read_bytes_per_s=43e6)
     request = make_request(measurement, plan.matrix, device, identity="i", container="store/c", profile="store/p")
     assert (request.run_id, request.container, request.profile) == ("i", "store/c", "store/p")
-    assert (request.reader, request.threads, request.deadline_s, request.backend) == ("mmap", 2, 9.0, "numpy")
+    assert (request.reader, request.lanes, request.threads, request.deadline_s, request.backend) == (
+        "mmap",
+        2,
+        2,
+        9.0,
+        "numpy",
+    )
     assert (request.page_cache, request.warmups, request.repetitions, request.max_new_tokens) == ("warm", 0, 2, 3)
     assert request.expert_budget == ExpertBudget(experts=8)
     assert request.prompts == (tuple(b"a text"), tuple(b"another"))

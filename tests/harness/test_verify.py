@@ -30,6 +30,7 @@ def test_what_engaged_as_asked_is_valid() -> None:
         ({"page_cache": "warm"}, {"page_cache_resident_fraction": 0.5}, "only 50.0%"),
         ({"page_cache": "warm"}, {"page_cache_resident_fraction": None}, "cannot say what was resident"),
         ({"reader": "direct"}, {"reader": "pread"}, "direct was asked for, pread engaged"),
+        ({"lanes": 2}, {"lanes": 1}, "lanes: 2 were asked for, 1 engaged"),
         ({"backend": "numpy"}, {"backend": "c"}, "numpy was asked for, c engaged"),
         ({}, {"expert_budget_bytes": 101}, "100 bytes were asked for, 101 were used"),
         ({}, {"expert_budget_bytes": None}, "100 bytes were asked for, None were used"),
