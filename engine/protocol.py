@@ -11,8 +11,9 @@ The controller writes one RunRequest as JSON. The engine answers with JSON lines
 Every message is checked on arrival: an unknown key, a missing key, a wrong type or an unknown version is a
 ProtocolError that names the place. Units stand in the names.
 
-History of VERSION: 1 first; since then Sample.recall, RunRequest.passages, Totals.passage_nats, Load.variant and
-Load.phases_s were added, which may be missing.
+History of VERSION: 1 first; since then Sample.recall, RunRequest.passages, Totals.passage_nats, Load.variant,
+Load.phases_s, RunRequest.memory_limit_bytes, RunRequest.settle, the event "settling" and the fields of DeviceFacts from
+core_kinds on were added, which may be missing.
 """
 
 from __future__ import annotations
@@ -130,6 +131,7 @@ class RunRequest:
     backend: str = "auto"
     deadline_s: float = 3600.0
     passages: Tuple[Passage, ...] = ()  # predicted after all that is timed: what a lossy strategy loses
+    memory_limit_bytes: Optional[int] = None  # under which the engine's process is started, see engine.limits
 
     def __post_init__(self) -> None:
         _require(bool(self.run_id), "run_id is empty")
@@ -148,6 +150,37 @@ class RunRequest:
         _one_of(self.backend, BACKENDS, "backend")
         rate = self.emulated_read_bytes_per_s
         _require(rate is None or 1e3 <= rate <= 1e12, "emulated_read_bytes_per_s must be between 1e3 and 1e12")
+        limit = self.memory_limit_bytes
+        _require(limit is None or 1 << 20 <= limit < 1 << 62, "memory_limit_bytes must be at least 1048576")
+
+
+@dataclass(frozen=True)
+class CoreKind:
+    """Cores of one kind: a big.LITTLE processor has two or three, the fastest first."""
+
+    cores: int
+    name: Optional[str]  # such as Cortex-A76
+    highest_hz: Optional[float]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a device's sensors say at one moment. None where it has no such sensor, or where `unknown` names it."""
+
+    temperature_c: Optional[float] = None  # of the processor: the hottest of its zones
+    frequency_hz: Optional[float] = None  # of the fastest core now
+    governor: Optional[str] = None
+    throttled: Optional[bool] = None  # now
+    under_voltage: Optional[bool] = None  # now
+    throttle_causes: Tuple[str, ...] = ()  # now, in words
+    load: Optional[float] = None  # mean number of tasks that wanted a processor, over the last minute
+    memory_pressure: Optional[float] = None  # share of the last ten seconds in which a task waited for memory
+    memory_available_bytes: Optional[int] = None
+    power: Optional[str] = None  # mains or battery
+    battery: Optional[float] = None  # share of its charge
+    power_w: Optional[float] = None  # that the board draws, by `power_sensor`
+    power_sensor: Optional[str] = None
+    unknown: Tuple[str, ...] = ()  # "temperature: why": sensors that are there, or should be, and did not answer
 
 
 @dataclass(frozen=True)
@@ -168,6 +201,18 @@ class DeviceFacts:
     numpy: str
     blas: Optional[str]
     engine: str  # version of the engine that answered
+    core_kinds: Tuple[CoreKind, ...] = ()
+    board: Optional[str] = None  # raspberry-pi, jetson, android: whose own sources were asked; None: any Linux
+    power_mode: Optional[str] = None  # such as nvpmodel's MAXN
+    storage: Optional[str] = (
+        None  # under the engine: sd-card, emmc, nvme, ufs, usb, sata, virtual, loop, memory, network
+    )
+    storage_model: Optional[str] = None
+    read_ahead_bytes: Optional[int] = None  # of that storage
+    swap_bytes: Optional[int] = None
+    memory_limit_method: Optional[str] = None  # by which a memory limit would be enforced, see engine.limits
+    sensors: Tuple[str, ...] = ()  # that this device has
+    now: Optional[Reading] = None  # where it was asked for: a run has its Conditions
 
 
 @dataclass(frozen=True)
@@ -272,6 +317,54 @@ class Totals:
 
     def __post_init__(self) -> None:
         _require(all(nats >= 0 for nats in self.passage_nats), "totals: passage_nats has a negative entry")
+
+
+@dataclass(frozen=True)
+class Course:
+    """A reading just before a run and just after it, and its extremes meanwhile. None where there was none."""
+
+    before: Optional[float] = None
+    after: Optional[float] = None
+    lowest: Optional[float] = None
+    highest: Optional[float] = None
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What was seen of a device beside an engine's run, by a process of its own (engine/watch.py).
+
+    A field is None where the device has no such sensor, and then `absent` names it, or where the sensor did not answer,
+    and then `unknown` does.
+    """
+
+    readings: int = 0
+    period_s: float = 0.0  # between two of them
+    watched_s: float = 0.0  # from the first to the last
+    cpu_s: float = 0.0  # processor time that the watching itself took
+    waited_s: float = 0.0  # for the device to settle, before the run
+    unsettled: Tuple[str, ...] = ()  # what still did not hold when the wait ended, in words
+    temperature_c: Course = field(default_factory=Course)
+    frequency_hz: Course = field(default_factory=Course)
+    governor: Optional[str] = None  # before
+    governor_after: Optional[str] = None
+    throttled: Optional[bool] = None  # at any time of the run
+    under_voltage: Optional[bool] = None  # the same
+    throttle_causes: Tuple[str, ...] = ()
+    load: Course = field(default_factory=Course)
+    memory_pressure: Course = field(default_factory=Course)
+    memory_available_bytes: Course = field(default_factory=Course)
+    power: Optional[str] = None  # before: mains or battery
+    power_after: Optional[str] = None
+    battery: Course = field(default_factory=Course)  # share of its charge
+    power_w: Course = field(default_factory=Course)
+    energy_j: Optional[float] = None  # over watched_s
+    energy_sensor: Optional[str] = None
+    absent: Tuple[str, ...] = ()
+    unknown: Tuple[str, ...] = ()  # "temperature: why"
+
+    def __post_init__(self) -> None:
+        times = (self.period_s, self.watched_s, self.cpu_s, self.waited_s, self.energy_j or 0.0)
+        _require(self.readings >= 0 and all(t >= 0 for t in times), "watched: a count, a time or an energy is negative")
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------

@@ -225,6 +225,7 @@ class _Attempt:
             "load": outcome.load,
             "samples": outcome.samples,
             "totals": outcome.totals,
+            "conditions": outcome.conditions,
             "command": outcome.command,
             "log_tail": outcome.log_tail,
             "engine_sha256": engine_sha256,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from engine.protocol import ArithmeticTimes, DeviceFacts, Load, RunRequest, Sample, Totals
-from reports.records import RunStatus
+from reports.records import Conditions, RunStatus
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Outcome:
     load: Load | None = None
     samples: tuple[Sample, ...] = ()
     totals: Totals | None = None
+    conditions: Conditions | None = None
     command: str = ""
     log_tail: str = ""
 

@@ -20,7 +20,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from engine.protocol import DeviceFacts, Sample, Steps
+from engine.protocol import CoreKind, DeviceFacts, Sample, Steps
 from reports import charts, units
 from reports.comparison import Group, Row, compare, emulated_conditions
 from reports.database import ResultsDatabase
@@ -36,7 +36,8 @@ _TABLE = (
 )  # fmt: skip
 _LABELS = {
     "machine": "architecture", "os": "system", "cpu": "processor", "memory_bytes": "memory",
-    "page_bytes": "memory page", "boot_id": "boot", "blas": "BLAS", "python": "Python",
+    "page_bytes": "memory page", "boot_id": "boot", "blas": "BLAS", "python": "Python", "core_kinds": "kinds of cores",
+    "read_ahead_bytes": "read-ahead", "swap_bytes": "swap", "memory_limit_method": "memory limits by",
 }  # fmt: skip
 _OPTIONAL = ("estimated_tpot_s", "perplexity")  # columns that are left out where no row has a value
 _SPREAD = ("tpot_s",)  # metrics whose quartiles stand in the table
@@ -301,8 +302,9 @@ def _device(name: str, runs: Sequence[Run]) -> DeviceCard:
     facts: list[tuple[str, str]] = []
     answered = [run.facts for run in runs if run.facts]
     for fact in fields(DeviceFacts) if answered else ():
-        label = _LABELS.get(fact.name, fact.name)
-        facts.append((label, _distinct(_fact(fact.name, getattr(f, fact.name)) for f in answered)))
+        if fact.name != "now":
+            label = _LABELS.get(fact.name, fact.name.replace("_", " "))
+            facts.append((label, _distinct(_fact(fact.name, getattr(f, fact.name)) for f in answered)))
     threads = [str(run.load.threads) for run in runs if run.load and run.load.threads]
     facts += [
         ("threads", _distinct(threads)),
@@ -318,7 +320,16 @@ def _device(name: str, runs: Sequence[Run]) -> DeviceCard:
 def _fact(name: str, value: Any) -> str:
     if value is None:
         return "unknown"
+    if name == "core_kinds":
+        return ", ".join(_cores(kind) for kind in value) or "unknown"
+    if name == "sensors":
+        return ", ".join(value) or "none"
     return units.text(value, "bytes") if name.endswith("_bytes") else str(value)
+
+
+def _cores(kind: CoreKind) -> str:
+    rate = "" if kind.highest_hz is None else f" at {kind.highest_hz / 1e9:.2f} GHz"
+    return f"{kind.cores} {kind.name or 'of unknown kind'}{rate}"
 
 
 def _span(runs: Sequence[Run]) -> str:
