@@ -2,6 +2,7 @@
 
 The controller writes one RunRequest as JSON. The engine answers with JSON lines, one event a line:
 
+    {"v": 1, "event": "settling", "waited_s": ..., "reasons": [...]}   now and then before the engine starts
     {"v": 1, "event": "started",  "facts": DeviceFacts, "request_sha256": ...}
     {"v": 1, "event": "loaded",   "load": Load}
     {"v": 1, "event": "sample",   "sample": Sample}        once for each timed repetition of a prompt, warm-ups included
@@ -11,6 +12,7 @@ The controller writes one RunRequest as JSON. The engine answers with JSON lines
 Every message is checked on arrival: an unknown key, a missing key, a wrong type or an unknown version is a
 ProtocolError that names the place. Units stand in the names.
 
+History of VERSION: 1 first; since then Sample.recall, RunRequest.passages, Totals.passage_nats, Load.variant,
 History of VERSION: 1 first; since then Sample.recall, RunRequest.passages, Totals.passage_nats, Load.variant,
 Load.phases_s, RunRequest.memory_limit_bytes, RunRequest.settle, the event "settling" and the fields of DeviceFacts from
 core_kinds on were added, which may be missing.
@@ -32,6 +34,7 @@ VERSION = 1
 READERS = ("pread", "direct", "mmap")
 PAGE_CACHES = ("cold", "warm")
 BACKENDS = ("auto", "native", "numpy")
+LIMIT_METHODS = ("cgroup-v2", "cgroup-v1", "rlimit-data", "none")  # see engine.limits
 MAX_LINE_BYTES = 16 << 20  # of one event: anything longer is damage or malice, never a sample
 
 T = TypeVar("T")
@@ -110,6 +113,20 @@ class Passage:
 
 
 @dataclass(frozen=True)
+class Settle:
+    """What a device's state should be before the engine starts there, and how long to wait for it."""
+
+    max_wait_s: float = 0.0
+    temperature_c: Optional[float] = None  # at most
+    max_load: Optional[float] = None  # other tasks that want a processor, on average
+    max_memory_pressure: Optional[float] = None  # share of time in which a task waits for memory
+    governor: Optional[str] = None  # waited for by nobody: it does not come by itself
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.max_wait_s <= 86400, "settle.max_wait_s must be between 0 and 86400")
+
+
+@dataclass(frozen=True)
 class RunRequest:
     """One engine process: a container, a strategy, a workload and the conditions under which to measure it."""
 
@@ -132,6 +149,7 @@ class RunRequest:
     deadline_s: float = 3600.0
     passages: Tuple[Passage, ...] = ()  # predicted after all that is timed: what a lossy strategy loses
     memory_limit_bytes: Optional[int] = None  # under which the engine's process is started, see engine.limits
+    settle: Optional[Settle] = None  # None: the engine starts at once, and nothing is asked of the device's state
 
     def __post_init__(self) -> None:
         _require(bool(self.run_id), "run_id is empty")
@@ -173,6 +191,7 @@ class Reading:
     throttled: Optional[bool] = None  # now
     under_voltage: Optional[bool] = None  # now
     throttle_causes: Tuple[str, ...] = ()  # now, in words
+    throttle_events: Dict[str, int] = field(default_factory=dict)  # since it started; what only tells whether counts 1
     load: Optional[float] = None  # mean number of tasks that wanted a processor, over the last minute
     memory_pressure: Optional[float] = None  # share of the last ten seconds in which a task waited for memory
     memory_available_bytes: Optional[int] = None
@@ -211,7 +230,6 @@ class DeviceFacts:
     read_ahead_bytes: Optional[int] = None  # of that storage
     swap_bytes: Optional[int] = None
     memory_limit_method: Optional[str] = None  # by which a memory limit would be enforced, see engine.limits
-    sensors: Tuple[str, ...] = ()  # that this device has
     now: Optional[Reading] = None  # where it was asked for: a run has its Conditions
 
 
@@ -420,6 +438,7 @@ def decode_event(line: Union[str, bytes]) -> Tuple[str, Dict[str, Any]]:
 
 
 _CONTENT: Dict[str, Dict[str, Any]] = {
+    "settling": {"waited_s": float, "reasons": Tuple[str, ...]},
     "started": {"facts": DeviceFacts, "request_sha256": str},
     "loaded": {"load": Load},
     "sample": {"sample": Sample},

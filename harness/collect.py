@@ -11,8 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import ProtocolError
-from engine.protocol import MAX_LINE_BYTES, DeviceFacts, Load, RunRequest, Sample, Totals, decode_event
-from reports.records import RunStatus
+from engine.protocol import (
+    LIMIT_METHODS,
+    MAX_LINE_BYTES,
+    DeviceFacts,
+    Load,
+    RunRequest,
+    Sample,
+    Totals,
+    Watched,
+    decode_event,
+)
+from reports.records import Conditions, RunStatus
 
 MAX_EVENT_BYTES = 512 << 20  # of one run
 LOG_TAIL_CHARACTERS = 8000
@@ -50,6 +60,10 @@ class Collector:
     def _take(self, event: str, content: dict[str, Any]) -> None:
         if self.totals is not None or self.failure is not None:
             raise ProtocolError(f"event {event!r} after the last one")
+        if event == "settling" and self.facts is None:
+            if self._on_event is not None:
+                self._on_event(event, content)
+            return
         expected = "started" if self.facts is None else "loaded" if self.load is None else "sample or finished"
         if event not in expected and event != "failed":
             raise ProtocolError(f"event {event!r} where {expected!r} was expected")
@@ -74,6 +88,19 @@ class Collector:
 
 
 @dataclass(frozen=True)
+class LimitHeld:
+    """The memory limit under which an engine process was."""
+
+    method: str  # see engine.limits
+    peak_bytes: int | None = None
+    peak_source: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in LIMIT_METHODS:
+            raise ProtocolError(f"unknown method {self.method!r:.40} of a memory limit")
+
+
+@dataclass(frozen=True)
 class Ending:
     """How an engine process ended, as the agent on the device saw it."""
 
@@ -83,10 +110,26 @@ class Ending:
     oom_kills: int | None = None  # by the kernel during the run; None: it does not say
     rebooted: bool = False
     log_tail: str = ""
+    watched: Watched | None = None  # of the device meanwhile
+    limit: LimitHeld | None = None  # None: no memory limit was made
 
     def __post_init__(self) -> None:
         if self.state not in ("exited", "died", "absent"):
             raise ProtocolError(f"unknown state {self.state!r:.40}")
+
+
+def conditions(request: RunRequest, collected: Collector, ending: Ending) -> Conditions:
+    """Under which the run was measured, as far as the device told."""
+    watched = ending.watched or Watched(unknown=("watch: the device was not watched, see the end of its log",))
+    limit = ending.limit or LimitHeld("none")
+    return Conditions(
+        **vars(watched),
+        page_cache_resident_fraction=collected.load.page_cache_resident_fraction if collected.load else None,
+        memory_limit_bytes=request.memory_limit_bytes,
+        memory_limit_method=limit.method,
+        memory_peak_bytes=limit.peak_bytes,
+        memory_peak_source=limit.peak_source,
+    )
 
 
 def judge(collected: Collector, ending: Ending, deadline_s: float) -> tuple[RunStatus, tuple[str, ...]]:

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from device_inventory import Device
 from engine.errors import ProtocolError
-from engine.protocol import ArithmeticTimes, DeviceFacts, RunRequest, from_json, loads, to_json
-from harness.collect import Collector, Ending, OnEvent, judge, printable
+from engine.protocol import ArithmeticTimes, DeviceFacts, RunRequest, Settle, from_json, loads, to_json
+from harness.collect import Collector, Ending, OnEvent, conditions, judge, printable
 from harness.deploy import ENGINE_SOURCE, EngineBundle, HashCache, Place, has_blob, put_blob
 from harness.errors import DeviceError, RemoteTimeoutError, UnreachableError
 from harness.probe import Python, find_python, read_arithmetic, read_facts
@@ -131,6 +131,8 @@ class RemoteSession:
             "cwd": self._engine,
             "request": text,
             "deadline_s": request.deadline_s + ENGINE_GRACE_S,
+            "settle": to_json(request.settle or Settle()),
+            "memory_limit_bytes": request.memory_limit_bytes,
         }
         self._running = run
         ending = Ending("absent")
@@ -164,6 +166,7 @@ class RemoteSession:
             load=collected.load,
             samples=tuple(collected.samples),
             totals=collected.totals,
+            conditions=conditions(request, collected, ending),
             command=f"cd {shlex.quote(self._engine)} && {shlex.join(arguments)}",
             log_tail=printable(ending.log_tail),
         )
@@ -198,7 +201,7 @@ class RemoteSession:
             run,
             str(collected.offset),
             stdin=stdin,
-            deadline_s=plan["deadline_s"] + FOLLOW_GRACE_S,
+            deadline_s=plan["settle"]["max_wait_s"] + plan["deadline_s"] + FOLLOW_GRACE_S,
             on_stdout=collected.feed,
             silence_s=SILENCE_S,
         )

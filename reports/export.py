@@ -24,7 +24,7 @@ from reports.metrics import METRICS
 from reports.records import Run, run_to_json
 
 _ROWS_PER_GROUP = 200
-_FACTS = tuple(f.name for f in fields(DeviceFacts) if f.name not in ("core_kinds", "sensors", "now"))  # the flat ones
+_FACTS = tuple(f.name for f in fields(DeviceFacts) if f.name not in ("core_kinds", "now"))  # the flat ones
 _RAW = ("request", "facts", "load", "samples", "totals", "conditions", "extra")
 
 

@@ -37,8 +37,9 @@ _TABLE = (
 _LABELS = {
     "machine": "architecture", "os": "system", "cpu": "processor", "memory_bytes": "memory",
     "page_bytes": "memory page", "boot_id": "boot", "blas": "BLAS", "python": "Python", "core_kinds": "kinds of cores",
-    "read_ahead_bytes": "read-ahead", "swap_bytes": "swap", "memory_limit_method": "memory limits by",
+    "read_ahead_bytes": "read-ahead", "swap_bytes": "swap",
 }  # fmt: skip
+_PROBED_ONLY = ("memory_limit_method", "now")  # facts that a run's Conditions tell better
 _OPTIONAL = ("estimated_tpot_s", "perplexity")  # columns that are left out where no row has a value
 _SPREAD = ("tpot_s",)  # metrics whose quartiles stand in the table
 _CHARTS = ("tpot_s", "peak_resident_bytes", "read_bytes_per_token")
@@ -302,7 +303,7 @@ def _device(name: str, runs: Sequence[Run]) -> DeviceCard:
     facts: list[tuple[str, str]] = []
     answered = [run.facts for run in runs if run.facts]
     for fact in fields(DeviceFacts) if answered else ():
-        if fact.name != "now":
+        if fact.name not in _PROBED_ONLY:
             label = _LABELS.get(fact.name, fact.name.replace("_", " "))
             facts.append((label, _distinct(_fact(fact.name, getattr(f, fact.name)) for f in answered)))
     threads = [str(run.load.threads) for run in runs if run.load and run.load.threads]
@@ -322,8 +323,6 @@ def _fact(name: str, value: Any) -> str:
         return "unknown"
     if name == "core_kinds":
         return ", ".join(_cores(kind) for kind in value) or "unknown"
-    if name == "sensors":
-        return ", ".join(value) or "none"
     return units.text(value, "bytes") if name.endswith("_bytes") else str(value)
 
 
