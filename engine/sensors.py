@@ -39,7 +39,7 @@ _TEGRASTATS_DEADLINE_S = 1.0
 
 def board(sources: Sources) -> Optional[str]:
     """Whose own sources a device has: raspberry-pi, jetson, android, or None for any other Linux."""
-    if "com.termux" in sources.environment.get("PREFIX", "") or sources.text("/system/build.prop") is not None:
+    if "com.termux" in sources.environment.get("PREFIX", "") or sources.real("/system/bin/app_process64") is not None:
         return "android"
     if "Raspberry Pi" in (sources.text("/proc/device-tree/model") or ""):
         return "raspberry-pi"
@@ -199,7 +199,7 @@ class Sensors:
             text = self._vcgencmd("get_throttled")
         if text is None:
             raise SilentError(f"vcgencmd is not there: install it, and {_MAY_ASK_FIRMWARE}")
-        match = re.search(r"(?:throttled=)?(?:0x)?([0-9a-fA-F]+)\s*$", text)
+        match = re.match(r"(?:throttled=)?(?:0x)?([0-9a-fA-F]{1,8})\s*$", text)
         if match is None:
             raise SilentError(f"{text!r:.40} is no throttle word")
         return int(match.group(1), 16)
