@@ -55,20 +55,27 @@ def page_cache_resident_fraction(path: str) -> Optional[float]:
         libc = ctypes.CDLL(None, use_errno=True)
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            # A private writable mapping, which touches nothing, because ctypes takes an address from nothing less.
-            mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
-        try:
-            pages = -(-size // mmap.PAGESIZE)
-            states = (ctypes.c_ubyte * pages)()
-            start = ctypes.c_char.from_buffer(mapping)
-            address = ctypes.addressof(start)
-            failed = libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), states)
-            del start
-            return None if failed else sum(state & 1 for state in bytes(states)) / pages
-        finally:
-            mapping.close()
-    except (OSError, ValueError, AttributeError):
+            pages = [
+                _resident_pages(libc, file.fileno(), at, min(_WINDOW, size - at)) for at in range(0, size, _WINDOW)
+            ]
+        return sum(pages) / -(-size // mmap.PAGESIZE)
+    except (OSError, ValueError, AttributeError, ZeroDivisionError):
         return None
+
+
+_WINDOW = 16 << 20  # mapped at a time: a mapping counts in RLIMIT_DATA
+
+
+def _resident_pages(libc: ctypes.CDLL, file: int, offset: int, size: int) -> int:
+    # A private writable mapping, which touches nothing, because ctypes takes an address from nothing less.
+    with mmap.mmap(file, size, access=mmap.ACCESS_COPY, offset=offset) as mapping:
+        states = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
+        start = ctypes.c_char.from_buffer(mapping)
+        failed = libc.mincore(ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(size), states)
+        del start
+    if failed:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return sum(state & 1 for state in bytes(states))
 
 
 # --- sources --------------------------------------------------------------------------------------------------------

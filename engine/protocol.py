@@ -62,18 +62,24 @@ class ExpertBudget:
             digits = word.split("e", 1)[0].rstrip("-")
             if digits.isascii() and digits.isdigit():
                 return cls(experts=int(digits))
-        number, factor = word, 1
-        for suffix, value in _BYTE_SUFFIXES:
-            if word.endswith(suffix):
-                number, factor = word[: -len(suffix)], value
-                break
-        try:
-            size = float(number) * factor
-        except ValueError:
-            size = math.nan
-        if not 0 < size < 1 << 62:
+        size = size_of(word)
+        if size is None:
             raise ProtocolError(f"expert budget {text!r} is not a size: write bytes (67108864, 64MiB) or 8-experts")
-        return cls(bytes=int(size))
+        return cls(bytes=size)
+
+
+def size_of(text: str) -> Optional[int]:
+    """`16777216`, `64MiB`, `64 MB` -> bytes; None where it is not a size."""
+    number, factor = text.strip().lower().replace(" ", "").replace("_", ""), 1
+    for suffix, value in _BYTE_SUFFIXES:
+        if number.endswith(suffix):
+            number, factor = number[: -len(suffix)], value
+            break
+    try:
+        size = float(number) * factor
+    except ValueError:
+        return None
+    return int(size) if 0 < size < 1 << 62 else None
 
 
 _BYTE_SUFFIXES = (

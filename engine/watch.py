@@ -91,9 +91,10 @@ def _unsettled(
 ) -> Tuple[List[str], List[str]]:
     """What may pass if one waits, and what will not."""
     passing, lasting = [], []
-    if settle.temperature_c is not None and (reading.temperature_c or 0.0) > settle.temperature_c:
-        passing.append(f"the processor is at {reading.temperature_c:.1f} °C, over {settle.temperature_c:.1f} °C")
-    if settle.max_memory_pressure is not None and (pressure or 0.0) > settle.max_memory_pressure:
+    celsius = reading.temperature_c
+    if settle.temperature_c is not None and celsius is not None and celsius > settle.temperature_c:
+        passing.append(f"the processor is at {celsius:.1f} °C, over {settle.temperature_c:.1f} °C")
+    if settle.max_memory_pressure is not None and pressure is not None and pressure > settle.max_memory_pressure:
         passing.append(f"tasks wait for memory {pressure:.0%} of the time, over {settle.max_memory_pressure:.0%}")
     if settle.max_load is not None:
         load = _waiting_tasks(sensors, pause)
