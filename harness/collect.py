@@ -62,7 +62,7 @@ class Collector:
             raise ProtocolError(f"event {event!r} after the last one")
         if event == "settling" and self.facts is None:
             if self._on_event is not None:
-                self._on_event(event, content)
+                self._on_event(event, {**content, "reasons": tuple(printable(reason) for reason in content["reasons"])})
             return
         expected = "started" if self.facts is None else "loaded" if self.load is None else "sample or finished"
         if event not in expected and event != "failed":
@@ -134,6 +134,13 @@ def conditions(request: RunRequest, collected: Collector, ending: Ending) -> Con
 
 def judge(collected: Collector, ending: Ending, deadline_s: float) -> tuple[RunStatus, tuple[str, ...]]:
     """The status of a run, and the reasons with what evidence there is."""
+    status, reasons = _judge(collected, ending, deadline_s)
+    if status is RunStatus.OUT_OF_MEMORY and ending.limit is not None and ending.limit.method != "none":
+        reasons += (f"its memory was limited ({ending.limit.method}): that it does not fit is an answer",)
+    return status, reasons
+
+
+def _judge(collected: Collector, ending: Ending, deadline_s: float) -> tuple[RunStatus, tuple[str, ...]]:
     if collected.totals is not None:
         if ending.status in (0, None) or ending.timed_out:
             return RunStatus.OK, ()
