@@ -13,7 +13,6 @@ Every message is checked on arrival: an unknown key, a missing key, a wrong type
 ProtocolError that names the place. Units stand in the names.
 
 History of VERSION: 1 first; since then Sample.recall, RunRequest.passages, Totals.passage_nats, Load.variant,
-History of VERSION: 1 first; since then Sample.recall, RunRequest.passages, Totals.passage_nats, Load.variant,
 Load.phases_s, RunRequest.memory_limit_bytes, RunRequest.settle, the event "settling" and the fields of DeviceFacts from
 core_kinds on were added, which may be missing.
 """
