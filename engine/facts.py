@@ -13,9 +13,10 @@ import numpy as np
 from engine import __version__
 from engine.cores import core_kinds
 from engine.limits import best_method
-from engine.protocol import DeviceFacts
+from engine.protocol import DeviceFacts, Settle
 from engine.sensors import Sensors, board, kilobytes
 from engine.sources import SilentError, Sources
+from engine.watch import watch
 
 _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "virtiofs")
 _MEMORY = ("tmpfs", "ramfs")
@@ -54,7 +55,7 @@ def device_facts(
         read_ahead_bytes=int(read_ahead) << 10 if read_ahead and read_ahead.isdigit() else None,
         swap_bytes=kilobytes(memory, "SwapTotal"),
         memory_limit_method=best_method(s.root) if now else None,
-        now=Sensors(s).read() if now else None,
+        now=watch(Settle(), Sensors(s), pause=lambda seconds: True) if now else None,
     )
 
 

@@ -187,27 +187,6 @@ class CoreKind:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What a device's sensors say at one moment. None where it has no such sensor, or where `unknown` names it."""
-
-    temperature_c: Optional[float] = None  # of the processor: the hottest of its zones
-    frequency_hz: Optional[float] = None  # of the fastest core now
-    governor: Optional[str] = None
-    throttled: Optional[bool] = None  # now
-    under_voltage: Optional[bool] = None  # now
-    throttle_causes: Tuple[str, ...] = ()  # now, in words
-    throttle_events: Dict[str, int] = field(default_factory=dict)  # since it started; what only tells whether counts 1
-    load: Optional[float] = None  # mean number of tasks that wanted a processor, over the last minute
-    memory_pressure: Optional[float] = None  # share of the last ten seconds in which a task waited for memory
-    memory_available_bytes: Optional[int] = None
-    power: Optional[str] = None  # mains or battery
-    battery: Optional[float] = None  # share of its charge
-    power_w: Optional[float] = None  # that the board draws, by `power_sensor`
-    power_sensor: Optional[str] = None
-    unknown: Tuple[str, ...] = ()  # "temperature: why": sensors that are there, or should be, and did not answer
-
-
-@dataclass(frozen=True)
 class DeviceFacts:
     """What the device says of itself. None where it does not say: unknown is never fine."""
 
@@ -235,7 +214,7 @@ class DeviceFacts:
     read_ahead_bytes: Optional[int] = None  # of that storage
     swap_bytes: Optional[int] = None
     memory_limit_method: Optional[str] = None  # by which a memory limit would be enforced, see engine.limits
-    now: Optional[Reading] = None  # where it was asked for: a run has its Conditions
+    now: Optional[Watched] = None  # what its sensors say, where that was asked for: a run has its Conditions
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from typing import Callable, Dict, List, Optional, Tuple, TypeVar
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple, TypeVar
 
-from engine.protocol import Reading
 from engine.sources import SilentError, Sources
 
 T = TypeVar("T")
@@ -46,6 +45,29 @@ def board(sources: Sources) -> Optional[str]:
     if "nvidia,tegra" in (sources.text("/proc/device-tree/compatible") or "") or sources.text("/etc/nv_tegra_release"):
         return "jetson"
     return None
+
+
+class Reading(NamedTuple):
+    """What a device's sensors say at one moment. None where it has no such sensor, or where `unknown` names it.
+
+    No dataclass, whose making takes longer than a reading: see DECISIONS.md, 42.
+    """
+
+    temperature_c: Optional[float]  # of the processor: the hottest of its zones
+    frequency_hz: Optional[float]  # of the fastest core now
+    governor: Optional[str]
+    throttled: Optional[bool]  # now
+    under_voltage: Optional[bool]  # now
+    throttle_causes: Tuple[str, ...]  # now, in words
+    throttle_events: Dict[str, int]  # since it started; what only tells whether counts 1
+    load: Optional[float]  # mean number of tasks that wanted a processor, over the last minute
+    memory_pressure: Optional[float]  # share of the last ten seconds in which a task waited for memory
+    memory_available_bytes: Optional[int]
+    power: Optional[str]  # mains or battery
+    battery: Optional[float]  # share of its charge
+    power_w: Optional[float]  # that the board draws, by `power_sensor`
+    power_sensor: Optional[str]
+    unknown: Tuple[str, ...]  # "temperature: why": sensors that are there, or should be, and did not answer
 
 
 class Sensors:

@@ -6,17 +6,19 @@ disturbs what is timed. Its own cost is measured and recorded. Standard library 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import resource
 import select
 import signal
 import time
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Tuple
 
-from engine.protocol import Course, Reading, Settle, Watched, encode_event, from_json, to_json
-from engine.sensors import UNDER_VOLTAGE, Sensors
+from engine.sensors import UNDER_VOLTAGE, Reading, Sensors
+
+if TYPE_CHECKING:
+    from engine.protocol import Course, Settle, Watched  # which takes 40 ms: see `watch`
 
 PERIOD_S = 0.5
 MOST_OF_A_CORE = 0.01  # that watching may take: where a reading costs more, it is done less often
@@ -46,18 +48,19 @@ def watch(
     waited_s = clock() - began
     before = sensors.read()
     ready()
+    from engine.protocol import encode_event  # noqa: F401 - costly, and the engine is starting meanwhile
+
     seen, period_s = _Seen(before, clock()), PERIOD_S
     while not pause(period_s):
         cost_began = cpu_clock()
         seen.add(sensors.read(slow=False), clock())
         period_s = max(PERIOD_S, (cpu_clock() - cost_began) / MOST_OF_A_CORE)
     seen.add(sensors.read(), clock())
-    watched = seen.watched()
+    lost: Tuple[str, ...] = ()
     if settle.temperature_c is not None and before.temperature_c is None and not _names(before, "temperature"):
-        lost = "temperature: the sensor that gave the sweep's baseline is gone"
-        watched = dataclasses.replace(watched, unknown=(*watched.unknown, lost))
-    return dataclasses.replace(
-        watched, period_s=period_s, cpu_s=cpu_clock() - cpu_began, waited_s=waited_s, unsettled=tuple(unsettled)
+        lost = ("temperature: the sensor that gave the sweep's baseline is gone",)
+    return seen.watched(
+        lost, period_s=period_s, cpu_s=cpu_clock() - cpu_began, waited_s=waited_s, unsettled=tuple(unsettled)
     )
 
 
@@ -152,16 +155,19 @@ class _Seen:
             self._energy_j = (self._energy_j or 0.0) + joules
         self._last, self._at = reading, at
 
-    def watched(self) -> Watched:
+    def watched(self, unknown: Tuple[str, ...] = (), **others: Any) -> Watched:
+        """`unknown`: what is so besides; `others`: fields that are not of readings."""
+        from engine.protocol import Watched
+
         before, after = self._before, self._last
         events = [n for n, count in after.throttle_events.items() if count > before.throttle_events.get(n, count)]
         causes = (*self._causes, *(name for name in events if name not in self._causes))
-        unknown = list(dict.fromkeys(before.unknown + after.unknown))
+        silent = list(dict.fromkeys(before.unknown + after.unknown + unknown))
         absent = []
         for name, words in {**_COURSES, **_STATES}.items():
             first, last = getattr(before, name), getattr(after, name)
             if first is not None and last is None and not _names(after, words):
-                unknown.append(f"{words}: it was told before the run, and not after it")
+                silent.append(f"{words}: it was told before the run, and not after it")
             elif first is None and last is None and not (_names(before, words) or _names(after, words)):
                 absent.append(words)
         courses: Dict[str, Any] = {name: self._course(name) for name in _COURSES}
@@ -178,11 +184,14 @@ class _Seen:
             energy_j=self._energy_j,
             energy_sensor=before.power_sensor,
             absent=tuple(dict.fromkeys(absent)),
-            unknown=tuple(unknown),
+            unknown=tuple(silent),
             **courses,
+            **others,
         )
 
     def _course(self, name: str) -> Course:
+        from engine.protocol import Course
+
         before, after = getattr(self._before, name), getattr(self._last, name)
         return Course(before, after, *self._extremes.get(name, (None, None)))
 
@@ -215,7 +224,7 @@ class Watcher:
                 for handle in (self._said, self._stop, *not_for_it):
                     os.close(handle)
                 os.setsid()
-                _serve(from_json(Settle, settle), result, say, stop)
+                _serve(SimpleNamespace(**settle), result, say, stop)
                 os._exit(0)
             except BaseException as error:  # noqa: BLE001 - whatever it is, this is no supervisor
                 os.write(say, f"{type(error).__name__}: {error}".encode())
@@ -264,7 +273,13 @@ class Watcher:
 _READY = b"ready"
 
 
-def _serve(settle: Settle, result: str, say: int, stop: int) -> None:
+def _serve(settle: Any, result: str, say: int, stop: int) -> None:
+    def tell(waited_s: float, reasons: List[str]) -> None:
+        from engine.protocol import encode_event
+
+        line = encode_event("settling", waited_s=waited_s, reasons=reasons)
+        os.write(say, line.encode() + b"\n")  # shorter than a pipe's buffer: whole or not at all
+
     def ready() -> None:
         os.write(say, _READY)
         os.close(say)
@@ -273,13 +288,11 @@ def _serve(settle: Settle, result: str, say: int, stop: int) -> None:
         settle,
         Sensors(),
         pause=lambda seconds: bool(select.select([stop], [], [], max(0.0, seconds))[0]),
-        say=lambda waited_s, reasons: _write(say, encode_event("settling", waited_s=waited_s, reasons=reasons)),
+        say=tell,
         ready=ready,
     )
+    from engine.protocol import to_json
+
     with open(result + ".part", "w") as file:
         json.dump(to_json(watched), file, allow_nan=False)
     os.rename(result + ".part", result)
-
-
-def _write(handle: int, line: str) -> None:
-    os.write(handle, line.encode() + b"\n")  # shorter than a pipe's buffer: whole or not at all

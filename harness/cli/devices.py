@@ -27,6 +27,18 @@ from harness.remote import open_session
 from harness.trust import trust as trust_device
 
 _MAX_PROBES_AT_ONCE = 32
+# What watching tells of a run, and not of a moment.
+_OF_A_RUN = (
+    "readings",
+    "period_s",
+    "watched_s",
+    "cpu_s",
+    "waited_s",
+    "unsettled",
+    "energy_j",
+    "governor_after",
+    "power_after",
+)
 
 
 @click.command()
@@ -135,7 +147,8 @@ def _show(answers: list[dict[str, Any]]) -> None:
             console.print(f"  {name:<23} {_words(value)}")
         console.print("  now")
         for name, value in now.items():
-            console.print(f"    {name:<21} {_words(value)}")
+            if name not in _OF_A_RUN:
+                console.print(f"    {name:<21} {_words(value['before'] if isinstance(value, dict) else value)}")
 
 
 def _words(value: Any) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from engine.facts import device_facts
-from engine.protocol import CoreKind, Reading
-from engine.sensors import FIRMWARE_THROTTLED, Sensors
+from engine.protocol import CoreKind
+from engine.sensors import FIRMWARE_THROTTLED, Reading, Sensors
 from engine.sources import SilentError, Sources, run_command
 from tests.engine.boards.boards import NAMES, Board
 
