@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 VERSION = 1
+_SIZE = re.compile(r"none|[0-9]+(\.[0-9]+)? ?([KMG]i?B|B)?")
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -43,6 +44,7 @@ class Device:
     root: str = "edgemoe-farm"  # folder on the device, relative to the home folder unless absolute
     python: str | None = None  # None: the first python3 >= 3.8 with numpy that is found
     emulated_read_bytes_per_s: float | None = None  # the engine limits its expert reads to this; labelled `emulated`
+    memory_limit: str | None = None  # of the engine, as "512MiB"; "none" where a matrix has one; None: the matrix's
     tags: tuple[str, ...] = ()
     bootstrap: bool = True  # where no Python there has numpy, the farm may put one into its own folder
     connect_s: float = 15.0  # what harness/deadlines.py says of these four
@@ -66,6 +68,11 @@ class Device:
         _require(self.python is None or _is_line(self.python), "python", "must be a command or path on the device")
         rate = self.emulated_read_bytes_per_s
         _require(rate is None or 1e3 <= rate <= 1e12, "emulated_read_bytes_per_s", "must be between 1e3 and 1e12")
+        _require(
+            self.memory_limit is None or _SIZE.fullmatch(self.memory_limit),
+            "memory_limit",
+            'must be a size such as "512MiB", or "none"',
+        )
         _require(all(SAFE_NAME.fullmatch(tag) for tag in self.tags), "tags", "must be short words")
         for key, least, most in (
             ("connect_s", 1, 600),
@@ -154,6 +161,7 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "root": (str,),
     "python": (str,),
     "emulated_read_bytes_per_s": _NUMBER,
+    "memory_limit": (str,),
     "tags": (list,),
     "bootstrap": (bool,),
     "connect_s": _NUMBER,

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import sys
+import time
 import traceback
 from typing import Any, Dict, List, Optional
 
@@ -27,6 +28,7 @@ from engine.protocol import (
     ExpertBudget,
     RunRequest,
     Sampling,
+    Settle,
     encode_event,
     from_json,
     loads,
@@ -43,6 +45,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
             "run": _run,
             "generate": _generate,
             "probe": _probe,
+            "watch": _watch,
             "strategies": _strategies,
             "selftest": _selftest,
             "arithmetic": _arithmetic,
@@ -82,8 +85,8 @@ def _run(options: argparse.Namespace) -> int:
     try:
         request = from_json(RunRequest, loads(text))
         _limit_threads(request.threads)
+        from engine.facts import device_facts
         from engine.generate import run
-        from engine.meters import device_facts
 
         emit("started", facts=device_facts(), request_sha256=hashlib.sha256(text).hexdigest())
         run(request, emit)
@@ -144,9 +147,23 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _probe(options: argparse.Namespace) -> int:
-    from engine.meters import device_facts
+    from engine.facts import device_facts
 
-    _print(to_json(device_facts()))
+    _print(to_json(device_facts(now=True)))
+    return 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from engine.sensors import Sensors
+    from engine.watch import watch
+
+    end = time.monotonic() + options.seconds
+
+    def pause(seconds: float) -> bool:
+        time.sleep(max(0.0, min(seconds, end - time.monotonic())))
+        return time.monotonic() >= end
+
+    _print(to_json(watch(Settle(), Sensors(), pause=pause)))
     return 0
 
 
@@ -231,6 +248,8 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--threads", type=int, default=0, help="of the arithmetic (default: what suits the cores)")
 
     commands.add_parser("probe", help="print facts about this device")
+    watch = commands.add_parser("watch", help="print what this device's sensors say while some seconds pass")
+    watch.add_argument("--seconds", type=float, default=5.0, help="(default 5)")
     commands.add_parser("strategies", help="print the table of strategies")
     arithmetic = commands.add_parser("arithmetic", help="measure how long a token's arithmetic takes here")
     arithmetic.add_argument("container", metavar="CONTAINER")

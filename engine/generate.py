@@ -222,6 +222,8 @@ def run(request: RunRequest, emit: Emit, *, clock: Callable[[], float] = time.pe
     if cold:
         meters.evict_from_page_cache(container.path)
     else:
+        if request.memory_limit_bytes is not None:
+            meters.evict_from_page_cache(container.path)  # what others read in counts against no limit of ours
         meters.read_into_page_cache(container.path)
     resident_fraction = meters.page_cache_resident_fraction(container.path)
     load_start = clock()

@@ -2,6 +2,7 @@
 
 The controller writes one RunRequest as JSON. The engine answers with JSON lines, one event a line:
 
+    {"v": 1, "event": "settling", "waited_s": ..., "reasons": [...]}   now and then before the engine starts
     {"v": 1, "event": "started",  "facts": DeviceFacts, "request_sha256": ...}
     {"v": 1, "event": "loaded",   "load": Load}
     {"v": 1, "event": "sample",   "sample": Sample}        once for each timed repetition of a prompt, warm-ups included
@@ -12,7 +13,9 @@ Every message is checked on arrival: an unknown key, a missing key, a wrong type
 ProtocolError that names the place. Units stand in the names.
 
 History of VERSION: 1 first; since then Sample.recall, RunRequest.passages, Totals.passage_nats, Load.variant,
-Load.phases_s, RunRequest.lanes, Load.lanes, Load.storage and the reader "auto" were added, which may be missing.
+Load.phases_s, RunRequest.lanes, Load.lanes, Load.storage, the reader "auto", RunRequest.memory_limit_bytes,
+RunRequest.settle, the event "settling" and the fields of DeviceFacts from core_kinds on were added, which may be
+missing.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ READERS = ("pread", "direct", "mmap")
 MOST_LANES = 2
 PAGE_CACHES = ("cold", "warm")
 BACKENDS = ("auto", "native", "numpy")
+LIMIT_METHODS = ("cgroup-v2", "cgroup-v1", "rlimit-data", "none")  # see engine.limits
 MAX_LINE_BYTES = 16 << 20  # of one event: anything longer is damage or malice, never a sample
 
 T = TypeVar("T")
@@ -59,18 +63,24 @@ class ExpertBudget:
             digits = word.split("e", 1)[0].rstrip("-")
             if digits.isascii() and digits.isdigit():
                 return cls(experts=int(digits))
-        number, factor = word, 1
-        for suffix, value in _BYTE_SUFFIXES:
-            if word.endswith(suffix):
-                number, factor = word[: -len(suffix)], value
-                break
-        try:
-            size = float(number) * factor
-        except ValueError:
-            size = math.nan
-        if not 0 < size < 1 << 62:
+        size = size_of(word)
+        if size is None:
             raise ProtocolError(f"expert budget {text!r} is not a size: write bytes (67108864, 64MiB) or 8-experts")
-        return cls(bytes=int(size))
+        return cls(bytes=size)
+
+
+def size_of(text: str) -> Optional[int]:
+    """`16777216`, `64MiB`, `64 MB` -> bytes; None where it is not a size."""
+    number, factor = text.strip().lower().replace(" ", "").replace("_", ""), 1
+    for suffix, value in _BYTE_SUFFIXES:
+        if number.endswith(suffix):
+            number, factor = number[: -len(suffix)], value
+            break
+    try:
+        size = float(number) * factor
+    except ValueError:
+        return None
+    return int(size) if 0 < size < 1 << 62 else None
 
 
 _BYTE_SUFFIXES = (
@@ -110,6 +120,20 @@ class Passage:
 
 
 @dataclass(frozen=True)
+class Settle:
+    """What a device's state should be before the engine starts there, and how long to wait for it."""
+
+    max_wait_s: float = 0.0
+    temperature_c: Optional[float] = None  # at most
+    max_load: Optional[float] = None  # other tasks that want a processor, on average
+    max_memory_pressure: Optional[float] = None  # share of time in which a task waits for memory
+    governor: Optional[str] = None  # waited for by nobody: it does not come by itself
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.max_wait_s <= 86400, "settle.max_wait_s must be between 0 and 86400")
+
+
+@dataclass(frozen=True)
 class RunRequest:
     """One engine process: a container, a strategy, a workload and the conditions under which to measure it."""
 
@@ -132,6 +156,8 @@ class RunRequest:
     backend: str = "auto"
     deadline_s: float = 3600.0
     passages: Tuple[Passage, ...] = ()  # predicted after all that is timed: what a lossy strategy loses
+    memory_limit_bytes: Optional[int] = None  # under which the engine's process is started, see engine.limits
+    settle: Optional[Settle] = None  # None: the engine starts at once, and nothing is asked of the device's state
 
     def __post_init__(self) -> None:
         _require(bool(self.run_id), "run_id is empty")
@@ -151,6 +177,17 @@ class RunRequest:
         _one_of(self.backend, BACKENDS, "backend")
         rate = self.emulated_read_bytes_per_s
         _require(rate is None or 1e3 <= rate <= 1e12, "emulated_read_bytes_per_s must be between 1e3 and 1e12")
+        limit = self.memory_limit_bytes
+        _require(limit is None or 1 << 20 <= limit < 1 << 62, "memory_limit_bytes must be at least 1048576")
+
+
+@dataclass(frozen=True)
+class CoreKind:
+    """Cores of one kind: a big.LITTLE processor has two or three, the fastest first."""
+
+    cores: int
+    name: Optional[str]  # such as Cortex-A76
+    highest_hz: Optional[float]
 
 
 @dataclass(frozen=True)
@@ -171,6 +208,17 @@ class DeviceFacts:
     numpy: str
     blas: Optional[str]
     engine: str  # version of the engine that answered
+    core_kinds: Tuple[CoreKind, ...] = ()
+    board: Optional[str] = None  # raspberry-pi, jetson, android: whose own sources were asked; None: any Linux
+    power_mode: Optional[str] = None  # such as nvpmodel's MAXN
+    storage: Optional[str] = (
+        None  # under the engine: sd-card, emmc, nvme, ufs, usb, sata, virtual, loop, memory, network
+    )
+    storage_model: Optional[str] = None
+    read_ahead_bytes: Optional[int] = None  # of that storage
+    swap_bytes: Optional[int] = None
+    memory_limit_method: Optional[str] = None  # by which a memory limit would be enforced, see engine.limits
+    now: Optional[Watched] = None  # what its sensors say, where that was asked for: a run has its Conditions
 
 
 @dataclass(frozen=True)
@@ -315,6 +363,54 @@ class Totals:
         _require(all(nats >= 0 for nats in self.passage_nats), "totals: passage_nats has a negative entry")
 
 
+@dataclass(frozen=True)
+class Course:
+    """A reading just before a run and just after it, and its extremes meanwhile. None where there was none."""
+
+    before: Optional[float] = None
+    after: Optional[float] = None
+    lowest: Optional[float] = None
+    highest: Optional[float] = None
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What was seen of a device beside an engine's run, by a process of its own (engine/watch.py).
+
+    A field is None where the device has no such sensor, and then `absent` names it, or where the sensor did not answer,
+    and then `unknown` does.
+    """
+
+    readings: int = 0
+    period_s: float = 0.0  # between two of them
+    watched_s: float = 0.0  # from the first to the last
+    cpu_s: float = 0.0  # processor time that the watching itself took
+    waited_s: float = 0.0  # for the device to settle, before the run
+    unsettled: Tuple[str, ...] = ()  # what still did not hold when the wait ended, in words
+    temperature_c: Course = field(default_factory=Course)
+    frequency_hz: Course = field(default_factory=Course)
+    governor: Optional[str] = None  # before
+    governor_after: Optional[str] = None
+    throttled: Optional[bool] = None  # at any time of the run
+    under_voltage: Optional[bool] = None  # the same
+    throttle_causes: Tuple[str, ...] = ()
+    load: Course = field(default_factory=Course)
+    memory_pressure: Course = field(default_factory=Course)
+    memory_available_bytes: Course = field(default_factory=Course)
+    power: Optional[str] = None  # before: mains or battery
+    power_after: Optional[str] = None
+    battery: Course = field(default_factory=Course)  # share of its charge
+    power_w: Course = field(default_factory=Course)
+    energy_j: Optional[float] = None  # over watched_s
+    energy_sensor: Optional[str] = None
+    absent: Tuple[str, ...] = ()
+    unknown: Tuple[str, ...] = ()  # "temperature: why"
+
+    def __post_init__(self) -> None:
+        times = (self.period_s, self.watched_s, self.cpu_s, self.waited_s, self.energy_j or 0.0)
+        _require(self.readings >= 0 and all(t >= 0 for t in times), "watched: a count, a time or an energy is negative")
+
+
 # --- JSON -----------------------------------------------------------------------------------------------------------
 
 
@@ -368,6 +464,7 @@ def decode_event(line: Union[str, bytes]) -> Tuple[str, Dict[str, Any]]:
 
 
 _CONTENT: Dict[str, Dict[str, Any]] = {
+    "settling": {"waited_s": float, "reasons": Tuple[str, ...]},
     "started": {"facts": DeviceFacts, "request_sha256": str},
     "loaded": {"load": Load},
     "sample": {"sample": Sample},

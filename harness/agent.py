@@ -6,8 +6,8 @@ The controller sends this file over standard input, followed by the verb's own i
 
 attend  RUN_FOLDER OFFSET  starts the engine unless the folder exists, then follows it: the bytes of its events from
                            OFFSET on stdout; blank lines as a sign of life, and at the end one JSON object, on stderr.
-                           Input: JSON {"arguments": [...], "cwd": ..., "request": ..., "deadline_s": ...}; without
-                           input it never starts anything.
+                           Input: JSON {"arguments": [...], "cwd": ..., "request": ..., "deadline_s": ...,
+                           "settle": ..., "memory_limit_bytes": ...}; without input it never starts anything.
 kill    RUN_FOLDER         ends the engine's process group
 discard RUN_FOLDER         the same, and removes the folder
 install FOLDER [ZIP]       unpacks a zip from its input, or a file there; the folder appears when it is complete
@@ -82,24 +82,37 @@ def supervise(run: str, plan: Dict[str, Any], lock: int) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT_BYTES, FILE_LIMIT_BYTES))
     except (ImportError, ValueError, OSError):
         pass  # a lower limit is set already, or none can be
-    began, kills_before, timed_out = time.monotonic(), oom_kills(), False
+    kills_before = oom_kills()
     with open(os.path.join(run, "events.jsonl"), "ab") as events, open(os.path.join(run, "log"), "ab") as log:
+
+        def say(text: str) -> None:
+            log.write(text.encode("utf-8", "replace") + b"\n")
+            log.flush()
+
+        try:
+            watcher = watch(run, plan, lock, kills_before, events, say)
+        except InterruptedError:
+            write(run, "exit.json", {"status": -signal.SIGTERM})
+            return
+        limit = memory_limit(run, plan, say)
+        began = time.monotonic()
         try:
             engine = subprocess.Popen(
-                plan["arguments"],
+                limit.command(plan["arguments"]) if limit else plan["arguments"],
                 cwd=plan["cwd"],
                 stdin=subprocess.DEVNULL,
                 stdout=events,
                 stderr=log,
                 start_new_session=True,
                 pass_fds=(lock,),
+                preexec_fn=limit.enter if limit else None,
             )
-        except OSError as error:
-            log.write(f"the engine could not be started: {error}\n".encode())
-            log.flush()
+        except (OSError, subprocess.SubprocessError) as error:
+            say(f"the engine could not be started: {error}")
+            end_equipment(watcher, limit)
             write(run, "exit.json", {"status": 127, "timed_out": False, "oom_kills": 0})
             return
-    write(run, "engine.json", {"group": engine.pid, "boot_id": boot_id(), "oom_kills": kills_before})
+        write(run, "engine.json", {"group": engine.pid, "boot_id": boot_id(), "oom_kills": kills_before})
     try:
         # Where memory runs out the engine shall go, not the supervisor that can tell of it.
         with open(f"/proc/{engine.pid}/oom_score_adj", "w") as file:
@@ -112,6 +125,7 @@ def supervise(run: str, plan: Dict[str, Any], lock: int) -> None:
 
     signal.signal(signal.SIGALRM, too_late)
     signal.setitimer(signal.ITIMER_REAL, max(0.001, plan["deadline_s"] - (time.monotonic() - began)))
+    timed_out = False
     try:
         status = engine.wait()
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -127,7 +141,64 @@ def supervise(run: str, plan: Dict[str, Any], lock: int) -> None:
     kills_after = oom_kills()
     known = kills_before is not None and kills_after is not None
     kills = kills_after - kills_before if known else None  # type: ignore[operator]
-    write(run, "exit.json", {"status": status, "timed_out": timed_out, "oom_kills": kills})
+    end = {"status": status, "timed_out": timed_out, "oom_kills": kills}
+    write(run, "exit.json", {**end, **end_equipment(watcher, limit)})
+
+
+# The watcher and the memory limit are the deployed engine's own code: it knows the device's sensors and groups.
+
+
+def watch(run: str, plan: Dict[str, Any], lock: int, kills_before: Optional[int], events: Any, say: Any) -> Any:
+    """Lets the device settle; returns what watches it from then on, or None. Raises InterruptedError after `kill`."""
+    if plan.get("settle") is None:
+        return None
+    sys.path.insert(0, plan["cwd"])
+    try:
+        from engine.watch import Watcher
+
+        watcher = Watcher(plan["settle"], os.path.join(run, "watched.json"), not_for_it=(lock,))
+    except Exception as error:  # noqa: BLE001 - without it the run is suspect, and not lost
+        say(f"the device is not watched: {type(error).__name__}: {error}")
+        return None
+    write(run, "engine.json", {"group": watcher.pid, "boot_id": boot_id(), "oom_kills": kills_before})
+
+    def relay(line: bytes) -> None:
+        events.write(line)
+        events.flush()
+
+    failure = watcher.wait_until_ready(relay)
+    if failure is not None:
+        say(f"the device is not watched: {failure}")
+        return None
+    return watcher
+
+
+def memory_limit(run: str, plan: Dict[str, Any], say: Any) -> Any:
+    if plan.get("memory_limit_bytes") is None:
+        return None
+    sys.path.insert(0, plan["cwd"])
+    try:
+        from engine.limits import MemoryLimit
+
+        return MemoryLimit(plan["memory_limit_bytes"], f"edgemoe-farm-{os.path.basename(run)}")
+    except Exception as error:  # noqa: BLE001 - the same
+        say(f"memory is not limited: {type(error).__name__}: {error}")
+        return None
+
+
+def end_equipment(watcher: Any, limit: Any) -> Dict[str, Any]:
+    """What they have seen."""
+    told = {}
+    if limit is not None:
+        peak, source = limit.peak()
+        told["limit"] = {"method": limit.method, "peak_bytes": peak, "peak_source": source}
+        kills = limit.kills()
+        if kills is not None:
+            told["oom_kills"] = kills  # of this run alone, where the kernel's count is of the whole device
+        limit.close()
+    if watcher is not None:
+        watcher.stop()
+    return told
 
 
 def follow(run: str, offset: int) -> int:
@@ -153,13 +224,13 @@ def follow(run: str, offset: int) -> int:
                 sys.stderr.flush()
             time.sleep(POLL_S)
     ended, engine = read(run, "exit.json"), read(run, "engine.json") or {}
+    seen = {"watched": read(run, "watched.json"), "free_bytes": free_bytes(run), "log_tail": log_tail(run)}
     if ended is not None:
-        return report({**ended, "state": "exited", "free_bytes": free_bytes(run), "log_tail": log_tail(run)})
+        return report({**ended, **seen, "state": "exited"})
     before, now = engine.get("oom_kills"), oom_kills()
     rebooted = engine.get("boot_id") != boot_id()
     kills = now - before if before is not None and now is not None and not rebooted else None
-    state = {"state": "died", "rebooted": rebooted, "oom_kills": kills}
-    return report({**state, "free_bytes": free_bytes(run), "log_tail": log_tail(run)})
+    return report({"state": "died", "rebooted": rebooted, "oom_kills": kills, **seen})
 
 
 def report(state: Dict[str, Any]) -> int:

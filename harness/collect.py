@@ -11,8 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import ProtocolError
-from engine.protocol import MAX_LINE_BYTES, DeviceFacts, Load, RunRequest, Sample, Totals, decode_event
-from reports.records import Fault, RunStatus
+from engine.protocol import (
+    LIMIT_METHODS,
+    MAX_LINE_BYTES,
+    DeviceFacts,
+    Load,
+    RunRequest,
+    Sample,
+    Totals,
+    Watched,
+    decode_event,
+)
+from reports.records import Conditions, Fault, RunStatus
 
 MAX_EVENT_BYTES = 512 << 20  # of one run
 LOG_TAIL_CHARACTERS = 8000
@@ -51,6 +61,10 @@ class Collector:
     def _take(self, event: str, content: dict[str, Any]) -> None:
         if self.totals is not None or self.failure is not None:
             raise ProtocolError(f"event {event!r} after the last one")
+        if event == "settling" and self.facts is None:
+            if self._on_event is not None:
+                self._on_event(event, {**content, "reasons": tuple(printable(reason) for reason in content["reasons"])})
+            return
         expected = "started" if self.facts is None else "loaded" if self.load is None else "sample or finished"
         if event not in expected and event != "failed":
             raise ProtocolError(f"event {event!r} where {expected!r} was expected")
@@ -75,6 +89,19 @@ class Collector:
 
 
 @dataclass(frozen=True)
+class LimitHeld:
+    """The memory limit under which an engine process was."""
+
+    method: str  # see engine.limits
+    peak_bytes: int | None = None
+    peak_source: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in LIMIT_METHODS:
+            raise ProtocolError(f"unknown method {self.method!r:.40} of a memory limit")
+
+
+@dataclass(frozen=True)
 class Ending:
     """How an engine process ended, as the agent on the device saw it."""
 
@@ -85,14 +112,37 @@ class Ending:
     rebooted: bool = False
     free_bytes: int | None = None  # on the disk of the run's folder, when it had ended
     log_tail: str = ""
+    watched: Watched | None = None  # of the device meanwhile
+    limit: LimitHeld | None = None  # None: no memory limit was made
 
     def __post_init__(self) -> None:
         if self.state not in ("exited", "died", "absent"):
             raise ProtocolError(f"unknown state {self.state!r:.40}")
 
 
+def conditions(request: RunRequest, collected: Collector, ending: Ending) -> Conditions:
+    """Under which the run was measured, as far as the device told."""
+    watched = ending.watched or Watched(unknown=("watch: the device was not watched, see the end of its log",))
+    limit = ending.limit or LimitHeld("none")
+    return Conditions(
+        **vars(watched),
+        page_cache_resident_fraction=collected.load.page_cache_resident_fraction if collected.load else None,
+        memory_limit_bytes=request.memory_limit_bytes,
+        memory_limit_method=limit.method,
+        memory_peak_bytes=limit.peak_bytes,
+        memory_peak_source=limit.peak_source,
+    )
+
+
 def judge(collected: Collector, ending: Ending, deadline_s: float) -> tuple[RunStatus, Fault | None, tuple[str, ...]]:
     """The status of a run, whose fault it was, and the reasons with what evidence there is."""
+    status, fault, reasons = _judge(collected, ending, deadline_s)
+    if status is RunStatus.OUT_OF_MEMORY and ending.limit is not None and ending.limit.method != "none":
+        reasons += (f"its memory was limited ({ending.limit.method}): that it does not fit is an answer",)
+    return status, fault, reasons
+
+
+def _judge(collected: Collector, ending: Ending, deadline_s: float) -> tuple[RunStatus, Fault | None, tuple[str, ...]]:
     if collected.totals is not None and (ending.status in (0, None) or ending.timed_out):
         return RunStatus.OK, None, ()
     if ending.timed_out:

@@ -32,7 +32,7 @@ class Listener(Protocol):
     """Who watches a sweep. Called from the workers' threads: implementations take care of that themselves."""
 
     def device_is(self, device: str, state: str) -> None:
-        """`connecting`, `deploying NAME`, `measuring`, `done`, or why it cannot be used."""
+        """`connecting`, `deploying NAME`, `waiting: WHY`, `measuring`, `done`, or why it cannot be used."""
         ...
 
     def cell_started(self, measurement: Measurement) -> None: ...
@@ -70,6 +70,9 @@ class Surroundings:
         self.farm_version = farm_version
         self.attempts = Counter((run.cell.key, run.block) for run in earlier)
         self.answers = Answers(earlier)
+        self.baselines_c: dict[str, float] = {}  # by device: each worker has its own
+        for run in sorted(earlier, key=lambda run: run.started_at):
+            self.remember_baseline(run)
         self.now = now
         self.random = random
         self.estimate = estimate
@@ -82,6 +85,11 @@ class Surroundings:
     def pause(self, seconds: float) -> None:
         """Returns early when the sweep is stopped."""
         self._pause(self.stopping, seconds)
+
+    def remember_baseline(self, run: Run) -> None:
+        """The first temperature of a device in this sweep is what it has to come back to before each run."""
+        if run.conditions is not None and run.conditions.temperature_c.before is not None:
+            self.baselines_c.setdefault(run.cell.device, run.conditions.temperature_c.before)
 
 
 class DeviceWorker:
@@ -187,9 +195,18 @@ class DeviceWorker:
             return attempt.without_engine(_status_of(error), fault, str(error))
         self._listener.device_is(self.device.name, "measuring")
         outcome = session.execute(
-            request, on_event=lambda event, content: self._listener.engine_said(attempt.measurement, event, content)
+            request, on_event=lambda event, content: self._heard(attempt.measurement, event, content)
         )
-        return attempt.judged(request, outcome, session.engine_sha256)
+        run = attempt.judged(request, outcome, session.engine_sha256)
+        self._around.remember_baseline(run)
+        return run
+
+    def _heard(self, measurement: Measurement, event: str, content: dict[str, Any]) -> None:
+        if event == "settling":
+            self._listener.device_is(self.device.name, f"waiting: {'; '.join(content['reasons'])}")
+        elif event == "started":
+            self._listener.device_is(self.device.name, "measuring")
+        self._listener.engine_said(measurement, event, content)
 
     def _connected(self) -> Session:
         """The session, opened where there is none: it connects again by itself. Raises DeviceError, _Stopped."""
@@ -255,6 +272,7 @@ class DeviceWorker:
                 identity=attempt.identity,
                 container=self._put(session, container.path),
                 profile=self._put(session, container.profile) if container.profile else None,
+                baseline_c=self._around.baselines_c.get(self.device.name),
             )
         except (UnreachableError, RemoteTimeoutError):
             raise
@@ -313,6 +331,7 @@ class _Attempt:
             "load": outcome.load,
             "samples": outcome.samples,
             "totals": outcome.totals,
+            "conditions": outcome.conditions,
             "command": outcome.command,
             "log_tail": outcome.log_tail,
             "engine_sha256": engine_sha256,
@@ -334,7 +353,7 @@ class _Attempt:
         if outcome.load is None or failure is not None:
             reasons = (failure or "", *outcome.reasons)
             return self._record(RunStatus.FAILED, Verdict.INVALID, reasons, fault=fault, **evidence)
-        verdict, reasons = judge(request, outcome.load)
+        verdict, reasons = judge(request, outcome.load, outcome.conditions)
         return self._record(RunStatus.OK, verdict, (*outcome.reasons, *reasons), **evidence)
 
     def _record(self, status: RunStatus, verdict: Verdict, reasons: tuple[str, ...], **evidence: Any) -> Run:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ProtocolError
-from engine.protocol import BACKENDS, MOST_LANES, PAGE_CACHES, READERS, ExpertBudget, Sampling
+from engine.protocol import BACKENDS, MOST_LANES, PAGE_CACHES, READERS, ExpertBudget, Sampling, Settle, size_of
 from harness.errors import UsageError
 
 DEFAULT_BUDGET = "default"  # the strategy's own
@@ -55,6 +55,27 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """Of a device's state before each run, and how long to wait for it."""
+
+    max_wait_s: float = 120.0
+    temperature_margin_c: float = 10.0  # over the device's first reading in the sweep
+    max_load: float | None = None  # other tasks that want a processor; None: recorded, and not waited for
+    max_memory_pressure: float = 0.2  # share of time in which tasks wait for memory
+    governor: str | None = None  # None: any, so that it stays the same
+
+    def settle(self, baseline_c: float | None) -> Settle:
+        """`baseline_c`: the first reading, None before there is one."""
+        return Settle(
+            max_wait_s=self.max_wait_s,
+            temperature_c=None if baseline_c is None else baseline_c + self.temperature_margin_c,
+            max_load=self.max_load,
+            max_memory_pressure=self.max_memory_pressure,
+            governor=self.governor,
+        )
+
+
+@dataclass(frozen=True)
 class Matrix:
     """What a sweep measures; `toml` is the text that it was read from, `folder` where its relative paths start."""
 
@@ -79,6 +100,8 @@ class Matrix:
     deadline_s: float = 1800.0
     seed: int = 0
     accuracy: Accuracy | None = None
+    memory_limit_bytes: int | None = None  # of each engine process; a device of the inventory may have another
+    conditions: Wanted = field(default_factory=Wanted)
 
 
 def read_matrix(path: Path) -> Matrix:
@@ -120,6 +143,8 @@ def parse_matrix(text: str, *, source: str, folder: Path) -> Matrix:
         deadline_s=top.number("deadline_s", 1800.0, 1.0, 30 * 86400.0),
         seed=top.integer("seed", 0, 0, (1 << 63) - 1),
         accuracy=_accuracy(top.table("accuracy"), folder) if "accuracy" in top else None,
+        memory_limit_bytes=top.size("memory_limit") if "memory_limit" in top else None,
+        conditions=_wanted(top.table("conditions")),
     )
     top.finish()
     _distinct([c.name for c in matrix.containers], source, "containers")
@@ -176,6 +201,19 @@ def _accuracy(table: _Table, folder: Path) -> Accuracy:
     text = _read_text(folder / table.text("text_file"), table.where)
     table.finish()
     return Accuracy(text[: tokens * _MAX_TOKEN_CHARACTERS], tokens, context)
+
+
+def _wanted(table: _Table) -> Wanted:
+    usual = Wanted()
+    wanted = Wanted(
+        max_wait_s=table.number("max_wait_s", usual.max_wait_s, 0.0, 86400.0),
+        temperature_margin_c=table.number("temperature_margin_c", usual.temperature_margin_c, 0.0, 100.0),
+        max_load=table.number("max_load", 0.0, 0.0, 1e6) if "max_load" in table else None,
+        max_memory_pressure=table.number("max_memory_pressure", usual.max_memory_pressure, 0.0, 1.0),
+        governor=table.name("governor") if "governor" in table else None,
+    )
+    table.finish()
+    return wanted
 
 
 def _slices(path: Path, count: int, characters: int, where: str) -> tuple[str, ...]:
@@ -278,6 +316,13 @@ class _Table:
     def _within(self, key: str, value: float, low: float, high: float) -> None:
         if not low <= value <= high:  # also refuses nan
             raise UsageError(f"{self.where}: {key} is {value}: it must be from {low:g} to {high:g}")
+
+    def size(self, key: str) -> int:
+        text = self.text(key)
+        size = size_of(text)
+        if size is None or size < 1 << 20:
+            raise UsageError(f'{self.where}: {key} {text[:64]!r} must be a size of at least 1 MiB, such as "512MiB"')
+        return size
 
     def texts(self, key: str, default: tuple[str, ...] | None = None, *, any_text: bool = False) -> tuple[str, ...]:
         expected = "a list of texts, not empty"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_inventory.inventory import Device, Inventory
-from engine.protocol import ExpertBudget, Passage, RunRequest, Sampling, to_json
+from engine.protocol import ExpertBudget, Passage, RunRequest, Sampling, size_of, to_json
 from harness.errors import UsageError
 from harness.matrix import DEFAULT_BUDGET, ContainerFile, Matrix, Workload
 from reports.records import Cell
@@ -85,6 +85,8 @@ def make_plan(
                     f"matrix {matrix.name}: strategy {name} needs a profile for container {container.name}: "
                     "add profile = ..., made by `edgemoe-farm model profile`"
                 )
+    for device in devices:
+        memory_limit_bytes(matrix, device)
     for device_name in matrix.device_expert_budgets:
         if device_name not in {d.name for d in devices}:
             raise UsageError(
@@ -155,9 +157,19 @@ def run_id(sweep_id: str, cell_key: str, block: int, attempt: int) -> str:
 
 
 def make_request(
-    measurement: Measurement, matrix: Matrix, device: Device, *, identity: str, container: str, profile: str | None
+    measurement: Measurement,
+    matrix: Matrix,
+    device: Device,
+    *,
+    identity: str,
+    container: str,
+    profile: str | None,
+    baseline_c: float | None = None,
 ) -> RunRequest:
-    """What the engine on `device` is asked; `container` and `profile` are paths there."""
+    """What the engine on `device` is asked; `container` and `profile` are paths there.
+
+    `baseline_c`: the temperature with which the device began the sweep.
+    """
     budget = measurement.cell.expert_budget
     workload = measurement.workload
     return RunRequest(
@@ -180,7 +192,20 @@ def make_request(
         backend=matrix.backend,
         deadline_s=matrix.deadline_s,
         passages=measurement.passages,
+        memory_limit_bytes=memory_limit_bytes(matrix, device),
+        settle=matrix.conditions.settle(baseline_c),
     )
+
+
+def memory_limit_bytes(matrix: Matrix, device: Device) -> int | None:
+    """Of an engine process there, None where nothing limits it. Raises UsageError."""
+    text = device.memory_limit
+    if text is None:
+        return matrix.memory_limit_bytes
+    limit = size_of(text)
+    if text != "none" and (limit is None or limit < 1 << 20):
+        raise UsageError(f"device {device.name}: memory_limit {text!r} must be at least 1 MiB, or none")
+    return limit
 
 
 def emulated_conditions(device: Device) -> tuple[str, ...]:

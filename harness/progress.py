@@ -118,10 +118,11 @@ class LogLines:
 
     def device_is(self, device: str, state: str) -> None:
         with self._lock:
-            # One line when it connects and when it ends: what happens for every cell stands in the cell's line.
-            if self._states.get(device) != state and state != "measuring" and not state.startswith("deploying"):
+            # One line when it connects, waits and ends: what happens for every cell stands in the cell's line.
+            kind = state.partition(":")[0] if state.startswith("waiting:") else state  # which tells new figures
+            if self._states.get(device) != kind and kind != "measuring" and not kind.startswith("deploying"):
                 self._write(f"{device}: {state}")
-            self._states[device] = state
+            self._states[device] = kind
 
     def cell_started(self, measurement: Measurement) -> None:
         pass

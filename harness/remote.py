@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 from device_inventory import Device
 from engine.errors import ProtocolError
-from engine.protocol import ArithmeticTimes, DeviceFacts, RunRequest, StorageRates, from_json, loads, to_json
+from engine.protocol import ArithmeticTimes, DeviceFacts, RunRequest, Settle, StorageRates, from_json, loads, to_json
 from harness.bootstrap import WheelCache, bootstrap
-from harness.collect import Collector, Ending, OnEvent, judge, printable
+from harness.collect import Collector, Ending, OnEvent, conditions, judge, printable
 from harness.deploy import ENGINE_SOURCE, EngineBundle, HashCache, Place, has_blob, put_blob
 from harness.doctor.device import Examined, refuse_unfit
 from harness.doctor.survey import KINDS, Pruned, Survey, prune, survey
@@ -188,6 +188,8 @@ class RemoteSession:
             "cwd": self._engine,
             "request": text,
             "deadline_s": request.deadline_s + ENGINE_GRACE_S,
+            "settle": to_json(request.settle or Settle()),
+            "memory_limit_bytes": request.memory_limit_bytes,
         }
         self._running = run
         ending = Ending("absent")
@@ -224,6 +226,7 @@ class RemoteSession:
             load=collected.load,
             samples=tuple(collected.samples),
             totals=collected.totals,
+            conditions=conditions(request, collected, ending),
             command=f"cd {shlex.quote(self._engine)} && {shlex.join(arguments)}",
             log_tail=printable(ending.log_tail),
         )
@@ -266,7 +269,7 @@ class RemoteSession:
             run,
             str(collected.offset),
             stdin=stdin,
-            deadline_s=plan["deadline_s"] + FOLLOW_GRACE_S,
+            deadline_s=plan["settle"]["max_wait_s"] + plan["deadline_s"] + FOLLOW_GRACE_S,
             on_stdout=collected.feed,
             silence_s=self._idle_s,
         )

@@ -118,15 +118,17 @@ class Tally:
     counts: dict[RunStatus, int]
     missing: int
     suspect: int
+    over_limit: int = 0  # of those out of memory: a limit that was asked for is what they do not fit
 
     @property
     def exit_code(self) -> int:
-        """0 all ok, 3 some cells failed or are missing, 4 no device could be used."""
+        """0 all ok or found not to fit the limit asked for, 3 some failed or are missing, 4 no device could be used."""
         total = sum(self.counts.values())
         unused = self.counts.get(RunStatus.UNREACHABLE, 0) + self.counts.get(RunStatus.SKIPPED, 0)
         if total and unused == total:
             return 4
-        return 0 if self.counts.get(RunStatus.OK, 0) == total and not self.missing else 3
+        answered = self.counts.get(RunStatus.OK, 0) + self.over_limit
+        return 0 if answered == total and not self.missing else 3
 
 
 def tally(sweep: Sweep, runs: Iterable[Run]) -> Tally:
@@ -135,4 +137,10 @@ def tally(sweep: Sweep, runs: Iterable[Run]) -> Tally:
         counts=dict(Counter(run.status for run in last)),
         missing=len(sweep.planned) - len(last),
         suspect=sum(run.verdict is Verdict.SUSPECT for run in last),
+        over_limit=sum(_is_over_limit(run) for run in last),
     )
+
+
+def _is_over_limit(run: Run) -> bool:
+    held = run.conditions is not None and run.conditions.memory_limit_method != "none"
+    return run.status is RunStatus.OUT_OF_MEMORY and held

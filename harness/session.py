@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from engine.protocol import ArithmeticTimes, DeviceFacts, Load, RunRequest, Sample, StorageRates, Totals
-from reports.records import Fault, RunStatus
+from reports.records import Conditions, Fault, RunStatus
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Outcome:
     load: Load | None = None
     samples: tuple[Sample, ...] = ()
     totals: Totals | None = None
+    conditions: Conditions | None = None
     command: str = ""
     log_tail: str = ""
 

@@ -10,10 +10,11 @@ from collections.abc import Iterable
 
 from engine.protocol import Load, RunRequest, Sample
 from harness.session import Outcome
-from reports.records import Cell, Run, RunStatus, Verdict
+from reports.records import Cell, Conditions, Run, RunStatus, Verdict
 
 COLD_RESIDENT_FRACTION = 0.01  # of a container: above this it was not cold
 WARM_RESIDENT_FRACTION = 0.99
+LOW_BATTERY = 0.15  # of its charge
 
 
 def malformed_samples(request: RunRequest, samples: tuple[Sample, ...]) -> str | None:
@@ -46,7 +47,7 @@ def incomplete(request: RunRequest, outcome: Outcome) -> str | None:
     return None
 
 
-def judge(request: RunRequest, load: Load) -> tuple[Verdict, tuple[str, ...]]:
+def judge(request: RunRequest, load: Load, conditions: Conditions | None = None) -> tuple[Verdict, tuple[str, ...]]:
     """The verdict on a complete run: suspect where a condition was not seen to hold. Unknown is never fine."""
     reasons = [f"the engine warns: {warning}" for warning in load.warnings]
     fraction = load.page_cache_resident_fraction
@@ -71,7 +72,37 @@ def judge(request: RunRequest, load: Load) -> tuple[Verdict, tuple[str, ...]]:
     asked = request.expert_budget.bytes if request.expert_budget else None
     if asked is not None and (load.expert_budget_bytes is None or load.expert_budget_bytes > asked):
         reasons.append(f"expert budget: {asked} bytes were asked for, {load.expert_budget_bytes} were used")
+    reasons += _doubts(request, conditions) if conditions is not None else []
     return (Verdict.SUSPECT if reasons else Verdict.VALID), tuple(reasons)
+
+
+def _doubts(request: RunRequest, seen: Conditions) -> list[str]:
+    """What speaks against a run's numbers in the state of its device.
+
+    A sensor that the device does not have is no doubt: it is recorded as absent, for this run and all others there. One
+    that it has, or as a board of its kind should have, and that did not answer, is.
+    """
+    doubts = [f"{what}: should be known and is not" for what in seen.unknown]
+    doubts += [f"before the run, {what}, after a wait of {seen.waited_s:.0f} s" for what in seen.unsettled]
+    if seen.throttled:
+        doubts.append(f"throttled during the run ({', '.join(seen.throttle_causes)}): cool the board, check its supply")
+    elif seen.under_voltage:
+        doubts.append("under-voltage during the run: use a stronger power supply or a shorter cable")
+    for what, before, after in (
+        ("governor", seen.governor, seen.governor_after),
+        ("power supply", seen.power, seen.power_after),
+    ):
+        if before != after and after is not None:
+            doubts.append(f"the {what} changed during the run, from {before} to {after}")
+    charge = seen.battery.after
+    if seen.power_after == "battery" and charge is not None and charge <= LOW_BATTERY:
+        doubts.append(f"the battery is down to {charge:.0%}, where devices save power: charge it")
+    limit = request.memory_limit_bytes
+    if limit is not None and seen.memory_limit_method == "none":
+        doubts.append(f"memory limit: {limit} bytes were asked for, and nothing on the device can hold them")
+    elif limit is not None and seen.memory_peak_bytes is not None and seen.memory_peak_bytes > limit:
+        doubts.append(f"memory limit: {limit} bytes were asked for, {seen.memory_peak_bytes} were used")
+    return doubts
 
 
 class Answers:

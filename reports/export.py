@@ -24,7 +24,8 @@ from reports.metrics import METRICS
 from reports.records import Run, run_to_json
 
 _ROWS_PER_GROUP = 200
-_RAW = ("request", "facts", "load", "samples", "totals", "extra")
+_FACTS = tuple(f.name for f in fields(DeviceFacts) if f.name not in ("core_kinds", "now"))  # the flat ones
+_RAW = ("request", "facts", "load", "samples", "totals", "conditions", "extra")
 
 
 def export(runs: Iterable[Run], format_name: str, target: Path | IO[bytes]) -> int:
@@ -78,8 +79,8 @@ _SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("status", "verdict", "reasons", "emulated", "started_at", "ended_at")),
         *((name, pa.string()) for name in ("farm_version", "engine_sha256", "command", "log_tail")),
         *(
-            (f"facts_{f.name}", pa.int64() if f.name in ("cores", "memory_bytes", "page_bytes") else pa.string())
-            for f in fields(DeviceFacts)
+            (f"facts_{name}", pa.int64() if name == "cores" or name.endswith("_bytes") else pa.string())
+            for name in _FACTS
         ),
         *((name, pa.float64()) for name in METRICS),
         *((name, pa.string()) for name in _RAW),
@@ -101,7 +102,7 @@ def _rows(runs: Iterable[Run]) -> Iterator[dict[str, Any]]:
         values |= to_json(run.cell)
         values |= {"status": run.status.value, "verdict": run.verdict.value}
         values |= {"reasons": "; ".join(run.reasons), "emulated": "; ".join(run.emulated)}
-        values |= {f"facts_{f.name}": getattr(run.facts, f.name, None) for f in fields(DeviceFacts)}
+        values |= {f"facts_{name}": getattr(run.facts, name, None) for name in _FACTS}
         values |= {name: metric.of(run) for name, metric in METRICS.items()}
         values |= {name: json.dumps(to_json(getattr(run, name)), allow_nan=False) for name in _RAW}
         yield {name: values[name] for name in _SCHEMA.names}

@@ -117,6 +117,13 @@ def _peak_resident_bytes(run: Run) -> float | None:
     return max((float(n) for n in seen if n is not None), default=None)
 
 
+def _energy_per_token_j(run: Run, sample: Sample) -> float | None:
+    seen, seconds = run.conditions, tpot_s(run, sample)
+    if seen is None or seen.energy_j is None or not seen.watched_s or seconds is None:
+        return None
+    return seen.energy_j / seen.watched_s * seconds
+
+
 def _perplexity(run: Run) -> float | None:
     if run.request is None or run.totals is None or not run.totals.passage_nats:
         return None
@@ -180,6 +187,11 @@ METRICS: dict[str, Metric] = {
         Metric(
             "major_faults_per_token", "Major faults per token", "faults", "lower",
             "Page faults that had to wait for storage, over the tokens of a sample.", _major_faults_per_token,
+        ),
+        Metric(
+            "energy_per_token_j", "Energy per token", "J", "lower",
+            "Mean power of the board while the engine ran, by its own sensor, times the time per token.",
+            _energy_per_token_j,
         ),
         Metric(
             "perplexity", "Perplexity", "", "lower",

@@ -20,7 +20,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from engine.protocol import DeviceFacts, Sample, Steps
+from engine.protocol import CoreKind, DeviceFacts, Sample, Steps
 from reports import charts, units
 from reports.comparison import Group, Row, compare, emulated_conditions
 from reports.database import ResultsDatabase
@@ -32,13 +32,19 @@ from reports.records import Run, RunStatus, Sweep, Verdict, last_attempts
 _SERIES = 8  # colours in page.css
 _TABLE = (
     "tpot_s", "estimated_tpot_s", "ttft_s", "peak_resident_bytes", "expert_hit_rate", "read_bytes_per_token",
-    "stall_per_token_s", "perplexity",
+    "stall_per_token_s", "energy_per_token_j", "perplexity",
 )  # fmt: skip
 _LABELS = {
     "machine": "architecture", "os": "system", "cpu": "processor", "memory_bytes": "memory",
-    "page_bytes": "memory page", "boot_id": "boot", "blas": "BLAS", "python": "Python",
+    "page_bytes": "memory page", "boot_id": "boot", "blas": "BLAS", "python": "Python", "core_kinds": "kinds of cores",
+    "read_ahead_bytes": "read-ahead", "swap_bytes": "swap",
 }  # fmt: skip
-_OPTIONAL = ("estimated_tpot_s", "perplexity")  # columns that are left out where no row has a value
+_PROBED_ONLY = ("memory_limit_method", "now")  # facts that a run's Conditions tell better
+_OPTIONAL = (
+    "estimated_tpot_s",
+    "energy_per_token_j",
+    "perplexity",
+)  # columns that are left out where no row has a value
 _SPREAD = ("tpot_s",)  # metrics whose quartiles stand in the table
 _CHARTS = ("tpot_s", "peak_resident_bytes", "read_bytes_per_token")
 
@@ -103,6 +109,7 @@ class DeviceCard:
 class RawRun:
     run: Run
     engaged: str
+    conditions: str
     samples: tuple[tuple[str, str], ...]  # title, columns as text
 
 
@@ -301,8 +308,9 @@ def _device(name: str, runs: Sequence[Run]) -> DeviceCard:
     facts: list[tuple[str, str]] = []
     answered = [run.facts for run in runs if run.facts]
     for fact in fields(DeviceFacts) if answered else ():
-        label = _LABELS.get(fact.name, fact.name)
-        facts.append((label, _distinct(_fact(fact.name, getattr(f, fact.name)) for f in answered)))
+        if fact.name not in _PROBED_ONLY:
+            label = _LABELS.get(fact.name, fact.name.replace("_", " "))
+            facts.append((label, _distinct(_fact(fact.name, getattr(f, fact.name)) for f in answered)))
     threads = [str(run.load.threads) for run in runs if run.load and run.load.threads]
     facts += [
         ("threads", _distinct(threads)),
@@ -318,7 +326,14 @@ def _device(name: str, runs: Sequence[Run]) -> DeviceCard:
 def _fact(name: str, value: Any) -> str:
     if value is None:
         return "unknown"
+    if name == "core_kinds":
+        return ", ".join(_cores(kind) for kind in value) or "unknown"
     return units.text(value, "bytes") if name.endswith("_bytes") else str(value)
+
+
+def _cores(kind: CoreKind) -> str:
+    rate = "" if kind.highest_hz is None else f" at {kind.highest_hz / 1e9:.2f} GHz"
+    return f"{kind.cores} {kind.name or 'of unknown kind'}{rate}"
 
 
 def _span(runs: Sequence[Run]) -> str:
@@ -345,7 +360,9 @@ def _raw(last: Sequence[Run]) -> list[RawCell]:
 
 
 def _raw_run(run: Run) -> RawRun:
-    return RawRun(run, _engaged(run), tuple((_sample_title(sample), _columns(sample)) for sample in run.samples))
+    return RawRun(
+        run, _engaged(run), _conditions(run), tuple((_sample_title(sample), _columns(sample)) for sample in run.samples)
+    )
 
 
 def _engaged(run: Run) -> str:
@@ -364,6 +381,38 @@ def _engaged(run: Run) -> str:
         *load.warnings,
         *load.notes,
     ]
+    return "; ".join(parts)
+
+
+def _conditions(run: Run) -> str:
+    """What was seen of the device beside the run; what it has no sensor for is named at the end."""
+    seen = run.conditions
+    if seen is None:
+        return "not recorded"
+    parts = []
+    for label, course, words in (
+        ("processor", seen.temperature_c, "{:.1f} °C"),
+        ("load", seen.load, "{:.2f}"),
+        ("battery", seen.battery, "{:.0%}"),
+    ):
+        if course.before is not None and course.after is not None:
+            parts.append(f"{label} {words.format(course.before)}, then {words.format(course.after)}")
+    if seen.frequency_hz.lowest is not None and seen.frequency_hz.highest is not None:
+        parts.append(f"{seen.frequency_hz.lowest / 1e9:.2f} to {seen.frequency_hz.highest / 1e9:.2f} GHz")
+    parts += [f"governor {seen.governor}"] if seen.governor else []
+    parts += [f"on {seen.power}"] if seen.power else []
+    if seen.throttled is not None:
+        parts.append(f"throttled: {', '.join(seen.throttle_causes)}" if seen.throttled else "not throttled")
+    if seen.energy_j is not None:
+        parts.append(f"{units.text(seen.energy_j, 'J')} in {units.text(seen.watched_s, 's')} by {seen.energy_sensor}")
+    if seen.memory_limit_bytes is not None:
+        limit, peak = units.text(seen.memory_limit_bytes, "bytes"), units.text(seen.memory_peak_bytes, "bytes")
+        parts.append(f"memory limit {limit} by {seen.memory_limit_method}, peak {peak}")
+    parts += [f"waited {units.text(seen.waited_s, 's')} before"] if seen.waited_s >= 1 else []
+    if seen.readings:
+        parts.append(f"{seen.readings} readings, which took {units.text(seen.cpu_s, 's')} of a processor")
+    parts += [f"unknown {what}" for what in seen.unknown]
+    parts += [f"no sensor for {', '.join(seen.absent)}"] if seen.absent else []
     return "; ".join(parts)
 
 

@@ -1,6 +1,6 @@
 """Records: raw and complete, valid or not constructed. Everything else is derived from them and never stored.
 
-History of VERSION: 1 first; since then Run.estimate and Run.fault were added, which may be missing.
+History of VERSION: 1 first; since then Run.estimate, Run.fault and Run.conditions were added, which may be missing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from engine.errors import ProtocolError
-from engine.protocol import DeviceFacts, Load, RunRequest, Sample, Totals, from_json, to_json
+from engine.protocol import DeviceFacts, Load, RunRequest, Sample, Totals, Watched, from_json, to_json
 from reports.errors import RecordError
 
 VERSION = 1
@@ -124,6 +124,17 @@ class RunEstimate:
 
 
 @dataclass(frozen=True)
+class Conditions(Watched):
+    """Under which a run was measured: what was seen of the device beside it, its page cache and its memory limit."""
+
+    page_cache_resident_fraction: float | None = None  # of the container, just before it was loaded
+    memory_limit_bytes: int | None = None  # as asked for; None: no limit
+    memory_limit_method: str = "none"  # that held it: cgroup-v2, cgroup-v1, rlimit-data or none
+    memory_peak_bytes: int | None = None
+    memory_peak_source: str | None = None  # the limit's own counter, or ru_maxrss: of the process alone
+
+
+@dataclass(frozen=True)
 class Run:
     """One engine process for one cell: what was asked for, what was observed, how it ended."""
 
@@ -147,6 +158,7 @@ class Run:
     engine_sha256: str = ""
     command: str = ""  # what ran on the device
     estimate: RunEstimate | None = None  # None: not enough was known
+    conditions: Conditions | None = None  # None where no engine ran
     log_tail: str = ""  # the end of the engine's stderr, control characters removed
     extra: dict[str, str] = field(default_factory=dict)
 

@@ -31,8 +31,12 @@ def chunk_bytes_at(bytes_per_s: float) -> int:
 
 def new_slab(size: int) -> np.ndarray:
     """Page-aligned memory, as direct reads need it; freed when the last view of it goes. Private: a limit on a
-    process's data (RLIMIT_DATA) does not see what could be shared."""
-    return np.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
+    process's data (RLIMIT_DATA) does not see what could be shared. Raises MemoryError.
+    """
+    try:
+        return np.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
+    except OSError as error:
+        raise MemoryError(f"{size} bytes: {error.strerror}") from None
 
 
 class ReadingLanes:

@@ -31,6 +31,18 @@ from harness.trust import trust as trust_device
 from reports.health import DeviceHealth, Health
 
 _MAX_PROBES_AT_ONCE = 32
+# What watching tells of a run, and not of a moment.
+_OF_A_RUN = (
+    "readings",
+    "period_s",
+    "watched_s",
+    "cpu_s",
+    "waited_s",
+    "unsettled",
+    "energy_j",
+    "governor_after",
+    "power_after",
+)
 
 
 @click.group(invoke_without_command=True)
@@ -151,8 +163,25 @@ def _show(answers: list[dict[str, Any]]) -> None:
         if answer["error"]:
             console.print(f"  {printable(answer['error'])}", style="red")
             continue
-        for name, value in answer["facts"].items():
-            console.print(f"  {name:<13} {'unknown' if value is None else printable(value)}")
+        facts = dict(answer["facts"])
+        now = facts.pop("now", None) or {}
+        for name, value in facts.items():
+            console.print(f"  {name:<23} {_words(value)}")
+        console.print("  now")
+        for name, value in now.items():
+            if name not in _OF_A_RUN:
+                console.print(f"    {name:<21} {_words(value['before'] if isinstance(value, dict) else value)}")
+
+
+def _words(value: Any) -> str:
+    """A fact for people: nothing is unknown, a list is its entries, an object its values."""
+    if value is None or value == [] or value == {}:
+        return "unknown" if value is None else "none"
+    if isinstance(value, dict):
+        value = " ".join(f"{name} {_words(part)}" for name, part in value.items())
+    elif isinstance(value, list):
+        value = ", ".join(_words(part) for part in value)
+    return printable(value)
 
 
 def _address(device: Device) -> str:

@@ -53,6 +53,8 @@ def test_a_device_overrides_the_defaults(tmp_path):
         ('host = "a"\nproxy_jump = "a,,b"', "key 'proxy_jump'"),
         ('host = "a"\ntags = "x"', "key 'tags' must be a list"),
         ('host = "a"\ntags = [1]', "key 'tags' must be a list of texts"),
+        ('host = "a"\nmemory_limit = "much"', "key 'memory_limit' must be a size such as"),
+        ('host = "a"\nmemory_limit = 5', "key 'memory_limit' must be a text"),
         ('host = "a"\nemulated_read_bytes_per_s = 1', "key 'emulated_read_bytes_per_s' must be between"),
         ('host = "a"\nbootstrap = 1', "key 'bootstrap' must be true or false"),
         ('host = "a"\nport = true', "key 'port' must be a whole number"),

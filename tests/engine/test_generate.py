@@ -17,6 +17,7 @@ from engine import meters
 from engine.container import Container
 from engine.errors import DeadlineError, RequestError
 from engine.experts.profile import PathProfile
+from engine.facts import device_facts
 from engine.generate import Engine, run
 from engine.models.mixtral import PREFILL_CHUNK
 from engine.protocol import Passage, RunRequest, Sampling, decode_event, to_json
@@ -266,7 +267,7 @@ def test_the_engine_runs_on_old_and_new_pythons(
 
 
 def test_meters_know_this_machine(tmp_path: Path) -> None:
-    facts = meters.device_facts()
+    facts = device_facts()
     assert facts.blas is not None
     assert (facts.memory_bytes or 0) > 1 << 28
     assert meters.peak_resident_bytes() is not None

@@ -2,12 +2,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 
 from engine.errors import ProtocolError
-from engine.protocol import DeviceFacts, Load, RunRequest, Sample, Steps, Totals, encode_event
-from harness.collect import Collector, Ending, judge, printable
+from engine.protocol import (
+    Course,
+    DeviceFacts,
+    Load,
+    RunRequest,
+    Sample,
+    Steps,
+    Totals,
+    Watched,
+    encode_event,
+    from_json,
+)
+from harness.collect import Collector, Ending, LimitHeld, conditions, judge, printable
 from reports.records import Fault, RunStatus
 
 REQUEST = RunRequest("r", "c", "s", prompts=((1,),), max_new_tokens=1, repetitions=2)
@@ -35,6 +47,51 @@ def test_events_in_any_pieces(piece_bytes):
     collected = collect(*GOOD, piece_bytes=piece_bytes)
     assert collected.samples == [SAMPLE, SAMPLE]
     assert judge(collected, Ending("exited", 0), 60) == (RunStatus.OK, None, ())
+
+
+def test_a_device_may_settle_before_the_engine_starts():
+    said = []
+    collected = Collector(REQUEST, TEXT, lambda event, content: said.append((event, content)))
+    settling = encode_event("settling", waited_s=2.0, reasons=["\x1b[31m70 °C"])
+    collected.feed(f"{settling}\n{STARTED}\n".encode())
+    assert said[0] == ("settling", {"waited_s": 2.0, "reasons": ("70 °C",)})
+    assert said[1][0] == "started"
+    with pytest.raises(ProtocolError, match="'settling' where 'loaded'"):
+        collected.feed(f"{settling}\n".encode())
+
+
+def test_the_conditions_are_what_was_watched_and_what_limited():
+    request = replace(REQUEST, memory_limit_bytes=1 << 29)
+    watched = Watched(readings=9, temperature_c=Course(40.0, 50.0, 40.0, 51.0), governor="ondemand", throttled=False)
+    ending = Ending("exited", 0, watched=watched, limit=LimitHeld("cgroup-v1", 1 << 28, "memory.max_usage_in_bytes"))
+    found = conditions(
+        request,
+        collect(STARTED, encode_event("loaded", load=replace(LOAD, page_cache_resident_fraction=0.002))),
+        ending,
+    )
+    assert (found.temperature_c, found.governor, found.throttled) == (watched.temperature_c, "ondemand", False)
+    assert (found.memory_limit_bytes, found.memory_limit_method, found.memory_peak_bytes) == (
+        1 << 29,
+        "cgroup-v1",
+        1 << 28,
+    )
+    assert found.page_cache_resident_fraction == 0.002
+
+
+def test_a_device_that_was_not_watched_is_unknown():
+    found = conditions(REQUEST, collect(STARTED), Ending("died"))
+    assert found.memory_limit_method == "none"
+    assert "was not watched" in found.unknown[0]
+
+
+def test_the_answer_of_a_run_that_does_not_fit_its_limit():
+    ending = Ending("exited", -9, oom_kills=1, limit=LimitHeld("cgroup-v1", 1 << 28, "memory.max_usage_in_bytes"))
+    status, _, reasons = judge(collect(STARTED), ending, 60)
+    assert status is RunStatus.OUT_OF_MEMORY
+    assert "was limited (cgroup-v1)" in reasons[-1]
+    assert len(judge(collect(STARTED), replace(ending, limit=LimitHeld("none")), 60)[2]) == 1
+    with pytest.raises(ProtocolError, match="unknown method 'magic'"):
+        from_json(Ending, {"state": "exited", "limit": {"method": "magic"}})
 
 
 @pytest.mark.parametrize(

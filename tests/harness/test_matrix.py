@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.protocol import Settle
 from harness.errors import UsageError
-from harness.matrix import Matrix, parse_matrix, read_matrix
+from harness.matrix import Matrix, Wanted, parse_matrix, read_matrix
 
 SMALL = """
 name = "m"
@@ -38,6 +39,21 @@ def test_what_is_not_said_has_a_default() -> None:
     assert matrix.toml == SMALL
 
 
+def test_limits_and_conditions() -> None:
+    matrix = parse(SMALL)
+    assert (matrix.memory_limit_bytes, matrix.conditions) == (None, Wanted())
+    text = (
+        'memory_limit = "512 MiB"\n'
+        + SMALL
+        + '[conditions]\nmax_wait_s = 5\nmax_load = 0.5\ngovernor = "performance"\n'
+    )
+    matrix = parse(text)
+    assert matrix.memory_limit_bytes == 512 << 20
+    settle = matrix.conditions.settle(baseline_c=40.0)
+    assert settle == Settle(5.0, 50.0, max_load=0.5, max_memory_pressure=0.2, governor="performance")
+    assert matrix.conditions.settle(None).temperature_c is None
+
+
 def test_budgets_have_one_spelling() -> None:
     matrix = parse('expert_budgets = ["16 MiB", "8-experts", "default"]\n' + SMALL)
     assert matrix.expert_budgets == ("16777216", "8-experts", "default")
@@ -47,6 +63,10 @@ def test_budgets_have_one_spelling() -> None:
     ("text", "words"),
     [
         ("nonsense", ["not TOML"]),
+        ('memory_limit = "much"\n' + SMALL, ["memory_limit 'much'", "512MiB"]),
+        ('memory_limit = "4 KiB"\n' + SMALL, ["at least 1 MiB"]),
+        (SMALL + "[conditions]\nmax_wait = 5\n", ["conditions: unknown key 'max_wait'", "max_wait_s"]),
+        (SMALL + "[conditions]\nmax_wait_s = -1\n", ["conditions: max_wait_s is -1"]),
         ("block = 3\n" + SMALL, ["unknown key 'block'", "known:", "blocks"]),
         (SMALL + 'slices = 2\n', ["workloads[0]", "unknown key 'slices'"]),
         (SMALL.replace('name = "m"', 'name = "a/b"'), ["name", "'a/b'"]),

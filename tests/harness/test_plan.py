@@ -10,7 +10,7 @@ import pytest
 from device_inventory import Device
 from engine.protocol import ExpertBudget, Passage
 from harness.errors import UsageError
-from harness.plan import emulated_conditions, make_request, run_id
+from harness.plan import emulated_conditions, make_request, memory_limit_bytes, run_id
 
 
 def test_every_cell_is_measured_once_in_each_block(bench) -> None:
@@ -140,3 +140,17 @@ def test_run_ids_are_stable_and_distinct() -> None:
     assert len(ids) == 8
     assert run_id("s", "a", 0, 0) in ids
     assert all(Path(i).name == i and len(i) < 100 for i in ids)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "device", "limit"),
+    [(None, None, None), ("64MiB", None, 64 << 20), ("64MiB", "32 MiB", 32 << 20), ("64MiB", "none", None)],
+)
+def test_a_device_may_have_a_memory_limit_of_its_own(bench, matrix, device, limit) -> None:
+    plan = bench.plan((f'memory_limit = "{matrix}"\n' if matrix else "") + bench.plan().matrix.toml)
+    assert memory_limit_bytes(plan.matrix, Device("pi", "h", memory_limit=device)) == limit
+
+
+def test_a_memory_limit_of_nothing_is_refused(bench) -> None:
+    with pytest.raises(UsageError, match="device pi: memory_limit '5' must be at least 1 MiB"):
+        memory_limit_bytes(bench.plan().matrix, Device("pi", "h", memory_limit="5"))

@@ -64,3 +64,11 @@ def test_the_live_table_shows_each_device_and_nothing_of_a_devices_own_markup(be
     assert "0/2" in shown
     assert "[bold]x[/bold]" in stream.getvalue()
     assert "\x1b[31mred" not in stream.getvalue()
+
+
+def test_waiting_is_told_once_however_its_figures_change() -> None:
+    stream = io.StringIO()
+    lines = LogLines({"pi": 8}, stream)
+    for state in ("measuring", "waiting: 70 °C", "waiting: 65 °C", "measuring", "waiting: 61 °C"):
+        lines.device_is("pi", state)
+    assert stream.getvalue().splitlines() == ["pi: waiting: 70 °C", "pi: waiting: 61 °C"]

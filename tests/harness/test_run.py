@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from engine.protocol import Sampling
+from engine.protocol import Course, Sampling
 from harness.errors import DiskFullError, HostKeyError, PythonMissingError, UnfitError, UnreachableError
 from harness.run import tally
 from harness.session import Outcome
 from reports.errors import DatabaseError
 from reports.health import QUARANTINE, Health
-from reports.records import Fault, RunStatus, Verdict, last_attempts
+from reports.records import Conditions, Fault, RunStatus, Verdict, last_attempts
 from tests.harness.conftest import load_of, ok, samples_of
 
 
@@ -150,6 +150,49 @@ def test_conditions_that_did_not_hold_make_a_run_suspect(bench) -> None:
     assert statuses(runs) == {RunStatus.OK}
     assert {r.verdict for r in runs} == {Verdict.SUSPECT}
     assert tally(bench.sweep, runs).suspect == 8
+
+
+def test_a_device_is_asked_to_be_as_cool_as_at_the_first_run(bench) -> None:
+    celsius = iter([41.5, 55.0, 48.0] + [45.0] * 13)
+
+    def answer(request):
+        return ok(request, conditions=Conditions(readings=3, temperature_c=Course(before=next(celsius), after=60.0)))
+
+    bench.farm.answer = answer
+    plan = bench.plan(bench.plan().matrix.toml + "[conditions]\ntemperature_margin_c = 4\nmax_wait_s = 30\n")
+    first = plan.without(m.key for m in plan.measurements[3:])
+    bench.measure(first)
+    settles = [request.settle for _, request in bench.farm.requests]
+    assert [settle.temperature_c for settle in settles] == [None, 45.5, 45.5]
+    assert {settle.max_wait_s for settle in settles} == {30}
+    # A resumed sweep keeps the baseline, and finds an engine that survived by the very same request.
+    bench.measure(plan.without(bench.database.done(bench.sweep.id)))
+    assert {request.settle.temperature_c for _, request in bench.farm.requests[3:]} == {45.5}
+
+
+def test_a_run_that_was_throttled_is_suspect_and_keeps_its_conditions(bench) -> None:
+    seen = Conditions(readings=3, throttled=True, throttle_causes=("soft temperature limit",))
+    bench.farm.answer = lambda request: ok(request, conditions=seen)
+    run = bench.measure(bench.plan())[0]
+    assert (run.status, run.verdict, run.conditions) == (RunStatus.OK, Verdict.SUSPECT, seen)
+    assert "throttled during the run (soft temperature limit)" in run.reasons[0]
+
+
+def test_what_does_not_fit_the_limit_that_was_asked_for_is_an_answer(bench) -> None:
+    def answer(request, method):
+        assert request.memory_limit_bytes == 64 << 20
+        seen = Conditions(readings=2, memory_limit_bytes=64 << 20, memory_limit_method=method)
+        if request.strategy == "full-load":
+            return Outcome(RunStatus.OUT_OF_MEMORY, ("killed",), conditions=seen)
+        return ok(request, conditions=seen)
+
+    plan = bench.plan('memory_limit = "64 MiB"\n' + bench.plan().matrix.toml)
+    bench.farm.answer = lambda request: answer(request, "cgroup-v1")
+    runs = bench.measure(plan)
+    assert {r.status for r in runs if r.cell.strategy == "full-load"} == {RunStatus.OUT_OF_MEMORY}
+    assert tally(bench.sweep, runs).exit_code == 0
+    unheld = [replace(r, conditions=replace(r.conditions, memory_limit_method="none")) for r in runs]
+    assert tally(bench.sweep, unheld).exit_code == 3
 
 
 def test_damaged_samples_are_a_failure_and_not_an_exception(bench) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 
-from engine.protocol import ExpertBudget, Passage, RunRequest, Sampling
+from engine.protocol import Course, ExpertBudget, Passage, RunRequest, Sampling
 from harness.verify import Answers, incomplete, judge, malformed_samples
-from reports.records import Cell, Verdict
+from reports.records import Cell, Conditions, Verdict
 from tests.harness.conftest import load_of, ok, samples_of
 
 REQUEST = RunRequest("r", "c", "edgemoe", ((1, 2), (3,)), 3, repetitions=2, expert_budget=ExpertBudget(bytes=100))
@@ -43,6 +44,57 @@ def test_what_was_not_seen_to_hold_is_suspect(request_changes, load_changes, rea
     assert verdict is Verdict.SUSPECT
     assert len(reasons) == 1
     assert reason in reasons[0]
+
+
+SEEN = Conditions(
+    readings=40, temperature_c=Course(45.0, 61.0, 45.0, 62.0), throttled=False, under_voltage=False,
+    governor="ondemand", governor_after="ondemand", power="mains", power_after="mains",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        SEEN,
+        Conditions(readings=2, absent=("temperature", "throttled", "governor", "battery", "energy")),  # a plain server
+        replace(SEEN, power="battery", power_after="battery", battery=Course(0.9, 0.8)),
+    ],
+)
+def test_a_device_that_kept_its_state_is_valid(seen) -> None:
+    """What it has no sensor for is recorded as absent, and speaks against nothing."""
+    assert judge(REQUEST, load_of(REQUEST, **GOOD), seen) == (Verdict.VALID, ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"throttled": True, "throttle_causes": ("soft temperature limit",)}, r"soft temperature limit.*cool"),
+        ({"throttled": True, "under_voltage": True, "throttle_causes": ("under-voltage",)}, "under-voltage"),
+        ({"under_voltage": True}, "under-voltage during the run: use a stronger power supply"),
+        ({"throttled": None, "unknown": ("throttled: vcgencmd failed: add the user to the group `video`",)},
+         "throttled: vcgencmd failed.*should be known and is not"),
+        ({"unsettled": ("the processor is at 70.0 °C, over 60.0 °C",), "waited_s": 120.0},
+         "before the run, the processor is at 70.0 °C, over 60.0 °C, after a wait of 120 s"),
+        ({"governor_after": "powersave"}, "governor changed during the run, from ondemand to powersave"),
+        ({"power_after": "battery"}, "power supply changed during the run, from mains to battery"),
+        ({"power": "battery", "power_after": "battery", "battery": Course(0.16, 0.15)}, "battery is down to 15%"),
+    ],
+)  # fmt: skip
+def test_a_device_that_did_not_is_suspect(changes, reason) -> None:
+    verdict, reasons = judge(REQUEST, load_of(REQUEST, **GOOD), replace(SEEN, **changes))
+    assert verdict is Verdict.SUSPECT
+    assert len(reasons) == 1
+    assert re.search(reason, reasons[0])
+
+
+def test_a_memory_limit_that_did_not_hold_is_suspect() -> None:
+    request = replace(REQUEST, memory_limit_bytes=1 << 29)
+    held = replace(SEEN, memory_limit_bytes=1 << 29, memory_limit_method="cgroup-v2", memory_peak_bytes=1 << 29)
+    assert judge(request, load_of(request, **GOOD), held) == (Verdict.VALID, ())
+    verdict, (reason,) = judge(request, load_of(request, **GOOD), replace(held, memory_limit_method="none"))
+    assert (verdict, "nothing on the device can hold" in reason) == (Verdict.SUSPECT, True)
+    over = replace(held, memory_peak_bytes=(1 << 29) + 4096)
+    assert "were used" in judge(request, load_of(request, **GOOD), over)[1][0]
 
 
 def test_an_automatic_backend_may_be_any() -> None:

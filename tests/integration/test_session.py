@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.protocol import RunRequest
+from engine.protocol import RunRequest, Settle
 from harness.errors import DiskFullError, PythonMissingError, UnreachableError, UsageError
 from harness.remote import RemoteSession
 from harness.transport.fake import FakeTransport, Fault
@@ -122,6 +122,43 @@ def test_the_deadline_of_a_run_holds_on_the_device(open_session, connect, tmp_pa
     assert "0.5 s" in outcome.reasons[0]
     assert groups
     assert not is_running(groups[0])
+
+
+def test_a_run_is_watched_and_its_conditions_come_back(open_session, connect):
+    outcome = open_session(connect).execute(request(settle=Settle(max_wait_s=60, governor="none such")))
+    assert outcome.status is RunStatus.OK
+    assert outcome.conditions.readings >= 2
+    assert outcome.conditions.cpu_s > 0
+    assert outcome.conditions.unsettled[0].endswith("not none such")
+    assert not any(text.startswith("watch:") for text in outcome.conditions.unknown)
+    assert (outcome.conditions.memory_limit_bytes, outcome.conditions.memory_limit_method) == (None, "none")
+
+
+def test_a_device_that_settles_says_so_and_can_be_cancelled(open_session, tmp_path):
+    """No engine runs yet, and what waits for it ends all the same."""
+    session = open_session(lambda: LocalTransport("pi", tmp_path / "pi"))
+    waiting, said = threading.Event(), []
+
+    def note(event, content):
+        said.append((event, content))
+        waiting.set()
+
+    canceller = threading.Thread(target=lambda: (waiting.wait(30), session.cancel()))
+    canceller.start()
+    outcome = session.execute(request(settle=Settle(max_wait_s=600, max_load=-1.0)), on_event=note)
+    canceller.join()
+    assert (outcome.status, outcome.reasons) == (RunStatus.FAILED, ("cancelled",))
+    assert {event for event, _ in said} == {"settling"}
+    assert "other tasks want a processor" in said[0][1]["reasons"][0]
+    assert runs(tmp_path) == []
+
+
+def test_a_device_whose_watch_fails_is_measured_and_unknown(open_session, stub_engine, tmp_path):
+    (stub_engine / "watch.py").write_text("raise OSError('no sensors here')")
+    outcome = open_session(lambda: LocalTransport("pi", tmp_path / "pi")).execute(request())
+    assert outcome.status is RunStatus.OK
+    assert "was not watched" in outcome.conditions.unknown[0]
+    assert "no sensors here" in outcome.log_tail
 
 
 def test_a_run_that_is_interrupted_is_killed_on_the_device(open_session, connect, tmp_path):

@@ -1,4 +1,4 @@
-"""Memory as the operating system counts it, under real limits: control groups of version 1, which need root."""
+"""Memory as the operating system counts it, under real limits: control groups, as engine.limits makes them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from engine.container import Container
+from engine.limits import MemoryLimit, best_method
 from engine.offline.importer import import_checkpoint
 from engine.protocol import ExpertBudget, RunRequest, Totals, decode_event, to_json
 from engine.quantize import Format
@@ -22,7 +22,6 @@ from engine.selftest import profile_of
 from tests.golden.checkpoints import SHIPPED
 from tests.golden.switch import SwitchRecipe
 
-GROUPS = Path("/sys/fs/cgroup/memory")
 MIB = 1 << 20
 PROMPT = (5, 6, 7, 8, 9, 10, 11, 12)
 
@@ -34,50 +33,38 @@ class Ended:
     tokens: tuple[int, ...]
 
 
-class MemoryLimit:
-    """Processes of this group, with the page cache that they fill, never have more than `limit_bytes`; no swap."""
+class Limited:
+    """Engines under a memory limit, each in a control group of its own, where the page cache that it fills counts."""
 
     def __init__(self, limit_bytes: int) -> None:
-        self._folder = GROUPS / f"edgemoe-farm-test-{os.getpid()}-{time.monotonic_ns()}"
-        self._folder.mkdir()
-        for name in ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"):
-            if (self._folder / name).exists():  # the second only where the kernel counts swap
-                (self._folder / name).write_text(str(limit_bytes))
+        self.limit_bytes = limit_bytes
 
     def run(self, request: RunRequest, folder: Path) -> Ended:
         path = folder / "request.json"
         path.write_text(json.dumps(to_json(request)))
-        inside = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(self._folder)]
+        limit = MemoryLimit(self.limit_bytes, f"edgemoe-farm-test-{os.getpid()}-{time.monotonic_ns()}")
         result = subprocess.run(
-            [*inside, sys.executable, "-m", "engine", "run", "--request", str(path)],
+            limit.command([sys.executable, "-m", "engine", "run", "--request", str(path)]), preexec_fn=limit.enter,
             capture_output=True, text=True, timeout=200, check=False, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         )  # fmt: skip
+        peak, _ = limit.peak()
+        kills = limit.kills()
+        limit.close()
+        assert peak is not None
+        assert peak <= self.limit_bytes
         if result.returncode == -9:
+            assert kills == 1
             return Ended(True, None, ())
         assert result.returncode == 0, result.stderr
         events = [decode_event(line) for line in result.stdout.splitlines()]
-        assert int((self._folder / "memory.max_usage_in_bytes").read_text()) <= int(
-            (self._folder / "memory.limit_in_bytes").read_text()
-        )
         return Ended(False, events[-1][1]["totals"], events[2][1]["sample"].tokens)
-
-    def close(self) -> None:
-        self._folder.rmdir()
 
 
 @pytest.fixture
-def limited() -> Iterator[Any]:
-    if not os.access(GROUPS / "cgroup.procs", os.W_OK):
-        pytest.skip("no memory control group of version 1 can be made here: it needs root")
-    made: list[MemoryLimit] = []
-
-    def make(limit_bytes: int) -> MemoryLimit:
-        made.append(MemoryLimit(limit_bytes))
-        return made[-1]
-
-    yield make
-    for limit in made:
-        limit.close()
+def limited() -> type[Limited]:
+    if not best_method().startswith("cgroup"):
+        pytest.skip("no memory control group can be made here: it needs root, or delegation by systemd")
+    return Limited
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 
 from engine.protocol import Passage, Recall, Sample, Steps
 from reports.metrics import METRICS
-from reports.records import RunEstimate
+from reports.records import Conditions, RunEstimate
 
 
 @pytest.fixture
@@ -30,6 +30,7 @@ def run(make):
     return replace(
         whole,
         request=replace(whole.request, passages=passages),
+        conditions=Conditions(energy_j=30.0, watched_s=10.0, energy_sensor="ina VDD_IN"),
         estimate=RunEstimate(0.25, 0.2, 0.8, 400.0, 900, "by hand"),
         samples=(warmup, timed),
         totals=replace(whole.totals, peak_resident_bytes=1000, passage_nats=(log(4**3.5), log(4**0.5))),
@@ -53,6 +54,7 @@ def run(make):
         ("wasted_share", 0.25),
         ("predictor_recall", 0.8),
         ("major_faults_per_token", 1.5),
+        ("energy_per_token_j", 0.9),  # 3 W for 0.3 s
         ("perplexity", 4.0),
     ],
 )

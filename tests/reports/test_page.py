@@ -7,12 +7,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from engine.protocol import Passage
+from engine.protocol import Course, Passage
 from reports import charts
 from reports.database import ResultsDatabase
 from reports.errors import ReportError, UnknownSweepError
 from reports.page import render, render_html
-from reports.records import RunStatus, Verdict
+from reports.records import Conditions, RunStatus, Verdict
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7 * 7 }}\x1b[31m\u202e\ud800"
 
@@ -242,3 +242,20 @@ def test_what_a_lossy_strategy_loses_stands_beside_its_speed(make):
     labels = {cell.get("data-label") for cell in page_of(make, make.runs()).all("td")}
     assert "First token, ms" in labels or "First token, s" in labels
     assert "Perplexity, " not in labels
+
+
+def test_each_run_shows_its_conditions(make):
+    seen = Conditions(
+        readings=40, cpu_s=0.02, temperature_c=Course(41.0, 55.5, 41.0, 56.0), governor=HOSTILE, throttled=True,
+        throttle_causes=("under-voltage",), energy_j=30.0, watched_s=10.0, energy_sensor="ina VDD_IN", waited_s=12.0,
+        memory_limit_bytes=1 << 29, memory_limit_method="cgroup-v2", memory_peak_bytes=1 << 28, absent=("battery",),
+    )  # fmt: skip
+    run = replace(make.run(), conditions=seen)
+    page = page_of(make, [run, make.run(strategy="naive-swap")])
+    for words in (
+        "processor 41.0 °C, then 55.5 °C", "throttled: under-voltage", "by ina VDD_IN", "no sensor for battery",
+        "by cgroup-v2", "40 readings", "Conditions: not recorded", "Energy per token",
+    ):  # fmt: skip
+        assert words in page.words
+    assert not [tag for tag, _ in page.elements if tag == "script"]
+    assert "Energy per token" not in page_of(make, [make.run()]).words.split("How to read the numbers")[0]

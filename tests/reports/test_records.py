@@ -3,8 +3,10 @@ from dataclasses import replace
 
 import pytest
 
+from engine.protocol import Course
 from reports.errors import RecordError, ReportError
 from reports.records import (
+    Conditions,
     RunStatus,
     Verdict,
     last_attempts,
@@ -22,6 +24,28 @@ def through_json(record):
 def test_a_run_survives_json_whole(make):
     for run in (make.run(), make.failed(log_tail="half a pair: \ud800, a nul: \0")):
         assert run_from_json(through_json(run_to_json(run))) == run
+
+
+def test_conditions_survive_json_under_the_names_that_others_rely_on(make):
+    conditions = Conditions(
+        temperature_c=Course(41.0, 55.5, 41.0, 56.0), throttled=False, governor="ondemand",
+        page_cache_resident_fraction=0.004, memory_limit_bytes=1 << 29, memory_limit_method="cgroup-v2",
+    )  # fmt: skip
+    run = replace(make.run(), conditions=conditions)
+    record = through_json(run_to_json(run))
+    assert run_from_json(record) == run
+    told = record["conditions"]
+    assert (told["temperature_c"]["before"], told["temperature_c"]["after"]) == (41.0, 55.5)
+    assert (told["throttled"], told["governor"], told["page_cache_resident_fraction"]) == (False, "ondemand", 0.004)
+    assert (told["memory_limit_bytes"], told["memory_limit_method"]) == (1 << 29, "cgroup-v2")
+
+
+def test_a_record_from_before_there_were_conditions_is_read(make):
+    record = through_json(run_to_json(make.run()))
+    del record["conditions"]
+    for name in ("core_kinds", "board", "storage", "now"):
+        del record["facts"][name]
+    assert run_from_json(record) == make.run()
 
 
 def test_a_record_is_a_flat_object_with_plain_values(make):
