@@ -9,8 +9,9 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from harness.device_worker import DeviceWorker, Listener, Surroundings
 from harness.plan import Plan
@@ -25,7 +26,17 @@ CANCEL_DEADLINE_S = 20.0  # for one attempt
 class SweepRunner:
     """Measures what a plan says, stores every record. `measure` returns when all ended or after `stop`."""
 
-    def __init__(self, plan: Plan, database: ResultsDatabase, listener: Listener, surroundings: Surroundings) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        database: ResultsDatabase,
+        listener: Listener,
+        surroundings: Surroundings,
+        *,
+        tick: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`tick` is called several times a second while measuring; what it raises ends the sweep."""
+        self._tick = tick
         self._plan = plan
         self._database = database
         self._listener = listener
@@ -47,6 +58,7 @@ class SweepRunner:
                     )
                     for future in ended:
                         future.result()
+                    self._tick()
             finally:
                 self.stop()
                 while pending:
@@ -69,11 +81,16 @@ class SweepRunner:
                 run = None if self.stopped else worker.measure(measurement)
                 if run is None:  # stopped: the cell stays missing, and `run --resume` measures it
                     return
-                self._database.add_run(run)
+                self._database.add_run(run, pause=partial(self._await_database, worker.device.name))
                 self._listener.cell_ended(run)
         finally:
             worker.disconnect()
         self._listener.device_is(worker.device.name, worker.unusable or "done")
+
+    def _await_database(self, device: str, why: str, seconds: float) -> bool:
+        """A server that is away costs time and no record; a sweep that is being stopped gives up sooner."""
+        self._listener.device_is(device, f"waiting for the results database: {why}")
+        return not self._surroundings.stopping.wait(seconds)
 
     def _cancel_all(self) -> None:
         """All devices at once: one that does not answer must not keep the others running."""

@@ -88,8 +88,11 @@ class Place:
     def name(self) -> str:
         if not self.is_server:
             return str(self.file or self.url)
-        where = {key: value for key, value in self.url.query.items() if key in ("host", "port", "dbname", "service")}
-        return self.url.set(drivername="postgresql", password=None, query=where).render_as_string()
+        url = self.url
+        where = {key: value for key, value in url.query.items() if key in ("host", "port", "dbname", "service")}
+        return sa.URL.create(
+            "postgresql", url.username, None, url.host, url.port, url.database, where
+        ).render_as_string()
 
     def connect(self) -> sa.Engine:
         """Raises DatabaseError where the driver is missing; connects at the first use."""
