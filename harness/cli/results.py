@@ -88,7 +88,7 @@ def list_sweeps(results_place: str, as_json: bool) -> None:
             state += f": {printable(controller)}"
         if state.startswith("stale") and controller is not None:
             state += f", silent for {controller.silent_s / 60:.0f} min"
-        table.add_row(sweep.id, sweep.name, *map(str, numbers), state)
+        table.add_row(printable(sweep.id), printable(sweep.name), *map(str, numbers), state)
     Console(highlight=False, markup=False).print(table)
 
 
