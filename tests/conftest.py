@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.postgresql import Server, binaries
+from tests.postgresql import OLDEST, Server, binaries
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +16,7 @@ def postgresql() -> Iterator[Server]:
     pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'psycopg[binary]'")
     programs = binaries()
     if programs is None:
-        pytest.skip("no PostgreSQL server is installed: apt install postgresql")
+        pytest.skip(f"no PostgreSQL server of version {OLDEST} or later is installed: apt install postgresql")
     server = Server(programs)
     try:
         server.start()

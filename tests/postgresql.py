@@ -12,15 +12,16 @@ import tempfile
 import time
 from pathlib import Path
 
+OLDEST = 15
+_LANGUAGE = ("--locale-provider", "icu", "--icu-locale", "en")
 USER, PASSWORD = "farm", "hunter2-of-the-tests"
 
 
 def binaries() -> Path | None:
-    """The folder of the newest server that is installed."""
+    """The folder of the newest server that is installed, as Debian and its like do it."""
     found = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
-    on_path = shutil.which("initdb")
-    found += [Path(on_path).resolve().parent] if on_path else []
-    return max(found, key=lambda path: path.parts, default=None)
+    found = [path for path in found if int(path.parent.name) >= OLDEST]
+    return max(found, key=lambda path: int(path.parent.name), default=None)
 
 
 class Server:
@@ -41,7 +42,7 @@ class Server:
             [
                 programs / "initdb", "--pgdata", self._folder / "data", "--username", USER, "--auth", "scram-sha-256",
                 "--pwfile", self._folder / "password", "--encoding", "UTF8", "--locale", "C",
-                "--locale-provider", "icu", "--icu-locale", "en", "--no-sync",
+                *_LANGUAGE, "--no-sync",
             ],
             check=True, capture_output=True, cwd="/", timeout=120, **self._as,
         )  # fmt: skip
