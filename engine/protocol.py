@@ -24,7 +24,7 @@ import dataclasses
 import enum
 import functools
 import json
-import math
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Dict, Optional, Tuple, Type, TypeVar, Union, get_type_hints
 
@@ -37,6 +37,8 @@ PAGE_CACHES = ("cold", "warm")
 BACKENDS = ("auto", "native", "numpy")
 LIMIT_METHODS = ("cgroup-v2", "cgroup-v1", "rlimit-data", "none")  # see engine.limits
 MAX_LINE_BYTES = 16 << 20  # of one event: anything longer is damage or malice, never a sample
+MOST_CHARACTERS = 4096  # of one fact about a device
+MOST_S = 1e9  # longer than anything that is measured: sums of such times are still numbers
 
 T = TypeVar("T")
 
@@ -220,6 +222,12 @@ class DeviceFacts:
     memory_limit_method: Optional[str] = None  # by which a memory limit would be enforced, see engine.limits
     now: Optional[Watched] = None  # what its sensors say, where that was asked for: a run has its Conditions
 
+    def __post_init__(self) -> None:
+        for fact in dataclasses.fields(self):
+            value = getattr(self, fact.name)
+            short = not isinstance(value, str) or len(value) <= MOST_CHARACTERS
+            _require(short, f"facts: {fact.name} is longer than {MOST_CHARACTERS} characters")
+
 
 @dataclass(frozen=True)
 class ArithmeticTimes:
@@ -318,7 +326,9 @@ class Steps:
     def __post_init__(self) -> None:
         lengths = {len(getattr(self, f.name)) for f in dataclasses.fields(self)}
         _require(len(lengths) == 1, "steps: the columns differ in length")
-        _require(all(t >= 0 for t in self.time_s + self.stall_s), "steps: a time is negative")
+        _require(all(0 <= t < MOST_S for t in self.time_s + self.stall_s), "steps: a time is negative or absurd")
+        counts = (self.hits, self.late, self.misses, self.read_bytes, self.prefetched_bytes, self.wasted_bytes)
+        _require(all(n >= 0 for column in counts for n in column), "steps: a count is negative")
 
 
 @dataclass(frozen=True)
@@ -360,7 +370,9 @@ class Totals:
     passage_nats: Tuple[float, ...] = ()  # of each of RunRequest.passages: -ln of its continuation's probability
 
     def __post_init__(self) -> None:
-        _require(all(nats >= 0 for nats in self.passage_nats), "totals: passage_nats has a negative entry")
+        _require(0 <= self.wall_s < MOST_S, "totals: wall_s is negative or absurd")
+        valid = all(0 <= nats < 1e12 for nats in self.passage_nats)
+        _require(valid, "totals: passage_nats has a negative or absurd entry")
 
 
 @dataclass(frozen=True)
@@ -454,10 +466,10 @@ def decode_event(line: Union[str, bytes]) -> Tuple[str, Dict[str, Any]]:
     message = loads(line)
     version = message.pop("v", None)
     if version != VERSION:
-        raise ProtocolError(f"protocol version {version!r} where {VERSION} is spoken: deploy the engine again")
+        raise ProtocolError(f"protocol version {_shown(version)} where {VERSION} is spoken: deploy the engine again")
     event = message.pop("event", None)
-    if event not in _CONTENT:
-        raise ProtocolError(f"unknown event {event!r}")
+    if not isinstance(event, str) or event not in _CONTENT:
+        raise ProtocolError(f"unknown event {_shown(event)}")
     types = _CONTENT[event]
     _same_keys(message, set(types), set(types), event)
     return event, {key: _decode(types[key], message[key], f"{event}.{key}") for key in types}
@@ -501,9 +513,10 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     if origin is dict:
         if not isinstance(value, dict):
             raise ProtocolError(f"{where}: expected an object, got {type(value).__name__}")
-        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {key: _decode(arguments[1], item, f"{where}.{key[:40]!r}") for key, item in value.items()}
     if kind is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        # Of whole numbers JSON knows larger ones than a float can be.
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
             return float(value)
     elif kind is int:
         if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63:
@@ -513,7 +526,14 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
             return kind(value)
     elif isinstance(value, kind):
         return value
-    raise ProtocolError(f"{where}: expected {kind.__name__}, got {str(value)[:40]!r}")
+    raise ProtocolError(f"{where}: expected {kind.__name__}, got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """In a message: short, and of no depth that could not be written."""
+    if isinstance(value, (list, dict)):
+        return type(value).__name__
+    return repr(value[:40]) if isinstance(value, str) else str(value)[:40]
 
 
 @functools.lru_cache(maxsize=None)

@@ -25,6 +25,8 @@ from engine.protocol import (
 from reports.records import Conditions, Fault, RunStatus
 
 MAX_EVENT_BYTES = 512 << 20  # of one run
+LINE_BYTES = 1 << 20  # of one event, and for each token that was asked for
+TOKEN_BYTES = 512
 LOG_TAIL_CHARACTERS = 8000
 FULL_DISK_BYTES = 1 << 16  # less is none: a file system keeps a few blocks to itself
 OnEvent = Callable[[str, dict[str, Any]], None]
@@ -42,6 +44,8 @@ class Collector:
         self.failure: tuple[str, str] | None = None  # kind, message
         self._request_sha256 = hashlib.sha256(request_text.encode()).hexdigest()
         self._expected_samples = len(request.prompts) * (request.warmups + request.repetitions)
+        tokens = max(request.max_new_tokens, len(request.passages))
+        self._line_bytes = min(MAX_LINE_BYTES, LINE_BYTES + tokens * TOKEN_BYTES)
         self._on_event = on_event
         self._rest = bytearray()
 
@@ -50,13 +54,18 @@ class Collector:
         self.offset += len(piece)
         if self.offset > MAX_EVENT_BYTES:
             raise ProtocolError(f"the run sent more than {MAX_EVENT_BYTES} bytes of events")
-        self._rest += piece
-        *lines, rest = self._rest.split(b"\n") if b"\n" in piece else [self._rest]
-        self._rest = bytearray(rest)
-        if len(self._rest) > MAX_LINE_BYTES:
-            raise ProtocolError(f"an event is longer than {MAX_LINE_BYTES} bytes")
-        for line in lines:
-            self._take(*decode_event(bytes(line)))
+        first, *others = piece.split(b"\n")
+        self._rest += first
+        for following in others:
+            line, self._rest = bytes(self._rest), bytearray(following)
+            self._check_length(line)
+            self._take(*decode_event(line))
+        self._check_length(self._rest)
+
+    def _check_length(self, line: bytes | bytearray) -> None:
+        """Before it is parsed: numbers take many times the memory of their digits."""
+        if len(line) > self._line_bytes:
+            raise ProtocolError(f"an event is longer than {self._line_bytes} bytes, which this run has no use for")
 
     def _take(self, event: str, content: dict[str, Any]) -> None:
         if self.totals is not None or self.failure is not None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import engine.protocol
-from harness.errors import UsageError
+from harness.errors import RemoteCommandError, UsageError
 from harness.transport import Transport
 
 ENGINE_SOURCE = Path(engine.protocol.__file__).parent
@@ -99,10 +99,13 @@ class Place:
 
     @classmethod
     def prepare(cls, transport: Transport, root: str) -> Place:
-        """Makes the folder and finds out its absolute path."""
+        """Makes the folder and finds out its absolute path. Raises DeviceError."""
         script = 'mkdir -p -- "$1/engines" "$1/sites" "$1/blobs" "$1/runs" && cd -- "$1" && pwd -P'
         done = transport.run(["sh", "-c", script, "sh", root], deadline_s=30)
-        return cls(done.stdout.decode("utf-8", "surrogateescape").rstrip("\n"))
+        found = done.stdout.decode("utf-8", "replace").rstrip("\n")
+        if not found.startswith("/") or not found.isprintable() or "\ufffd" in found or len(found) > 4096:
+            raise RemoteCommandError(f"{transport.name}: {root} has no usable absolute path there: set another `root`")
+        return cls(found)
 
     def engine(self, sha256: str) -> str:
         return f"{self.root}/engines/{sha256[:16]}"

@@ -2,6 +2,7 @@
 
 FarmError                 names the device, file or key and the remedy            exit code
 ├── UsageError            a matrix, inventory, checkpoint or argument is wrong    2
+├── TakenOverError        another controller measures the sweep now               1
 └── DeviceError           infrastructure: a device cannot be used                 4
     ├── UnreachableError  no connection, or lost and not regained in time
     ├── HostKeyError      the host key is unknown or has changed
@@ -21,6 +22,10 @@ class FarmError(Exception):
 
 class UsageError(FarmError):
     exit_code = 2
+
+
+class TakenOverError(FarmError):
+    pass
 
 
 class DeviceError(FarmError):

@@ -162,7 +162,7 @@ def _answer(name: str, line: str) -> dict[str, Any]:
         version = [int(part) for part in answer["version"]][:3]
         path, reason = _printable(answer["path"]), _printable(answer["reason"])
         numpy = None if answer["numpy"] is None else _printable(answer["numpy"])
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ArithmeticError, ValueError, TypeError, KeyError, RecursionError):
         raise PythonMissingError(f"{name}: python3 gave no sensible answer: set `python` in the inventory") from None
     return {"path": path, "version": version, "numpy": numpy, "reason": reason}
 

@@ -57,7 +57,7 @@ class LiveTable:
 
     def device_is(self, device: str, state: str) -> None:
         with self._lock:
-            self._devices[device].state = state
+            self._devices[device].state = _printable(state)
 
     def cell_started(self, measurement: Measurement) -> None:
         with self._lock:

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from harness.device_worker import DeviceWorker, Listener, Surroundings
 from harness.health import HealthBook
@@ -36,9 +37,14 @@ class SweepRunner:
         surroundings: Surroundings,
         *,
         deadline_s: float = math.inf,
+        tick: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`deadline_s`: from `measure` on; no cell starts later, those in flight end."""
+        """`deadline_s`: from `measure` on; no cell starts later, those in flight end.
+
+        `tick` is called several times a second while measuring; what it raises ends the sweep.
+        """
+        self._tick = tick
         self._plan = plan
         self._database = database
         self._listener = listener
@@ -64,6 +70,7 @@ class SweepRunner:
                     )
                     for future in ended:
                         future.result()
+                    self._tick()
             finally:
                 self.stop()
                 while pending:
@@ -97,10 +104,15 @@ class SweepRunner:
             run = worker.measure(measurement)
             if run is None:
                 return None
-            self._database.add_run(run)
+            self._database.add_run(run, pause=partial(self._await_database, worker.device.name))
             if not worker.tries_again(run):
                 return run
         return None
+
+    def _await_database(self, device: str, why: str, seconds: float) -> bool:
+        """A server that is away costs time and no record; a sweep that is being stopped gives up sooner."""
+        self._listener.device_is(device, f"waiting for the results database: {why}")
+        return not self._surroundings.stopping.wait(seconds)
 
     def _cancel_all(self) -> None:
         """All devices at once: one that does not answer must not keep the others running."""

@@ -1,9 +1,10 @@
 """Every error that records, the results database, exports and pages raise on purpose.
 
-ReportError               one line for a person, naming the run, file or key and the remedy
-├── RecordError           a record is malformed, or its parts contradict one another
-├── DatabaseError         the results database cannot be opened, read or written
-└── UnknownSweepError     no sweep, or more than one, answers to that id
+ReportError               one line for a person, naming the run, file or key and the remedy        exit code
+├── RecordError           a record is malformed, or its parts contradict one another               2
+├── DatabaseError         the results database cannot be opened, read or written                   2
+│   └── OutageError       its server was away for longer than one waits                            1
+└── UnknownSweepError     no sweep, or more than one, answers to that id                           2
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ class RecordError(ReportError):
 
 class DatabaseError(ReportError):
     pass
+
+
+class OutageError(DatabaseError):
+    exit_code = 1
 
 
 class UnknownSweepError(ReportError):

@@ -99,7 +99,7 @@ def _stall_per_token_s(_: Run, sample: Sample) -> float | None:
 
 
 def _recall(_: Run, sample: Sample) -> float | None:
-    return sample.recall.first_k / sample.recall.activated if sample.recall else None
+    return sample.recall.first_k / sample.recall.activated if sample.recall and sample.recall.activated else None
 
 
 def _major_faults_per_token(_: Run, sample: Sample) -> float | None:

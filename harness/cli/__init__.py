@@ -12,7 +12,7 @@ from engine.errors import ContainerError, EngineError, RequestError
 from harness.cli.demo import demo
 from harness.cli.devices import devices, probe, trust
 from harness.cli.doctor import doctor
-from harness.cli.options import CONTEXT, EXIT_CODES, FARM_VERSION
+from harness.cli.options import CONTEXT, EXIT_CODES, FARM_VERSION, printable
 from harness.cli.results import report, results
 from harness.cli.run import run
 from harness.cli.strategies import strategies
@@ -30,7 +30,7 @@ class _Farm(click.Group):
             if context.params.get("debug"):
                 raise
             message = " ".join(str(error).split())
-            click.echo(f"edgemoe-farm: error: {message}", err=True)
+            click.echo(f"edgemoe-farm: error: {printable(message)}", err=True)
             context.exit(exit_code(error))
         except KeyboardInterrupt:
             click.echo("edgemoe-farm: interrupted", err=True)

@@ -15,6 +15,7 @@ from harness.cli.options import EXIT_CODES, open_results
 from harness.demo.loopback import Emulated, LoopbackFarm
 from harness.errors import UsageError
 from harness.matrix import parse_matrix
+from harness.presence import at_work
 from harness.trust import trust
 from reports.page import render
 
@@ -115,7 +116,8 @@ def _measure(start: float, output: Path, work: Path, quick: bool, backend: str) 
         plan = plan_matrix(matrix, inventory)
         sweep = new_sweep(plan, database)
         _say(start, f"measuring {len(plan.measurements)} runs on {len(inventory.devices)} devices")
-        code = measure(sweep, plan, database, known_hosts=known_hosts, cache=work / "cache")
+        with at_work(database, sweep.id) as presence:
+            code = measure(sweep, plan, database, presence, known_hosts=known_hosts, cache=work / "cache")
         render(database, sweep.id, output / "report.html")
     return code
 

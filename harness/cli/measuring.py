@@ -28,18 +28,20 @@ from engine.offline.tokenizer import Tokenizer
 from engine.protocol import Passage
 from engine.strategies import STRATEGIES
 from harness.cli.estimating import CellEstimator
-from harness.cli.options import FARM_VERSION, cache_folder
+from harness.cli.options import FARM_VERSION, cache_folder, printable
 from harness.cli.strategies import traits
 from harness.deploy import HashCache
 from harness.device_worker import Listener, Surroundings
 from harness.errors import UsageError
 from harness.matrix import Accuracy, Matrix, parse_matrix
 from harness.plan import Plan, make_plan
+from harness.presence import Presence
 from harness.progress import JsonLines, LiveTable, LogLines
 from harness.remote import open_session
 from harness.run import SweepRunner, tally
 from reports import units
 from reports.comparison import Row, compare
+from reports.connection import OUTAGE_S, Patience, sleep
 from reports.database import ResultsDatabase
 from reports.headline import headline
 from reports.metrics import METRICS
@@ -48,6 +50,14 @@ from reports.records import RunStatus, Sweep, last_attempts
 INTERRUPTED = 130
 _SUMMARY = ("tpot_s", "estimated_tpot_s", "peak_resident_bytes", "expert_hit_rate", "perplexity")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _await_database(why: str, seconds: float) -> bool:
+    click.echo(f"waiting for the results database: {printable(why)}", err=True)
+    return sleep(why, seconds)
+
+
+PATIENT = Patience(OUTAGE_S, _await_database)  # what `run` has with a server that is away
 
 
 def plan_matrix(matrix: Matrix, inventory: Inventory) -> Plan:
@@ -124,6 +134,7 @@ def measure(
     sweep: Sweep,
     plan: Plan,
     database: ResultsDatabase,
+    presence: Presence,
     *,
     known_hosts: Path,
     deadline_s: float = math.inf,
@@ -142,8 +153,10 @@ def measure(
         estimate=CellEstimator(),
     )
     totals = dict(Counter(m.cell.device for m in plan.measurements))
+    for other in presence.others():
+        click.echo(f"also at work: {printable(other)} on sweep {other.sweep_id} since {other.started_at}", err=True)
     with _listener(totals, as_json) as listener:
-        runner = SweepRunner(plan, database, listener, surroundings, deadline_s=deadline_s)
+        runner = SweepRunner(plan, database, listener, surroundings, deadline_s=deadline_s, tick=presence.beat)
         with _stopping(runner.stop) as interrupted:
             runner.measure()
     runs = database.runs(sweep_id=sweep.id)

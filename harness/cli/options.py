@@ -15,7 +15,9 @@ from device_inventory import Inventory
 from engine.errors import RequestError
 from engine.protocol import ExpertBudget, to_json
 from harness.deadlines import parse_duration
+from harness.errors import UsageError
 from harness.known_hosts import default_path
+from reports.connection import Patience, Place
 from reports.database import ResultsDatabase
 
 FARM_VERSION = importlib.metadata.version("edgemoe-farm")
@@ -60,7 +62,7 @@ results_option = click.option(
     envvar="EDGEMOE_FARM_RESULTS",
     show_envvar=True,
     metavar="FILE|URL",
-    help="The results database: an SQLite file, or an SQLAlchemy URL.",
+    help="The results database: an SQLite file, or postgresql://user@host/database.",
 )
 
 offline_option = click.option(
@@ -81,11 +83,15 @@ def load_inventory(path: Path) -> Inventory:
     return Inventory.load(path)
 
 
-def open_results(place: str, *, create: bool = False) -> ResultsDatabase:
-    """`create` also makes the folder of a file that is not there yet."""
-    if create and "://" not in place:
-        Path(place).parent.mkdir(parents=True, exist_ok=True)
-    return ResultsDatabase.open(place, create=create)
+def open_results(place: str, *, create: bool = False, patience: Patience | None = None) -> ResultsDatabase:
+    """`create` also makes the folder of a file that is not there yet; `patience` is for a server that goes away."""
+    file = Place.parse(place).file
+    if create and file is not None:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--results {file}: {error.strerror}: name a place that can be written") from None
+    return ResultsDatabase.open(place, create=create, patience=patience)
 
 
 def cache_folder() -> Path:

@@ -11,7 +11,9 @@ from rich.table import Table
 
 from engine.protocol import to_json
 from harness.cli.options import json_option, open_results, print_json, printable, results_option
-from harness.run import tally
+from harness.presence import is_alive
+from harness.run import Tally, tally
+from reports.controllers import Controller
 from reports.database import LATEST
 from reports.export import FORMATS, export
 from reports.page import render
@@ -46,13 +48,17 @@ def results() -> None:
 @results_option
 @json_option
 def list_sweeps(results_place: str, as_json: bool) -> None:
-    """List the sweeps, the oldest first.
+    """List the sweeps, the oldest first, and which controllers measure them.
+
+    A sweep is `running`, `complete`, `incomplete`, or `stale`: its controller was lost and `run --resume` goes on.
 
     \b
-    Example:
+    Examples:
       edgemoe-farm results list
+      edgemoe-farm results list --results postgresql://farm@lab/farm
     """
     with open_results(results_place) as database:
+        controllers = {controller.sweep_id: controller for controller in database.controllers()}
         rows = [(sweep, tally(sweep, database.stream(sweep_id=sweep.id))) for sweep in database.sweeps()]
     if as_json:
         print_json(
@@ -61,6 +67,8 @@ def list_sweeps(results_place: str, as_json: bool) -> None:
                     "id": sweep.id,
                     "name": sweep.name,
                     "started_at": sweep.started_at,
+                    "state": _state(controllers.get(sweep.id), result),
+                    "controller": controllers.get(sweep.id),
                     "planned": len(sweep.planned),
                     "missing": result.missing,
                     "suspect": result.suspect,
@@ -70,12 +78,24 @@ def list_sweeps(results_place: str, as_json: bool) -> None:
             ]
         )
         return
-    table = Table("sweep", "matrix", "planned", "ok", "suspect", "not ok", "missing", box=None, pad_edge=False)
+    table = Table("sweep", "matrix", "planned", "ok", "suspect", "not ok", "missing", "state", box=None, pad_edge=False)
     for sweep, result in rows:
         ok = result.counts.get(RunStatus.OK, 0)
         numbers = (len(sweep.planned), ok, result.suspect, sum(result.counts.values()) - ok, result.missing)
-        table.add_row(sweep.id, sweep.name, *map(str, numbers))
+        controller = controllers.get(sweep.id)
+        state = _state(controller, result)
+        if controller is not None:
+            state += f": {printable(controller)}"
+        if state.startswith("stale") and controller is not None:
+            state += f", silent for {controller.silent_s / 60:.0f} min"
+        table.add_row(printable(sweep.id), printable(sweep.name), *map(str, numbers), state)
     Console(highlight=False, markup=False).print(table)
+
+
+def _state(controller: Controller | None, result: Tally) -> str:
+    if controller is not None:
+        return "running" if is_alive(controller) else "stale"
+    return "incomplete" if result.missing else "complete"
 
 
 @results.command()

@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from harness.cli.measuring import measure, new_sweep, plan_again, plan_matrix
+from harness.cli.measuring import PATIENT, measure, new_sweep, plan_again, plan_matrix
 from harness.cli.options import (
     EXIT_CODES,
     Duration,
@@ -26,6 +26,7 @@ from harness.cli.options import (
 from harness.errors import UsageError
 from harness.matrix import read_matrix
 from harness.plan import Plan
+from harness.presence import at_work
 from reports.database import LATEST
 
 
@@ -90,30 +91,40 @@ def run(
         if only_plan:
             show_plan(plan, as_json)
             return
-        with open_results(results_place, create=True) as database:
+        with open_results(results_place, create=True, patience=PATIENT) as database:
             sweep = new_sweep(plan, database)
+            with at_work(database, sweep.id) as presence:
+                context.exit(
+                    measure(
+                        sweep,
+                        plan,
+                        database,
+                        presence,
+                        known_hosts=known_hosts,
+                        deadline_s=deadline_s,
+                        offline=offline,
+                        as_json=as_json,
+                    )
+                )
+    with open_results(results_place, patience=PATIENT) as database:
+        sweep = database.sweep(resume or LATEST)
+        if only_plan:
+            show_plan(plan_again(sweep, inventory, database, failed_too=retry_failed), as_json)
+            return
+        with at_work(database, sweep.id) as presence:  # before the plan: nobody else may measure what it lacks
+            plan = plan_again(sweep, inventory, database, failed_too=retry_failed)
             context.exit(
                 measure(
                     sweep,
                     plan,
                     database,
+                    presence,
                     known_hosts=known_hosts,
                     deadline_s=deadline_s,
                     offline=offline,
                     as_json=as_json,
                 )
             )
-    with open_results(results_place) as database:
-        sweep = database.sweep(resume or LATEST)
-        plan = plan_again(sweep, inventory, database, failed_too=retry_failed)
-        if only_plan:
-            show_plan(plan, as_json)
-            return
-        context.exit(
-            measure(
-                sweep, plan, database, known_hosts=known_hosts, deadline_s=deadline_s, offline=offline, as_json=as_json
-            )
-        )
 
 
 def show_plan(plan: Plan, as_json: bool) -> None:

@@ -167,6 +167,8 @@ class ShellTransport(ABC):
         answer = self._shell(_SURVEY, partial, _folder(target)).stdout.split()
         try:
             present, free_kib = (int(word) for word in answer)
+            if present < 0:
+                raise ValueError
         except ValueError:
             raise RemoteCommandError(f"{self.name}: `df` gave no sensible answer for {_folder(target)}") from None
         return present, free_kib * 1024

@@ -208,7 +208,7 @@ def test_an_incomplete_run_is_a_failure(bench) -> None:
 
 
 def test_a_failing_database_ends_the_sweep(bench, monkeypatch) -> None:
-    def refuse(run) -> None:
+    def refuse(run, **_) -> None:
         raise DatabaseError("the disk is full")
 
     monkeypatch.setattr(bench.database, "add_run", refuse)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import shlex
 import subprocess
@@ -167,6 +168,16 @@ def test_a_login_that_is_refused(sshd, tmp_path):
     device = dataclasses.replace(sshd.device, identity_file=str(other))
     with pytest.raises(UnreachableError, match=r"refuses the login .*ssh-copy-id"):
         hello(device, sshd.known_hosts)
+
+
+def test_a_passphrase_is_asked_of_nobody_and_in_no_message(sshd, tmp_path, caplog):
+    caplog.set_level(logging.DEBUG)
+    locked, secret = tmp_path / "locked", "correct-horse-battery-staple"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", secret, "-f", locked], check=True)
+    device = dataclasses.replace(sshd.device, identity_file=str(locked))
+    with pytest.raises(UnreachableError, match=r"refuses the login .*ssh-copy-id") as refused:
+        hello(device, sshd.known_hosts)
+    assert secret not in str(refused.value) + caplog.text
 
 
 def test_an_identity_file_that_is_not_there(sshd):

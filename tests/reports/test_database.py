@@ -1,19 +1,27 @@
 import multiprocessing
-import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
+from reports.connection import Place
 from reports.database import ResultsDatabase
 from reports.errors import DatabaseError, RecordError, UnknownSweepError
 from reports.records import RunStatus
 
 
 @pytest.fixture
-def database(tmp_path):
-    with ResultsDatabase.open(tmp_path / "results.sqlite") as database:
+def database(place):
+    with ResultsDatabase.open(place) as database:
         yield database
+
+
+def change(place, statement):
+    """By somebody else than the farm."""
+    engine = Place.parse(place).connect()
+    with engine.begin() as connection:
+        connection.exec_driver_sql(statement)
+    engine.dispose()
 
 
 def test_what_was_stored_comes_back_in_order(database, make):
@@ -107,72 +115,71 @@ def _write(path, sweep, runs, together):
             database.add_run(run)
 
 
-def test_two_processes_create_and_write_one_database(tmp_path, make):
+def test_two_processes_create_and_write_one_database(place, make):
     runs = [make.run(device=f"device-{i}", tokens=4, prompts=1) for i in range(40)]
     sweep = make.sweep(runs)
     context = multiprocessing.get_context("fork")
     together = context.Barrier(2)
-    path = tmp_path / "shared.sqlite"
-    processes = [context.Process(target=_write, args=(path, sweep, runs[i::2], together)) for i in range(2)]
+    processes = [context.Process(target=_write, args=(place, sweep, runs[i::2], together)) for i in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
         assert process.exitcode == 0
-    with ResultsDatabase.open(path, create=False) as database:
+    with ResultsDatabase.open(place, create=False) as database:
         assert {run.id for run in database.runs()} == {run.id for run in runs}
 
 
-def test_a_database_is_not_made_where_one_is_looked_for(tmp_path):
+def test_a_database_is_not_made_where_one_is_looked_for(place, tmp_path):
     with pytest.raises(DatabaseError, match="run a matrix first"):
-        ResultsDatabase.open(tmp_path / "none.sqlite", create=False)
-    assert not (tmp_path / "none.sqlite").exists()
+        ResultsDatabase.open(place, create=False)
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(DatabaseError, match="no folder"):
         ResultsDatabase.open(tmp_path / "nowhere" / "results.sqlite")
 
 
-def test_what_is_not_ours_or_of_another_version_is_refused(tmp_path, make):
-    alien = tmp_path / "alien.sqlite"
-    with sqlite3.connect(alien) as connection:
-        connection.execute("CREATE TABLE cats (name TEXT)")
-    connection.close()
+def test_what_is_not_ours_is_refused(place):
+    change(place, "CREATE TABLE cats (name TEXT)")
     with pytest.raises(DatabaseError, match="not a results database"):
-        ResultsDatabase.open(alien)
+        ResultsDatabase.open(place)
 
+
+def test_another_version_is_refused(place):
+    ResultsDatabase.open(place).close()
+    change(place, "UPDATE farm_schema SET version = 99")
+    with pytest.raises(DatabaseError, match="schema version 99 where 1 is known"):
+        ResultsDatabase.open(place)
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path):
     (tmp_path / "text.sqlite").write_text("dear diary, " * 1000)
     with pytest.raises(DatabaseError, match="file is not a database"):
         ResultsDatabase.open(tmp_path / "text.sqlite")
 
-    future = tmp_path / "future.sqlite"
-    ResultsDatabase.open(future).close()
-    with sqlite3.connect(future) as connection:
-        connection.execute("UPDATE farm_schema SET version = 99")
-    connection.close()
-    with pytest.raises(DatabaseError, match="schema version 99 where 1 is known"):
-        ResultsDatabase.open(future)
 
-
-def test_a_damaged_record_is_named(database, tmp_path, make):
+def test_a_damaged_record_is_named(database, place, make):
     run = make.run()
     database.add_sweep(make.sweep([run]))
     database.add_run(run)
-    with sqlite3.connect(tmp_path / "results.sqlite") as connection:
-        connection.execute("UPDATE runs SET record = substr(record, 1, 100)")
-    connection.close()
+    change(place, "UPDATE runs SET record = substr(record, 1, 100)")
     with pytest.raises(RecordError, match="damaged"):
         database.runs()
 
 
-@pytest.mark.parametrize("url", ["postgresql+nodriver://me:hunter2@host/farm", "not a url://", "://"])
-def test_a_bad_url_is_one_line_without_the_password(url):
-    with pytest.raises(DatabaseError) as refused:
-        ResultsDatabase.open(url)
-    assert "hunter2" not in str(refused.value)
-    assert "\n" not in str(refused.value)
-
-
-def test_sqlite_survives_a_power_cut_and_keeps_its_promises(database):
-    with database._engine.connect() as connection:
+def test_sqlite_survives_a_power_cut_and_keeps_its_promises(tmp_path):
+    with ResultsDatabase.open(tmp_path / "results.sqlite") as database, database._engine.connect() as connection:
         pragmas = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
         state = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in pragmas]
     assert state == ["wal", 2, 1, 60_000]  # 2: FULL
+
+
+def test_times_and_ids_are_ordered_by_code_point_and_in_no_language(database, make):
+    """A second before its first fraction, and "B" before "a"."""
+    whole, fraction = "2026-11-23T22:15:00+00:00", "2026-11-23T22:15:00.500000+00:00"
+    runs = [make.run(seed=i) for i in range(4)]
+    wanted = list(zip(("B", "a", "C", "b"), (whole, whole, fraction, fraction), strict=True))
+    runs = [replace(run, id=name, started_at=at) for run, (name, at) in zip(runs, wanted, strict=True)]
+    database.add_sweep(make.sweep(runs))
+    for run in reversed(runs):
+        database.add_run(run)
+    assert [run.id for run in database.runs()] == ["B", "a", "C", "b"]

@@ -315,6 +315,7 @@ def test_an_interrupted_sweep_stops_the_device_and_is_resumed(long_matrix: Path,
         time.sleep(0.05)
     else:
         pytest.fail("no engine was started")
+    assert "is being measured by" in refused("run", "--resume"), "two controllers at one sweep"
     controller.send_signal(number)
     output, _ = controller.communicate(timeout=60)
     assert controller.returncode == 130
