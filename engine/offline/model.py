@@ -48,15 +48,15 @@ class MappedExperts:
 
 
 class OfflineModel:
-    def __init__(self, container: Container) -> None:
-        """Reads the non-experts. Raises ContainerError."""
+    def __init__(self, container: Container, kernels: Kernels | None = None) -> None:
+        """Reads the non-experts. `kernels`: numpy's unless others are given. Raises ContainerError."""
         self.container = container
-        self._model = load_model(container, Kernels())
+        self._model = load_model(container, kernels or Kernels())
         self._experts = MappedExperts(container)
 
     @classmethod
-    def open(cls, path: str) -> OfflineModel:
-        return cls(Container.open(path))
+    def open(cls, path: str, kernels: Kernels | None = None) -> OfflineModel:
+        return cls(Container.open(path), kernels)
 
     @property
     def config(self) -> ModelConfig:
