@@ -24,4 +24,6 @@ ln -s pts/ptmx "$root/dev/ptmx"
 ln -s /proc/self/fd "$root/dev/fd"
 mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
 mount --bind "${home#*=}" "$root${home%%=*}"
-PATH=$path exec /usr/sbin/chroot --userspec="$user" --groups= "$root" "$@"
+# Not by `exec`: the kernel forgets whom to kill at unshare's end when a process changes its user, and this one does not.
+PATH=$path
+/usr/sbin/chroot --userspec="$user" --groups= "$root" "$@"

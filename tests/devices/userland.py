@@ -42,11 +42,14 @@ def need(*programs: str) -> None:
 
 
 PROVIDERS = {
+    "depmod": "kmod",
     "ip": "iproute2",
+    "losetup": "mount",
     "qemu-aarch64-static": "qemu-user-static",
     "qemu-arm-static": "qemu-user-static",
     "qemu-system-aarch64": "qemu-system-arm",
     "sshd": "openssh-server",
+    "mke2fs": "e2fsprogs",
     "mkfs.ext4": "e2fsprogs",
 }
 
@@ -272,8 +275,10 @@ def emulated(mount_point: Path) -> Iterator[None]:
     )
     if mounted.returncode != 0:
         pytest.skip(f"this kernel cannot be told to run programs of other processors: {mounted.stderr.strip()}")
-    entries = []
-    try:
+    entries = [
+        entry for entry in mount_point.glob("edgemoe-farm-*") if not Path("/proc", entry.name.split("-")[-1]).exists()
+    ]
+    try:  # also to remove those that somebody left who was killed
         for architecture, emulator in EMULATORS.items():
             name = f"edgemoe-farm-{architecture}-{os.getpid()}"
             (mount_point / "register").write_bytes(_registration(name, architecture, f"/usr/bin/{emulator}"))

@@ -28,6 +28,7 @@ LIBRARIES = {  # and a processor that has what it needs, and no more
     "aarch64-dotprod": ("arm64", "cortex-a76"),
     "armv7-neon": ("armhf", "cortex-a7"),
 }
+AT_LEISURE = (pytest.mark.devices, pytest.mark.timeout(1000))
 IN_A_HURRY = {("aarch64-neon", "arithmetic"), ("termux", "arithmetic")}
 MUSL = {"arm64": ("aarch64-linux-musl", "ld-musl-aarch64"), "armhf": ("arm-linux-musleabihf", "ld-musl-armhf")}
 
@@ -127,7 +128,7 @@ def emulation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("where", "check"),
     [
-        pytest.param(where, check, marks=() if (where, check) in IN_A_HURRY else pytest.mark.devices)
+        pytest.param(where, check, marks=() if (where, check) in IN_A_HURRY else AT_LEISURE)
         for where in (*LIBRARIES, "termux")
         for check in ("arithmetic", "strategies", "damage")
     ],
@@ -142,7 +143,7 @@ def test_the_self_test_passes_in_a_device_s_userland(emulation: None, where: str
     lived_in.own(home)
     inside = ["env", f"QEMU_CPU={processor}", "python3", "-m", "engine", "selftest", check]
     ended = subprocess.run(
-        lived_in.command(face, home, *inside), capture_output=True, text=True, timeout=280, check=False
+        lived_in.command(face, home, *inside), capture_output=True, text=True, timeout=900, check=False
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     (said,) = [json.loads(line) for line in ended.stdout.splitlines()]
