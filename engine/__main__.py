@@ -197,7 +197,7 @@ def _selftest(options: argparse.Namespace) -> int:
     _limit_threads(1)
     from engine.selftest import selftest
 
-    return 0 if selftest(options.folder, _print) else 1
+    return 0 if selftest(options.folder, _print, options.check) else 1
 
 
 def _limit_threads(threads: int) -> None:
@@ -259,6 +259,7 @@ def _parser() -> argparse.ArgumentParser:
     storage.add_argument("container", metavar="CONTAINER")
     storage.add_argument("--again", action="store_true", help="whatever was measured before")
     selftest = commands.add_parser("selftest", help="prove that everything works on this device, in seconds")
+    selftest.add_argument("check", nargs="?", choices=("arithmetic", "strategies", "damage"), help="only this one")
     selftest.add_argument("--folder", metavar="DIR", help="where to put a small container (default: TMPDIR)")
     return parser
 

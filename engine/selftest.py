@@ -31,16 +31,17 @@ _SWITCH: Dict[str, Any] = {
 _PROMPT, _NEW_TOKENS = (1, 17, 5, 80, 33), 8
 
 
-def selftest(folder: Optional[str], report: Callable[[Dict[str, Any]], None]) -> bool:
-    """Reports each check as {"check", "ok", "detail"} and returns whether all of them held."""
+def selftest(folder: Optional[str], report: Callable[[Dict[str, Any]], None], only: Optional[str] = None) -> bool:
+    """Reports each check, or `only` one, as {"check", "ok", "detail"} and returns whether all of them held."""
+    checks = {"arithmetic": _check_arithmetic, "strategies": _check_strategies, "damage": _check_damage}
     all_ok = True
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        for check in (_check_arithmetic, _check_strategies, _check_damage):
+        for name in checks if only is None else (only,):
             try:
-                ok, detail = check(scratch)
+                ok, detail = checks[name](scratch)
             except (EngineError, OSError) as error:
                 ok, detail = False, str(error)
-            report({"check": check.__name__[len("_check_") :], "ok": ok, "detail": detail})
+            report({"check": name, "ok": ok, "detail": detail})
             all_ok = all_ok and ok
     return all_ok
 
@@ -157,7 +158,8 @@ def _check_arithmetic(scratch: str) -> Tuple[bool, str]:
             for rows in (1, len(x)):
                 error = np.abs(kernels.product(packed, x[:rows]) - expected[:rows]).max() / np.abs(expected).max()
                 worst[kernels.backend] = max(worst[kernels.backend], float(error))
-    found = ", ".join(f"{backend} {error:.1e}" for backend, error in worst.items())
+    names = {"numpy": "numpy", "native": f"native {best.variant}"}
+    found = ", ".join(f"{names[backend]} {error:.1e}" for backend, error in worst.items())
     detail = "; ".join([f"largest relative error over {len(all_formats())} formats: {found}", *notes])
     return worst["numpy"] < 1e-5 and worst[best.backend] < 1e-4, detail
 

@@ -27,7 +27,7 @@ from harness.transport.shell import STALL_S, ShellTransport
 
 CONNECT_S = 15.0
 KEEPALIVE_S = 5
-UNANSWERED_MS = 15_000  # what was sent and not acknowledged for so long ends the connection (TCP_USER_TIMEOUT)
+UNANSWERED_S = 15.0  # what was sent and not acknowledged for so long ends the connection (TCP_USER_TIMEOUT)
 _BROKEN = (OSError, EOFError, paramiko.SSHException)  # what a lost link raises, depending on where it is noticed
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # its failures reach the user as our errors
 
@@ -42,6 +42,7 @@ class SshTransport(ShellTransport):
         *,
         ssh_config: Path | None = None,
         connect_s: float = CONNECT_S,
+        unanswered_s: float = UNANSWERED_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(device.name, clock=clock)
@@ -49,6 +50,7 @@ class SshTransport(ShellTransport):
         self._known_hosts = known_hosts
         self._ssh_config = ssh_config
         self._connect_s = connect_s
+        self._unanswered_s = unanswered_s
         self._connection: Connection | None = None
 
     def close(self) -> None:
@@ -161,7 +163,7 @@ class SshTransport(ShellTransport):
     def _connect(self) -> Connection:
         connection = _chain(self._device, self._known_hosts, self._ssh_config, self._connect_s)[-1]
         with _explained(self._device, connection):
-            _open(connection)
+            _open(connection, self._unanswered_s)
         return connection
 
 
@@ -266,17 +268,17 @@ class _Refuse(paramiko.MissingHostKeyPolicy):
         )
 
 
-def _open(connection: Connection) -> None:
+def _open(connection: Connection, unanswered_s: float = UNANSWERED_S) -> None:
     """Opens a connection and the gateways before it, each with the settings that notice a dead link."""
     if isinstance(connection.gateway, Connection):
-        _open(connection.gateway)
+        _open(connection.gateway, unanswered_s)
     connection.open()
     transport = connection.transport
     transport.set_keepalive(KEEPALIVE_S)
     if isinstance(transport.sock, socket.socket):  # behind a gateway it is a channel
         transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
-            transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNANSWERED_MS)
+            transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * unanswered_s))
 
 
 def _close(connection: Connection) -> None:

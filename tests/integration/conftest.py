@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,13 @@ class Sshd:
     client_key: Path
     known_hosts: Path
     options: tuple[str, ...] = ()
+    host: str = "127.0.0.1"
+    user: str = field(default_factory=getpass.getuser)
+    python: str | None = sys.executable
     inside: tuple[str, ...] = ()  # a command that starts the server in surroundings of its own
+    prepare: Callable[[Path], None] = lambda folder: None  # done to its folder before it starts
+    seen_as: str = ""  # its folder as the server itself sees it, where it lives in another root file system
+    start_s: float = 30.0  # within which it answers
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -49,22 +56,26 @@ class Sshd:
     def device_at(self, port: int) -> Device:
         return Device(
             name=self.name,
-            host="127.0.0.1",
+            host=self.host,
             port=port,
-            user=getpass.getuser(),
+            user=self.user,
             identity_file=str(self.client_key),
-            root=str(self.folder / "root"),
-            python=sys.executable,
+            root=f"{self.home}/root",
+            python=self.python,
         )
+
+    @property
+    def home(self) -> str:
+        return self.seen_as or str(self.folder)
 
     @property
     def host_key(self) -> HostKey:
         kind, content = (self.folder / "host_key.pub").read_text().split()[:2]
-        return HostKey(f"[127.0.0.1]:{self.port}", kind, base64.b64decode(content))
+        return HostKey(f"[{self.host}]:{self.port}", kind, base64.b64decode(content))
 
     def trust(self, port: int | None = None) -> None:
         key = self.host_key
-        KnownHosts(self.known_hosts).store(HostKey(f"[127.0.0.1]:{port or self.port}", key.kind, key.content))
+        KnownHosts(self.known_hosts).store(HostKey(f"[{self.host}]:{port or self.port}", key.kind, key.content))
 
     def new_host_key(self) -> None:
         for path in self.folder.glob("host_key*"):
@@ -75,9 +86,9 @@ class Sshd:
         config = self.folder / "sshd_config"
         lines = (
             f"Port {self.port}",
-            "ListenAddress 127.0.0.1",
-            f"HostKey {self.folder / 'host_key'}",
-            f"AuthorizedKeysFile {self.client_key}.pub",
+            f"ListenAddress {self.host}",
+            f"HostKey {self.home}/host_key",
+            f"AuthorizedKeysFile {self.home}/authorized_keys",
             "PidFile none",
             "StrictModes no",
             "UsePAM no",
@@ -85,16 +96,24 @@ class Sshd:
             "KbdInteractiveAuthentication no",
             "UseDNS no",
             "MaxStartups 100:30:200",
-            f"SetEnv HOME={self.folder}",  # bash would read this user's own .bashrc for every command
+            # bash would read this user's own .bashrc for every command. Of SetEnv only the first line counts.
+            *(() if self.seen_as else (f"SetEnv HOME={self.folder}",)),
             *self.options,
         )
         config.write_text("".join(f"{line}\n" for line in lines))
-        binary = sshd_binary()
+        shutil.copy(f"{self.client_key}.pub", self.folder / "authorized_keys")
+        self.prepare(self.folder)
+        # In another root file system it is the one of that.
+        binary = "sshd" if self.seen_as else sshd_binary()
         assert binary is not None
+        command = [*self.inside, binary, "-D", "-e", "-f", f"{self.home}/sshd_config"]
         with (self.folder / "sshd.log").open("ab") as log:
-            command = [*self.inside, binary, "-D", "-e", "-f", str(config)]
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        wait_until(lambda: _accepts(self.port) or self.process.poll() is not None, "sshd to listen")  # type: ignore[union-attr]
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        wait_until(
+            lambda: _answers(self.host, self.port) or self.process.poll() is not None,  # type: ignore[union-attr]
+            "sshd to answer",
+            self.start_s,
+        )
         assert self.process.poll() is None, (self.folder / "sshd.log").read_text()
 
     def sessions(self) -> list[int]:
@@ -126,7 +145,7 @@ class Sshd:
 
 @pytest.fixture
 def make_sshd(tmp_path: Path) -> Iterator[Callable[..., Sshd]]:
-    """make_sshd(name, *options, trusted=True, inside=()) starts a server; all end with the test."""
+    """make_sshd(name, *options, trusted=True, **fields of Sshd) starts a server; all end with the test."""
     if sshd_binary() is None:
         pytest.skip("sshd is not installed: apt install openssh-server")
     if os.geteuid() == 0:
@@ -135,11 +154,11 @@ def make_sshd(tmp_path: Path) -> Iterator[Callable[..., Sshd]]:
     client_key, known_hosts = tmp_path / "client_key", tmp_path / "known_hosts"
     _keygen(client_key)
 
-    def make(name: str = "pi", *options: str, trusted: bool = True, inside: tuple[str, ...] = ()) -> Sshd:
+    def make(name: str = "pi", *options: str, trusted: bool = True, port: int | None = None, **fields: Any) -> Sshd:
         folder = tmp_path / name
         folder.mkdir()
         _keygen(folder / "host_key")
-        server = Sshd(name, folder, free_port(), client_key, known_hosts, options, inside)
+        server = Sshd(name, folder, port or free_port(), client_key, known_hosts, options, **fields)
         servers.append(server)
         server.start()
         if trusted:
@@ -260,9 +279,14 @@ def wait_until(condition: Callable[[], object], what: str, within_s: float = 30.
         time.sleep(0.02)
 
 
-def _accepts(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def _answers(host: str, port: int) -> bool:
+    """With its own first words: what forwards a port of a machine listens there before the machine does."""
+    try:
+        with socket.create_connection((host, port), 1) as probe:
+            probe.settimeout(30)  # under emulation a session takes its time
+            return probe.recv(4) == b"SSH-"
+    except OSError:
+        return False
 
 
 def _keygen(path: Path) -> None:
