@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -63,6 +64,8 @@ class Card:
         subprocess.run(["umount", str(self._mount)], check=False, capture_output=True)
         subprocess.run(["losetup", "-d", self._loop], check=False, capture_output=True)
         self._image.unlink(missing_ok=True)
+        with suppress(OSError):  # not empty: still mounted
+            self._mount.rmdir()
 
 
 def _run(*command: str) -> str:
