@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -76,6 +77,14 @@ def generated_here(container: Path) -> tuple[int, ...]:
         return engine.generate(PROMPT, NEW_TOKENS, Sampling())[0]
     finally:
         engine.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ended_means_cleaned_up() -> Iterator[None]:
+    """What is mounted, limited or linked goes away also where the tests are told to end."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
