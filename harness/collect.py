@@ -22,6 +22,7 @@ from engine.protocol import (
     Watched,
     decode_event,
 )
+from harness.lease import Owner, lost_to
 from reports.records import Conditions, Fault, RunStatus
 
 MAX_EVENT_BYTES = 512 << 20  # of one run
@@ -114,7 +115,9 @@ class LimitHeld:
 class Ending:
     """How an engine process ended, as the agent on the device saw it."""
 
-    state: str  # exited: its supervisor saw it end; died: both are gone; absent: there is no such run
+    # exited: its supervisor saw it end; died: both are gone; absent: there is no such run; fenced: the lease is lost;
+    # occupied: another engine does not end
+    state: str
     status: int | None = None  # negative: the signal
     timed_out: bool = False  # the supervisor killed it at the deadline
     oom_kills: int | None = None  # by the kernel during the run; None: it does not say
@@ -123,9 +126,10 @@ class Ending:
     log_tail: str = ""
     watched: Watched | None = None  # of the device meanwhile
     limit: LimitHeld | None = None  # None: no memory limit was made
+    fenced_by: Owner | None = None  # None: nobody, the lease was removed
 
     def __post_init__(self) -> None:
-        if self.state not in ("exited", "died", "absent"):
+        if self.state not in ("exited", "died", "absent", "fenced", "occupied"):
             raise ProtocolError(f"unknown state {self.state!r:.40}")
 
 
@@ -152,6 +156,11 @@ def judge(collected: Collector, ending: Ending, deadline_s: float) -> tuple[RunS
 
 
 def _judge(collected: Collector, ending: Ending, deadline_s: float) -> tuple[RunStatus, Fault | None, tuple[str, ...]]:
+    if ending.state == "fenced":
+        return RunStatus.UNREACHABLE, Fault.LEASE_LOST, (lost_to(ending.fenced_by),)
+    if ending.state == "occupied":
+        reason = "an engine of an earlier run does not end, killed or not: restart the device"
+        return RunStatus.FAILED, Fault.STALLED, (reason,)
     if collected.totals is not None and (ending.status in (0, None) or ending.timed_out):
         return RunStatus.OK, None, ()
     if ending.timed_out:

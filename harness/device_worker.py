@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from device_inventory.inventory import Device
 from engine.errors import ProtocolError
 from engine.protocol import RunRequest
-from harness.errors import DeviceError, HostKeyError, RemoteTimeoutError, UnreachableError
+from harness.errors import DeviceBusyError, DeviceError, HostKeyError, RemoteTimeoutError, UnreachableError
 from harness.health import HealthBook
 from harness.matrix import Matrix
 from harness.plan import Measurement, emulated_conditions, make_request, run_id
@@ -112,6 +112,7 @@ class DeviceWorker:
         self._health = health
         self._is_admitted = False  # its health allows it to be measured
         self._session: Session | None = None
+        self._lease_token: int | None = None
         self._failures: Counter[tuple[str, int]] = (
             Counter()
         )  # of a cell and block, of the infrastructure, in this sweep
@@ -183,7 +184,8 @@ class DeviceWorker:
                 self._admit()
             if self.unusable is not None:
                 return attempt.without_engine(self._unusable_status, Fault.UNTRIED, self.unusable)
-            session = self._connected()
+            session = self._held()
+            attempt = replace(attempt, lease_token=self._lease_token)
             request = self._prepared(session, attempt)
             attempt = replace(attempt, estimate=self._around.estimate(session, attempt.measurement, request))
         except _UndeployableError as error:
@@ -215,6 +217,14 @@ class DeviceWorker:
             self._listener.device_is(self.device.name, "connecting")
             self._session = self._around.open_session(self.device)
         return self._session
+
+    def _held(self) -> Session:
+        """The session, on a device that is ours alone: waits in its queue. Raises DeviceError, _Stopped."""
+        session = self._connected()
+        self._lease_token = session.hold(
+            lambda state: self._listener.device_is(self.device.name, state), self._raise_if_stopping
+        )
+        return session
 
     # --- health ---------------------------------------------------------------------------------------------------
 
@@ -248,7 +258,9 @@ class DeviceWorker:
         """Lets the engine prove itself on the device, and notes the outcome; None where all held."""
         self._listener.device_is(self.device.name, "canary run")
         try:
-            self._connected().selftest()
+            self._held().selftest()
+        except DeviceBusyError as error:  # which says nothing about the device
+            return error
         except DeviceError as error:
             self._health.note(self.device.name, Mark.CANARY_FAILED, str(error))
             return error
@@ -318,6 +330,7 @@ class _Attempt:
     device: Device
     started_at: str
     estimate: RunEstimate | None = None
+    lease_token: int | None = None
 
     def without_engine(self, status: RunStatus, fault: Fault, reason: str) -> Run:
         """The engine was never started."""
@@ -370,5 +383,6 @@ class _Attempt:
             ended_at=self.around.utc(),
             farm_version=self.around.farm_version,
             estimate=self.estimate,
+            lease_token=self.lease_token,
             **evidence,
         )

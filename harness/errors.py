@@ -5,6 +5,8 @@ FarmError                 names the device, file or key and the remedy          
 ├── TakenOverError        another controller measures the sweep now               1
 └── DeviceError           infrastructure: a device cannot be used                 4
     ├── UnreachableError  no connection, or lost and not regained in time
+    │   └── LeaseLostError  so long that another controller has taken the device
+    ├── DeviceBusyError   another controller holds the device's lease
     ├── HostKeyError      the host key is unknown or has changed
     ├── RemoteCommandError  a command on the device failed
     ├── RemoteTimeoutError  a command on the device did not end within its deadline
@@ -33,6 +35,14 @@ class DeviceError(FarmError):
 
 
 class UnreachableError(DeviceError):
+    pass
+
+
+class LeaseLostError(UnreachableError):
+    pass
+
+
+class DeviceBusyError(DeviceError):
     pass
 
 

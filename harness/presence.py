@@ -7,15 +7,13 @@ that died without a word is known by its process on the machine on which it ran,
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import secrets
-import socket
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from harness.errors import TakenOverError, UsageError
+from harness.process import identity, lives, owner
 from reports.controllers import Controller
 from reports.database import ResultsDatabase
 from reports.errors import DatabaseError
@@ -27,17 +25,13 @@ SILENCE_S = 60.0  # after which a controller elsewhere counts as dead
 def myself(sweep_id: str) -> Controller:
     """This process, as it is about to measure a sweep."""
     pid = os.getpid()
-    return Controller(secrets.token_hex(8), f"{_user()}@{socket.gethostname()}", pid, _process(pid), sweep_id)
+    return Controller(secrets.token_hex(8), owner(), pid, identity(pid), sweep_id)
 
 
 def is_alive(controller: Controller) -> bool:
     """Whether a controller is at work, as far as one can tell from here."""
-    there, here = controller.process.rpartition(" ")[0], _process(os.getpid()).rpartition(" ")[0]
-    if here and there == here:
-        seen = _process(controller.pid)
-        if seen or not _exists(controller.pid):
-            return seen == controller.process
-    return controller.silent_s < SILENCE_S
+    found = lives(controller.pid, controller.process)
+    return controller.silent_s < SILENCE_S if found is None else found
 
 
 class Presence:
@@ -86,33 +80,3 @@ def at_work(
     finally:
         with contextlib.suppress(DatabaseError):  # then it is missed by its process or its silence
             database.leave(me)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return str(os.getuid())
-
-
-def _process(pid: int) -> str:
-    """Machine since its start, process namespace, start of the process; empty where there is none, or it is hidden."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        namespace = Path("/proc/self/ns/pid").readlink()
-        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    state, *numbers = status.rpartition(")")[2].split()
-    return f"{boot} {namespace} {'ended' if state in 'ZX' else numbers[18]}"
-
-
-def _exists(pid: int) -> bool:
-    """/proc may hide the processes of others."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True

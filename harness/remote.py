@@ -6,8 +6,8 @@ import json
 import shlex
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,13 +15,17 @@ from typing import Any, TypeVar
 from device_inventory import Device
 from engine.errors import ProtocolError
 from engine.protocol import ArithmeticTimes, DeviceFacts, RunRequest, Settle, StorageRates, from_json, loads, to_json
+from harness import agent
 from harness.bootstrap import WheelCache, bootstrap
 from harness.collect import Collector, Ending, OnEvent, conditions, judge, printable
 from harness.deploy import ENGINE_SOURCE, EngineBundle, HashCache, Place, has_blob, put_blob
 from harness.doctor.device import Examined, refuse_unfit
 from harness.doctor.survey import KINDS, Pruned, Survey, prune, survey
-from harness.errors import DeviceError, PythonMissingError, RemoteTimeoutError, UnreachableError
+from harness.errors import DeviceError, LeaseLostError, PythonMissingError, RemoteTimeoutError, UnreachableError
+from harness.lease import RENEW_S, WAIT_S, Holder, Lease, Tick, Waiting
 from harness.probe import (
+    ARITHMETIC_DEADLINE_S,
+    SELFTEST_DEADLINE_S,
     Kernels,
     Python,
     find_python,
@@ -34,13 +38,12 @@ from harness.probe import (
 from harness.retry import fault_of_error
 from harness.session import Outcome
 from harness.transport import Completed, Transport
+from harness.transport.shell import HASH_BYTES_PER_S
 from harness.transport.ssh import SshTransport
 from reports.records import Fault, RunStatus
 
 T = TypeVar("T")
 
-AGENT = (Path(__file__).parent / "agent.py").read_bytes()
-BOOT = 'import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv.pop(1))), "agent", "exec"))'
 STEP_S, IDLE_S, RECONNECT_S = Device.step_s, Device.idle_s, Device.reconnect_s
 ENGINE_GRACE_S = 2.0  # the engine ends itself at its deadline; the supervisor ends it this much later
 FOLLOW_GRACE_S = 30.0
@@ -59,8 +62,13 @@ def open_session(
     engine_source: Path | None = None,
     ssh_config: Path | None = None,
     gate: Callable[[str, Survey], None] | None = None,
+    holder: Holder | None = None,
+    wait_s: float = WAIT_S,
 ) -> RemoteSession:
-    """Connects to a device, checks it, deploys the engine and asks for its facts. Raises DeviceError, UsageError."""
+    """Connects to a device, checks it, deploys the engine and asks for its facts. Raises DeviceError, UsageError.
+
+    `holder`: who asks for its lease, by default this process for no sweep; `wait_s`: for others to give it up.
+    """
     return RemoteSession(
         lambda: SshTransport(device, known_hosts, ssh_config=ssh_config, connect_s=device.connect_s),
         root=device.root,
@@ -72,6 +80,8 @@ def open_session(
         reconnect_s=device.reconnect_s,
         cache_dir=cache_dir,
         engine_source=engine_source,
+        holder=holder,
+        wait_s=wait_s,
     )
 
 
@@ -80,15 +90,32 @@ def prune_device(device: Device, *, known_hosts: Path, days: float, dry: bool) -
     transport = SshTransport(device, known_hosts, connect_s=device.connect_s)
     try:
         place = Place.prepare(transport, device.root)
-        try:
-            python = find_python(transport, device.python).path
-        except PythonMissingError as missing:
-            if missing.bare is None:
-                raise
-            python = missing.bare
+        python = _any_python(transport, device)
         return prune(transport, python, place.root, days=days, dry=dry)
     finally:
         transport.close()
+
+
+@contextmanager
+def open_lease(device: Device, *, known_hosts: Path) -> Iterator[Lease]:
+    """The lease of a device, to look at or to take away: connects, deploys nothing. Raises DeviceError, UsageError."""
+    transport = SshTransport(device, known_hosts, connect_s=device.connect_s)
+    try:
+        root = Place.prepare(transport, device.root).root
+        call = partial(agent.call, transport, _any_python(transport, device))
+        yield Lease(device.name, root, Holder.this_process(), call, step_s=device.step_s)
+    finally:
+        transport.close()
+
+
+def _any_python(transport: Transport, device: Device) -> str:
+    """One without numpy will do for what needs no engine."""
+    try:
+        return find_python(transport, device.python).path
+    except PythonMissingError as missing:
+        if missing.bare is None:
+            raise
+        return missing.bare
 
 
 class RemoteSession:
@@ -109,6 +136,8 @@ class RemoteSession:
         gate: Callable[[str, Survey], None] = lambda root, survey: None,
         step_s: float = STEP_S,
         idle_s: float = IDLE_S,
+        holder: Holder | None = None,
+        wait_s: float = WAIT_S,
         reconnect_s: float = RECONNECT_S,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -134,6 +163,10 @@ class RemoteSession:
             gate(self._place.root, found)
             if found.stale_runs:  # they belong to controllers that will not come back
                 self.prune(days=STALE_DAYS, kinds=("runs",))
+            self._lease = Lease(
+                self._transport.name, self._place.root, holder or Holder.this_process(), self._agent,
+                wait_s=wait_s, step_s=step_s, outage_s=idle_s + reconnect_s, clock=clock,
+            )  # fmt: skip
             self.engine_sha256, self._engine = self._deploy_engine(engine_source or ENGINE_SOURCE)
             self.facts = read_facts(self._transport, self.python, self._engine)
         except BaseException:
@@ -145,15 +178,38 @@ class RemoteSession:
         return self._transport.bytes_sent + self._engine_bytes_sent
 
     def close(self) -> None:
+        self._lease.release()
         self._transport.close()
+
+    def hold(self, waiting: Waiting = lambda state: None, tick: Tick = lambda: None) -> int:
+        """Makes sure that this controller alone measures there, and waits for that; returns the fencing token.
+
+        `waiting` hears what is waited for; `tick` is called about once a second meanwhile, and an exception from it
+        ends that. Costs nothing where a sign of life was given a moment ago. Raises DeviceBusyError, UnreachableError.
+        """
+
+        def watch() -> None:
+            if self._cancelled.is_set():
+                raise DeviceError("cancelled")
+            tick()
+
+        return self._persist(lambda: self._lease.hold(waiting, watch), lambda: None)
 
     def put(self, source: Path, *, progress: Callable[[int], None] | None = None) -> str:
         """Deploys a container or profile by content hash; returns its path on the device.
 
         A link that is lost and regained costs what was in flight. Raises DiskFullError, UnreachableError.
         """
+        total = source.stat().st_size if source.is_file() else 0
+
+        def watch(present: int) -> None:
+            check_s = total / HASH_BYTES_PER_S if present == total else 0.0  # the device is about to read all of it
+            self._lease.keep(check_s if check_s > RENEW_S else 0.0)
+            if progress is not None:
+                progress(present)
+
         return self._persist(
-            lambda: put_blob(self._transport, self._place, source, self._cache, progress),
+            lambda: put_blob(self._transport, self._place, source, self._cache, watch),
             lambda: self._transport.bytes_sent,
         )
 
@@ -164,6 +220,7 @@ class RemoteSession:
 
     def arithmetic(self, container: str, *, backend: str, threads: int) -> ArithmeticTimes:
         """How long a token of `container`, a path on the device, takes there. Raises DeviceError."""
+        self._lease.keep(ARITHMETIC_DEADLINE_S)
         return read_arithmetic(self._transport, self.python, self._engine, container, backend=backend, threads=threads)
 
     def prune(self, *, days: float, kinds: tuple[str, ...] = KINDS, dry: bool = False) -> Pruned:
@@ -172,6 +229,7 @@ class RemoteSession:
 
     def storage(self, container: str) -> StorageRates:
         """How fast `container`, a path on the device, is read there, as of now or not long ago. Raises DeviceError."""
+        self._lease.keep()
         return read_storage(self._transport, self.python, self._engine, container)
 
     def execute(self, request: RunRequest, *, on_event: OnEvent | None = None) -> Outcome:
@@ -194,7 +252,9 @@ class RemoteSession:
         self._running = run
         ending = Ending("absent")
         try:
-            ending = self._persist(lambda: self._attend(run, plan, collected), lambda: collected.offset)
+            token = self.hold()
+            ending = self._persist(lambda: self._attend(run, token, plan, collected), lambda: collected.offset)
+            self._lease.attended(lost=ending.state == "fenced")
             status, fault, reasons = judge(collected, ending, request.deadline_s)
             self._remove(run)
         except KeyboardInterrupt:
@@ -237,6 +297,8 @@ class RemoteSession:
 
     def selftest(self) -> None:
         """Runs the engine's own self-test on the device, as a canary. Raises DeviceError where it does not hold."""
+        self.hold()
+        self._lease.keep(SELFTEST_DEADLINE_S)
         self._persist(lambda: run_selftest(self._transport, self.python, self._engine, self._place.root), lambda: None)
 
     def cancel(self) -> None:
@@ -248,19 +310,19 @@ class RemoteSession:
         transport = self._connect()  # the other thread is using the first
         try:
             while self._running == run and self._clock() < end:  # it may not have started yet
-                self._agent("kill", run, transport=transport)
+                self._agent("kill", run, self._lease.holder_id, transport=transport)
                 self._sleep(0.1)
         except DeviceError:
             return  # out of reach: the supervisor holds the deadline
         finally:
             transport.close()
 
-    def _attend(self, run: str, plan: dict[str, Any], collected: Collector) -> Ending:
+    def _attend(self, run: str, token: int, plan: dict[str, Any], collected: Collector) -> Ending:
         """Starts the run unless it exists, and follows it from the first byte that is not here yet."""
         if self._cancelled.is_set():
             raise DeviceError("cancelled")
         while self._abandoned:  # what was given up for lost may still run, and would disturb this one
-            self._agent("discard", self._abandoned[-1])
+            self._agent("discard", self._abandoned[-1], self._lease.holder_id)
             self._abandoned.pop()
         # Once it has been heard of, it must not be started a second time, whatever happened to its folder.
         stdin = json.dumps(plan).encode() if collected.offset == 0 else b""
@@ -268,6 +330,9 @@ class RemoteSession:
             "attend",
             run,
             str(collected.offset),
+            self._lease.holder_id,
+            str(token),
+            str(self._lease.ttl_s),
             stdin=stdin,
             deadline_s=plan["settle"]["max_wait_s"] + plan["deadline_s"] + FOLLOW_GRACE_S,
             on_stdout=collected.feed,
@@ -298,20 +363,21 @@ class RemoteSession:
 
     def _remove(self, run: str) -> None:
         """After a run that has ended: far cheaper than `discard`, which starts a Python to look for survivors."""
+        script = 'grep -qsF -- "$2" "$1/holder.json" && rm -rf -- "$1"'  # not what a later holder has made of it
         with suppress(DeviceError):
-            self._transport.run(["rm", "-rf", "--", run], deadline_s=self._step_s)
+            command = ["sh", "-c", script, "sh", run, self._lease.holder_id]
+            self._transport.run(command, deadline_s=self._step_s, check=False)
 
     def _discard(self, run: str) -> None:
         """Ends what may still run, and removes the folder; a device that cannot be reached keeps it."""
         with suppress(DeviceError):
-            self._agent("discard", run)
+            self._agent("discard", run, self._lease.holder_id)
 
     def _agent(
         self, verb: str, *arguments: str, transport: Transport | None = None, python: str | None = None, **options: Any
     ) -> Completed:
-        options = {"deadline_s": self._step_s, **options, "stdin": AGENT + options.get("stdin", b"")}
-        command = [python or self.python.path, "-I", "-c", BOOT, str(len(AGENT)), verb, *arguments]
-        return (transport or self._transport).run(command, **options)
+        options = {"deadline_s": self._step_s, **options}
+        return agent.call(transport or self._transport, python or self.python.path, verb, *arguments, **options)
 
     def _persist(self, act: Callable[[], T], progress: Callable[[], object]) -> T:
         """Does `act` again after each lost link, until `reconnect_s` have passed in which nothing got better."""
@@ -320,6 +386,8 @@ class RemoteSession:
             began, before = self._clock(), progress()
             try:
                 return act()
+            except LeaseLostError:
+                raise
             except UnreachableError as loss:
                 now = self._clock()
                 if give_up is None or progress() != before or now - began > SETTLED_S:

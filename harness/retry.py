@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from harness.collect import fault_of_words
 from harness.errors import (
+    DeviceBusyError,
     DiskFullError,
     HostKeyError,
+    LeaseLostError,
     PythonMissingError,
     RemoteTimeoutError,
     UnfitError,
@@ -42,6 +44,7 @@ class Backoff:
 RETRIES = {
     Fault.UNREACHABLE: Backoff(3, 5.0),
     Fault.LINK_LOST: Backoff(3, 5.0),
+    Fault.LEASE_LOST: Backoff(3, 1.0),  # the device is waited for, in its queue
     Fault.REBOOTED: Backoff(3, 15.0),
     Fault.STALLED: Backoff(2, 15.0),
     Fault.KILLED: Backoff(2, 5.0),
@@ -57,6 +60,10 @@ def fault_of_error(error: Exception) -> Fault:
     """What a DeviceError says of the device."""
     if isinstance(error, (HostKeyError, PythonMissingError, UnfitError)):
         return Fault.UNFIT
+    if isinstance(error, DeviceBusyError):
+        return Fault.BUSY
+    if isinstance(error, LeaseLostError):
+        return Fault.LEASE_LOST
     if isinstance(error, UnreachableError):
         return Fault.UNREACHABLE
     if isinstance(error, RemoteTimeoutError):

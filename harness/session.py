@@ -38,6 +38,14 @@ class Session(Protocol):
         """Payload so far: engine, containers, profiles. 0 where the device had them all."""
         ...
 
+    def hold(self, waiting: Callable[[str], None] = ..., tick: Callable[[], None] = ...) -> int:
+        """Makes sure that this controller alone measures there, and waits for that; returns the fencing token.
+
+        `waiting` hears what is waited for; `tick` is called about once a second meanwhile, and an exception from it
+        ends that. Raises DeviceBusyError, UnreachableError.
+        """
+        ...
+
     def put(self, source: Path, *, progress: Callable[[int], None] | None = None) -> str:
         """Deploys a container or profile by content hash; returns its path on the device."""
         ...

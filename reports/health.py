@@ -90,5 +90,5 @@ def health_of(runs: Iterable[Run], marks: Iterable[HealthMark]) -> DeviceHealth:
 
 
 def is_evidence(run: Run) -> bool:
-    """A cell that was not tried says nothing about the device."""
-    return run.fault not in (Fault.UNFIT, Fault.UNTRIED)
+    """A cell that was not tried, or that another controller cut off, says nothing about the device."""
+    return run.fault not in (Fault.UNFIT, Fault.UNTRIED, Fault.BUSY, Fault.LEASE_LOST)

@@ -1,6 +1,7 @@
 """Records: raw and complete, valid or not constructed. Everything else is derived from them and never stored.
 
-History of VERSION: 1 first; since then Run.estimate, Run.fault and Run.conditions were added, which may be missing.
+History of VERSION: 1 first; since then Run.estimate, Run.fault, Run.conditions and Run.lease_token were added, which
+may be missing.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Fault(enum.StrEnum):
 
     UNREACHABLE = "unreachable"  # no connection
     LINK_LOST = "link_lost"  # lost during the run, and not regained in time
+    LEASE_LOST = "lease_lost"  # another controller took the device during a long outage, or a person took it away
     REBOOTED = "rebooted"  # the device restarted during the run
     STALLED = "stalled"  # the device gave no answer within the deadline of an act
     DISK_FULL = "disk_full"
@@ -59,6 +61,7 @@ class Fault(enum.StrEnum):
     ENGINE = "engine"  # refused, incomplete, or a bug
 
     UNFIT = "unfit"  # a check of the device fails, or the container has no room there: not measured
+    BUSY = "busy"  # another controller uses the device: not measured
     UNTRIED = "untried"  # the device had been given up before
 
     @property
@@ -71,6 +74,7 @@ _INFRASTRUCTURE = frozenset(
     {
         Fault.UNREACHABLE,
         Fault.LINK_LOST,
+        Fault.LEASE_LOST,
         Fault.REBOOTED,
         Fault.STALLED,
         Fault.DISK_FULL,
@@ -159,6 +163,7 @@ class Run:
     command: str = ""  # what ran on the device
     estimate: RunEstimate | None = None  # None: not enough was known
     conditions: Conditions | None = None  # None where no engine ran
+    lease_token: int | None = None  # under which the device was held; grows with every change of holder
     log_tail: str = ""  # the end of the engine's stderr, control characters removed
     extra: dict[str, str] = field(default_factory=dict)
 

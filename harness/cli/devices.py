@@ -1,4 +1,4 @@
-"""`devices`, `trust`, `probe`: which devices there are, and whether they can be used."""
+"""`devices` with its locks, `trust`, `probe`: which devices there are, and whether they can be used."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
 from device_inventory import Device
 from engine.protocol import to_json
+from harness.cli.locks import locks, unlock
 from harness.cli.options import (
     cache_folder,
     inventory_option,
@@ -24,7 +26,7 @@ from harness.cli.options import (
     results_option,
 )
 from harness.cli.upkeep import health, health_in_words, known_health, prune
-from harness.errors import DeviceError
+from harness.errors import DeviceError, UsageError
 from harness.known_hosts import HostKey
 from harness.remote import open_session
 from harness.trust import trust as trust_device
@@ -51,14 +53,19 @@ _OF_A_RUN = (
 @json_option
 @click.pass_context
 def devices(context: click.Context, inventory_path: Path, results_place: str, as_json: bool) -> None:
-    """List the devices that the inventory declares, each with its health.
+    """List the devices that the inventory declares, each with its health; or see who holds them, and take one back.
 
     \b
     Examples:
       edgemoe-farm devices
       edgemoe-farm devices --json --inventory lab.toml
+      edgemoe-farm devices locks
+      edgemoe-farm devices unlock pi5
     """
     if context.invoked_subcommand is not None:
+        given = [n for n in context.params if context.get_parameter_source(n) is ParameterSource.COMMANDLINE]
+        if given:  # they would be ignored, and the command's own defaults taken instead
+            raise UsageError(f"devices: give options after `{context.invoked_subcommand}`")
         return
     declared = list(load_inventory(inventory_path).devices.values())
     known = known_health(results_place, declared)
@@ -87,6 +94,10 @@ devices.add_command(prune)
 
 def _health(state: DeviceHealth) -> dict[str, Any]:
     return {"health": state.health, "health_reason": state.reason, "health_since": state.since}
+
+
+devices.add_command(locks)
+devices.add_command(unlock)
 
 
 @click.command()

@@ -289,6 +289,7 @@ def _remote(
                 f"{name} does not have {container} ({container.stat().st_size / 1e6:.0f} MB): upload it with --deploy, "
                 "or say rates by hand with --storage-rate and --memory-rate, without --device"
             )
+        session.hold(lambda state: click.echo(f"{name}: {state}", err=True))  # beside another's engine it is no time
         times = session.arithmetic(there, backend=backend, threads=0)
         rate = device.emulated_read_bytes_per_s
         found = session.storage(there) if storage_too and rate is None else None

@@ -33,6 +33,7 @@ from harness.cli.strategies import traits
 from harness.deploy import HashCache
 from harness.device_worker import Listener, Surroundings
 from harness.errors import UsageError
+from harness.lease import WAIT_S, Holder
 from harness.matrix import Accuracy, Matrix, parse_matrix
 from harness.plan import Plan, make_plan
 from harness.presence import Presence
@@ -141,12 +142,22 @@ def measure(
     offline: bool = False,
     as_json: bool = False,
     cache: Path | None = None,
+    wait_s: float = WAIT_S,
 ) -> int:
-    """Measures `plan` until its end, the deadline or a signal; shows progress and summary; returns the exit code."""
+    """Measures `plan` until its end, the deadline or a signal; shows progress and summary; returns the exit code.
+
+    `wait_s`: for a device that another controller uses.
+    """
+    holder = Holder.this_process(sweep.id)
     surroundings = Surroundings(
         sweep,
         lambda device: open_session(
-            device, known_hosts=known_hosts, cache_dir=cache or cache_folder(), offline=offline
+            device,
+            known_hosts=known_hosts,
+            cache_dir=cache or cache_folder(),
+            offline=offline,
+            holder=holder,
+            wait_s=wait_s,
         ),
         farm_version=FARM_VERSION,
         earlier=database.runs(sweep_id=sweep.id),

@@ -34,6 +34,7 @@ Exit codes:
   130  interrupted; `edgemoe-farm run --resume` goes on
 """
 
+
 inventory_option = click.option(
     "--inventory",
     "inventory_path",
@@ -129,6 +130,22 @@ class Budget(click.ParamType[ExpertBudget]):
 class Duration(click.ParamType[float]):
     name = "DURATION"
 
+    def __init__(self, *, or_none: bool = False) -> None:
+        """`or_none`: 0 is one, too."""
+        self._or_none = or_none
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if self._or_none and value in ("0", 0.0):
+            return 0.0
         seconds = value if isinstance(value, float) else parse_duration(value)
         return seconds or self.fail(f"{value!r} is no duration: write 90m, 6h, 1h30m or seconds", param, ctx)
+
+
+wait_option = click.option(
+    "--wait",
+    "wait_s",
+    type=Duration(or_none=True),
+    default="1h",
+    show_default=True,
+    help="How long to wait, in its queue, for a device that another controller uses; 0: not at all.",
+)

@@ -22,6 +22,7 @@ from harness.cli.options import (
     open_results,
     print_json,
     results_option,
+    wait_option,
 )
 from harness.errors import UsageError
 from harness.matrix import read_matrix
@@ -40,6 +41,7 @@ from reports.database import LATEST
     flag_value=LATEST,
     help="Finish what is missing of a sweep (its id, the beginning of it, or by default the latest).",
 )
+@wait_option
 @click.option("--retry-failed", is_flag=True, help="With --resume: measure what failed once more, too.")
 @click.option(
     "--deadline",
@@ -59,6 +61,7 @@ def run(
     matrix: Path | None,
     only_plan: bool,
     resume: str | None,
+    wait_s: float,
     retry_failed: bool,
     deadline_s: float,
     offline: bool,
@@ -71,7 +74,8 @@ def run(
 
     Ctrl-C ends it cleanly; the cell in flight is lost, the others are kept, and --resume goes on from there. A cell
     that fails, or a device that cannot be reached, is recorded with its reason and does not stop the others; what the
-    infrastructure is to blame for (a lost link, a restart, a full disk) is tried again a few times.
+    infrastructure is to blame for (a lost link, a restart, a full disk) is tried again a few times. A
+    device that another controller uses is waited for, see `edgemoe-farm devices locks`.
 
     \b
     Examples:
@@ -104,6 +108,7 @@ def run(
                         deadline_s=deadline_s,
                         offline=offline,
                         as_json=as_json,
+                        wait_s=wait_s,
                     )
                 )
     with open_results(results_place, patience=PATIENT) as database:
@@ -123,6 +128,7 @@ def run(
                     deadline_s=deadline_s,
                     offline=offline,
                     as_json=as_json,
+                    wait_s=wait_s,
                 )
             )
 

@@ -103,7 +103,7 @@ def health_in_words(state: DeviceHealth) -> str:
 
 def _canary_failure(device: Device, known_hosts: Path, offline: bool) -> DeviceError | None:
     try:
-        session = open_session(device, known_hosts=known_hosts, cache_dir=cache_folder(), offline=offline)
+        session = open_session(device, known_hosts=known_hosts, cache_dir=cache_folder(), offline=offline, wait_s=0.0)
         try:
             session.selftest()
         finally:

@@ -1,4 +1,4 @@
-"""What a check of a device needs to know, told by itself: standard library only, Python >= 3.8; see harness/agent.py.
+"""What a check of a device needs to know, told by itself: standard library only, Python >= 3.8; see harness/agent.
 
 survey ROOT                what the checks look at, as one JSON object; changes nothing
 prune ROOT DAYS KINDS DRY  removes engines, sites, blobs and runs (KINDS, with commas) that nobody used for DAYS days,
@@ -149,7 +149,7 @@ def unused(root: str, kind: str, days: float) -> List[str]:
 
 
 def is_alive(run: str) -> bool:
-    """As harness/agent.py: its supervisor or its engine holds the lock."""
+    """As harness/agent/runs.py: its supervisor or its engine holds the lock."""
     try:
         lock = os.open(os.path.join(run, "alive"), os.O_RDWR)
     except OSError:

@@ -91,6 +91,10 @@ class ScriptedFarm:
     answer: Callable[[RunRequest], Outcome] = ok
     open_error: Callable[[Device], Exception | None] = lambda device: None
     put_error: Callable[[Path], Exception | None] = lambda path: None
+    asked: list[str] = field(default_factory=list)  # for the lease
+    waits: str = ""
+    on_wait: Callable[[], None] = lambda: None
+    hold_error: Callable[[str], Exception | None] = lambda device: None
     before: Callable[[str, RunRequest], None] = lambda device, request: None
     canary_error: Callable[[str], Exception | None] = lambda device: None
     canaries: list[str] = field(default_factory=list)
@@ -120,6 +124,18 @@ class ScriptedSession:
         self._farm = farm
         self._device = device
         self.was_cancelled = threading.Event()
+
+    def hold(self, waiting: Callable[[str], None] = lambda state: None, tick: Callable[[], None] = lambda: None) -> int:
+        farm = self._farm
+        farm.asked.append(self._device)
+        error = farm.hold_error(self._device)
+        if error:
+            raise error
+        if farm.waits:
+            waiting(farm.waits)
+            farm.on_wait()
+            tick()
+        return 7
 
     def put(self, source: Path, *, progress: Callable[[int], None] | None = None) -> str:
         error = self._farm.put_error(source)

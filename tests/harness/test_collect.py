@@ -20,6 +20,7 @@ from engine.protocol import (
     from_json,
 )
 from harness.collect import Collector, Ending, LimitHeld, conditions, judge, printable
+from harness.lease import Owner
 from reports.records import Fault, RunStatus
 
 REQUEST = RunRequest("r", "c", "s", prompts=((1,),), max_new_tokens=1, repetitions=2)
@@ -30,6 +31,7 @@ SAMPLE = Sample(0, 0, False, (7,), Steps((0.1,), (0.0,), (0,), (0,), (0,), (0,),
 STARTED = encode_event("started", facts=FACTS, request_sha256=hashlib.sha256(TEXT.encode()).hexdigest())
 LOADED, SAMPLED = encode_event("loaded", load=LOAD), encode_event("sample", sample=SAMPLE)
 FINISHED = encode_event("finished", totals=Totals(1.0, None, None, None, None))
+BEN = Owner("ben@box", "s2", 1, "")
 GOOD = [STARTED, LOADED, SAMPLED, SAMPLED, FINISHED]
 
 
@@ -166,6 +168,15 @@ def test_what_does_not_fit_the_protocol_is_refused(lines, message):
             Fault.ENGINE,
             "status 127: cannot start",
         ),
+        (
+            GOOD,
+            Ending("fenced", fenced_by=BEN),
+            RunStatus.UNREACHABLE,
+            Fault.LEASE_LOST,
+            "ben@box for sweep s2 has taken the device",
+        ),
+        (GOOD[:2], Ending("fenced"), RunStatus.UNREACHABLE, Fault.LEASE_LOST, "removed by `devices unlock`"),
+        ([], Ending("occupied"), RunStatus.FAILED, Fault.STALLED, "does not end"),
         (
             [encode_event("failed", kind="memory", message="does not fit")],
             Ending("exited", 4),

@@ -33,7 +33,7 @@ def sweep(bench) -> str:
 def lost(sweep) -> Iterator[Controller]:
     """A controller of this machine whose process has ended."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        script = f"import harness.presence as p; print(p._process({process.pid}))"
+        script = f"from harness.process import identity; print(identity({process.pid}))"
         seen = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
         process.kill()
     yield dataclasses.replace(myself(sweep), id="lost", pid=process.pid, process=seen.strip())

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from engine.protocol import Course, Sampling
-from harness.errors import DiskFullError, HostKeyError, PythonMissingError, UnfitError, UnreachableError
+from harness.errors import (
+    DeviceBusyError,
+    DiskFullError,
+    HostKeyError,
+    PythonMissingError,
+    UnfitError,
+    UnreachableError,
+)
 from harness.run import tally
 from harness.session import Outcome
 from reports.errors import DatabaseError
@@ -99,6 +106,37 @@ def test_a_device_that_is_not_fit_is_asked_once(bench, error, status) -> None:
     assert {r.reasons for r in runs} == {(str(error),)}
     assert tally(bench.sweep, runs).exit_code == 4
     assert bench.database.health("pi").health is Health.GOOD, "what is not there yet is not broken"
+
+
+def test_a_device_that_others_use_is_skipped_with_its_holder_and_stops_no_other(bench) -> None:
+    busy = DeviceBusyError("pi: held by alice@box for sweep s since 02:14 (waited 3600 s)")
+    bench.farm.hold_error = lambda device: busy if device == "pi" else None
+    runs = bench.measure(bench.plan(devices=("pi", "orin")))
+    assert {r.status for r in runs if r.cell.device == "pi"} == {RunStatus.SKIPPED}
+    assert {r.reasons for r in runs if r.cell.device == "pi"} == {(str(busy),)}
+    assert {(r.status, r.lease_token) for r in runs if r.cell.device == "orin"} == {(RunStatus.OK, 7)}
+    assert [r.fault for r in runs if r.cell.device == "pi"] == [Fault.BUSY] + [Fault.UNTRIED] * 7
+    assert bench.farm.asked.count("pi") == 1, "it is not waited for again for each cell"
+
+
+def test_waiting_for_a_device_is_shown_and_ends_with_the_sweep(bench) -> None:
+    runner = bench.runner(bench.plan())
+    bench.farm.waits = "waiting: 2nd in the queue, held by alice@box for sweep s since 02:14"
+    bench.farm.on_wait = runner.stop
+    runner.measure()
+    assert ("pi", bench.farm.waits) in bench.witness.states
+    assert bench.runs() == []
+    assert bench.farm.requests == []
+    assert bench.farm.closed == ["pi"]
+
+
+def test_a_device_that_was_lost_to_another_controller_is_waited_for_again(bench) -> None:
+    words = ("the lease on the device was lost, bob@box has taken the device",)
+    lost = Outcome(RunStatus.UNREACHABLE, words, fault=Fault.LEASE_LOST)
+    bench.farm.answer = lambda request: lost if len(bench.farm.requests) in (3, 4, 5) else ok(request)
+    runs = bench.measure(bench.plan())
+    assert [r.status for r in runs] == [RunStatus.OK] * 2 + [RunStatus.UNREACHABLE] * 3 + [RunStatus.OK] * 5
+    assert bench.database.health("pi").health is Health.GOOD, "that says nothing about the device"
 
 
 def test_a_container_that_does_not_fit_is_tried_once(bench) -> None:

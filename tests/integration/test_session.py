@@ -220,6 +220,7 @@ def test_a_link_that_drops_at_any_byte_costs_nothing(open_session, tmp_path):
     whole = open_session(connect).execute(request())
     for after_bytes in (0, 1, 500, 2000):
         session = open_session(connect)
+        session.hold()
         session._transport._script = iter([Fault("drop", after_bytes), None, Fault("refuse"), Fault("refuse")])
         outcome = session.execute(request(run_id=f"run-{after_bytes}"))
         assert outcome.status is RunStatus.OK, outcome.reasons
@@ -235,6 +236,7 @@ def test_a_link_that_drops_at_any_byte_costs_nothing(open_session, tmp_path):
 )
 def test_a_wire_that_lies_costs_one_run(open_session, tmp_path, fault, status, reason):
     session = open_session(lambda: FakeTransport(LocalTransport("pi", tmp_path / "pi")))
+    session.hold()
     session._transport._script = iter([fault])
     outcome = session.execute(request())
     assert outcome.status is status

@@ -6,6 +6,7 @@ sleep         never ends by itself
 stubborn      the same, and ignores SIGTERM
 restless      the same, until the device has restarted: its boot id begins with 1 before
 memory        reports MemoryBudgetError
+alone         makes a folder that must not be there yet, and removes it at its end
 killed        kills itself with signal 9
 garbage       a line that is no JSON, then sleeps
 flood         one endless line
@@ -53,6 +54,10 @@ def main():
         for i in range(request.max_new_tokens):
             time.sleep(0.1)
             sys.stderr.write(f"step {i}\n")
+    if what == "alone":
+        os.mkdir(request.container)
+        time.sleep(0.05)
+        os.rmdir(request.container)
     if what == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with open("/proc/sys/kernel/random/boot_id") as file:

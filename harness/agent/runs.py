@@ -1,24 +1,16 @@
-"""The farm's hand on a device: standard library only, Python >= 3.8. Nothing of it is installed there.
-
-The controller sends this file over standard input, followed by the verb's own input, and runs
-
-    python3 -c BOOT VERB ARGUMENT...
-
-attend  RUN_FOLDER OFFSET  starts the engine unless the folder exists, then follows it: the bytes of its events from
-                           OFFSET on stdout; blank lines as a sign of life, and at the end one JSON object, on stderr.
-                           Input: JSON {"arguments": [...], "cwd": ..., "request": ..., "deadline_s": ...,
-                           "settle": ..., "memory_limit_bytes": ...}; without input it never starts anything.
-kill    RUN_FOLDER         ends the engine's process group
-discard RUN_FOLDER         the same, and removes the folder
-install FOLDER [ZIP]       unpacks a zip from its input, or a file there; the folder appears when it is complete
+"""Runs on the device: an engine is started, followed, ended.
 
 The engine runs detached, in a process group of its own, under a supervisor that holds its deadline, reaps it and
 writes down how it ended. Both keep a lock on RUN_FOLDER/alive for as long as they live: unlike a process number, a lock
 cannot be mistaken for another's after a reboot.
+
+Only who holds the device's lease starts an engine, and none beside another. A run belongs to a holder, who alone may
+end and remove it; what a former holder left is ended, and marked so, before the next one measures.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -27,10 +19,14 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
+
+from harness.agent import lease
+from harness.agent.files import boot_id, read, since_boot_s, write
 
 POLL_S = 0.05
 SIGN_OF_LIFE_S = 5.0
+END_S = 15.0  # for an engine of a former holder to be gone
 KILL_AFTER_S = 2.0  # between SIGTERM and SIGKILL
 LOG_TAIL_BYTES = 16384
 FILE_LIMIT_BYTES = 1 << 30  # of what an engine run wild may write before SIGXFSZ stops it
@@ -39,14 +35,26 @@ FILE_LIMIT_BYTES = 1 << 30  # of what an engine run wild may write before SIGXFS
 # --- attend ---------------------------------------------------------------------------------------------------------
 
 
-def attend(run: str, offset: str) -> int:
-    plan = sys.stdin.buffer.read()
-    if plan and not os.path.isdir(run):
-        start(run, json.loads(plan))
-    return follow(run, int(offset))
+def attend(run: str, offset: str, holder: str, token: str, ttl_s: str) -> int:
+    text = sys.stdin.buffer.read()
+    plan = json.loads(text) if text else None
+    root, me = os.path.dirname(os.path.dirname(run)), (holder, int(token), float(ttl_s))
+    if plan is not None and lease.renew(root, *me, since_boot_s, boot_id())["granted"] and end_others(root, run):
+        return report({"state": "occupied"})
+    with lease.locked(root) as lock:
+        held = lease.Lease(root, since_boot_s, boot_id())
+        if not held.renewed(*me):
+            return report({"state": "fenced", "fenced_by": held.owner})
+        if plan is not None and is_fenced(run):  # cut off under a former holder: it is measured anew
+            shutil.rmtree(run, ignore_errors=True)
+        if plan is not None and not os.path.isdir(run):
+            start(run, plan, holder, lock)
+        elif os.path.isdir(run):
+            own(run, holder)
+    return follow(run, int(offset), me)
 
 
-def start(run: str, plan: Dict[str, Any]) -> None:
+def start(run: str, plan: Dict[str, Any], holder: str, lease_lock: int) -> None:
     """The folder appears by rename, complete and locked: nobody can find a run that is neither alive nor ended."""
     unfinished = f"{run}.{os.getpid()}.part"
     os.makedirs(unfinished)
@@ -54,17 +62,14 @@ def start(run: str, plan: Dict[str, Any]) -> None:
         file.write(plan["request"])
     for name in ("events.jsonl", "log", "alive"):
         open(os.path.join(unfinished, name), "wb").close()
+    own(unfinished, holder)
     lock = os.open(os.path.join(unfinished, "alive"), os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        os.rename(unfinished, run)
-    except OSError:  # another controller was faster by a hair: follow its run
-        os.close(lock)
-        shutil.rmtree(unfinished, ignore_errors=True)
-        return
+    os.rename(unfinished, run)
     if os.fork():
         os.close(lock)  # the child has its own handle on the same lock
         return
+    os.close(lease_lock)
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
@@ -201,12 +206,14 @@ def end_equipment(watcher: Any, limit: Any) -> Dict[str, Any]:
     return told
 
 
-def follow(run: str, offset: int) -> int:
+def follow(run: str, offset: int, me: Tuple[str, int, float]) -> int:
+    root, (holder, _, ttl_s) = os.path.dirname(os.path.dirname(run)), me
     try:
         events = open(os.path.join(run, "events.jsonl"), "rb")  # noqa: SIM115 - the `with` stands below
     except OSError:
         return report({"state": "absent"})
     out, said = sys.stdout.buffer, time.monotonic()
+    renewed = said
     with events:
         events.seek(offset)
         while True:
@@ -222,7 +229,13 @@ def follow(run: str, offset: int) -> int:
                 said = time.monotonic()
                 sys.stderr.write("\n")  # fails when nobody listens any more, and so ends this process
                 sys.stderr.flush()
+            if time.monotonic() - renewed > ttl_s / 4:  # its controller listens: it lives
+                renewed = time.monotonic()
+                with contextlib.suppress(OSError):  # a full disk shall not end this
+                    lease.renew(root, *me, since_boot_s, boot_id())
             time.sleep(POLL_S)
+    if is_fenced(run) or not is_own(run, holder):
+        return report({"state": "fenced", "fenced_by": lease.look(root, since_boot_s, boot_id())["owner"]})
     ended, engine = read(run, "exit.json"), read(run, "engine.json") or {}
     seen = {"watched": read(run, "watched.json"), "free_bytes": free_bytes(run), "log_tail": log_tail(run)}
     if ended is not None:
@@ -240,41 +253,68 @@ def report(state: Dict[str, Any]) -> int:
     return 0
 
 
-# --- kill, discard, install -------------------------------------------------------------------------------------------
+# --- kill, discard, and who may ---------------------------------------------------------------------------------------
 
 
-def kill(run: str) -> int:
+def kill(run: str, holder: str) -> int:
+    if is_own(run, holder):
+        end_run(run)
+    return 0
+
+
+def discard(run: str, holder: str) -> int:
+    if is_own(run, holder):
+        end_run(run)
+        shutil.rmtree(run, ignore_errors=True)
+    return 0
+
+
+def end_run(run: str) -> None:
     engine = read(run, "engine.json")
     if engine is not None and engine.get("boot_id") == boot_id() and is_alive(run):
         end_group(engine["group"])
     end = time.monotonic() + KILL_AFTER_S  # for the supervisor to write down how it ended
     while is_alive(run) and time.monotonic() < end:
         time.sleep(POLL_S)
-    return 0
 
 
-def discard(run: str) -> int:
-    kill(run)
-    shutil.rmtree(run, ignore_errors=True)
-    return 0
+def own(run: str, holder: str) -> None:
+    write(run, "holder.json", {"holder": holder}, synced=False)
 
 
-def install(folder: str, source: Optional[str] = None) -> int:
-    import io
-    import zipfile  # here only: `attend` should start quickly
+def is_own(run: str, holder: str) -> bool:
+    return (read(run, "holder.json") or {}).get("holder") == holder
 
-    if os.path.isdir(folder):
-        return 0
-    unfinished = f"{folder}.{os.getpid()}.part"
-    os.makedirs(unfinished)
-    with zipfile.ZipFile(source or io.BytesIO(sys.stdin.buffer.read())) as archive:
-        archive.extractall(unfinished)
-    try:
-        os.rename(unfinished, folder)
-    except OSError:  # another controller was faster
-        shutil.rmtree(unfinished, ignore_errors=True)
-        return 0 if os.path.isdir(folder) else 1
-    return 0
+
+def is_fenced(run: str) -> bool:
+    """Whether it was ended because somebody else came to hold the device."""
+    return os.path.exists(os.path.join(run, "fenced.json"))
+
+
+def inherit(root: str, holder: str, former: str) -> None:
+    """What a controller left to the one that goes on with its sweep."""
+    for run in all_runs(root):
+        if is_own(run, former):
+            own(run, holder)
+
+
+def end_others(root: str, spared: Optional[str] = None, owned_by: Optional[str] = None) -> bool:
+    """Ends all engines but one run's, or but one holder's; whether one is left that would not end."""
+    living = [run for run in all_runs(root) if run != spared and is_alive(run)]
+    living = [run for run in living if owned_by is None or not is_own(run, owned_by)]
+    for run in living:
+        write(run, "fenced.json", {})
+    end = time.monotonic() + END_S
+    while living and time.monotonic() < end:
+        for run in living:  # more than once: one that has just been made has no engine yet
+            end_run(run)
+        living = [run for run in living if is_alive(run)]
+    return bool(living)
+
+
+def all_runs(root: str) -> List[str]:
+    folder = os.path.join(root, "runs")
+    return [os.path.join(folder, name) for name in os.listdir(folder)] if os.path.isdir(folder) else []
 
 
 # --- what they share ------------------------------------------------------------------------------------------------
@@ -311,24 +351,6 @@ def signal_group(group: int, number: int) -> bool:
     return True
 
 
-def write(run: str, name: str, value: Any) -> None:
-    path = os.path.join(run, name)
-    with open(path + ".part", "w") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(path + ".part", path)
-
-
-def read(run: str, name: str) -> Optional[Dict[str, Any]]:
-    try:
-        with open(os.path.join(run, name)) as file:
-            value = json.load(file)
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
 def log_tail(run: str) -> str:
     try:
         with open(os.path.join(run, "log"), "rb") as file:
@@ -356,23 +378,3 @@ def oom_kills() -> Optional[int]:
     except (OSError, ValueError, IndexError):
         pass
     return None
-
-
-def boot_id() -> Optional[str]:
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return file.read().strip()
-    except OSError:
-        return None
-
-
-VERBS: Dict[str, Callable[..., int]] = {"attend": attend, "kill": kill, "discard": discard, "install": install}
-
-
-def main(arguments: List[str]) -> int:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a lost link must not end what has been started
-    return VERBS[arguments[0]](*arguments[1:])
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

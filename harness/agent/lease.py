@@ -1,0 +1,197 @@
+"""The lease on a device: who may measure there, and who waits for it. Files in the farm's folder, under a file lock.
+
+lease.json  what must survive a power cut: the fencing token, which only grows, and who holds the lease
+alive.json  what a restart ends: the holder's last sign of life, and the queue. Of this boot, or void
+lock        locked with flock for the moment of a change: agents that come at once change one after the other
+
+Times are the device's own, in seconds since it started. A holder that gives no sign of life for its `ttl_s` has lost
+the lease as soon as somebody else wants it, and not before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from typing import Any, Callable, Dict, Iterator, List, Optional
+
+from harness.agent.files import read, write
+
+Clock = Callable[[], float]  # files.since_boot_s
+TICKET_TTL_S = 60.0  # who waits gives a sign of life more often than that, or loses the place
+LOCK_S = 10.0
+
+
+@contextlib.contextmanager
+def locked(root: str) -> Iterator[int]:
+    """Yields the lock's handle, for a child that must not inherit it. Raises TimeoutError."""
+    folder = os.path.join(root, "lease")
+    os.makedirs(folder, exist_ok=True)
+    handle = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        end = time.monotonic() + LOCK_S
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise TimeoutError(
+                        f"{folder}/lock has been locked for {LOCK_S:g} s: is a process stopped?"
+                    ) from None
+                time.sleep(0.001)
+        try:
+            yield handle
+        finally:
+            fcntl.flock(handle, fcntl.LOCK_UN)  # for a child, too, that has not closed its copy yet
+    finally:
+        os.close(handle)
+
+
+class Lease:
+    """As it stands now: made, changed and saved while `locked`, the clock included: else it would run backwards."""
+
+    def __init__(self, root: str, clock: Clock, boot: Optional[str]) -> None:
+        self.folder = os.path.join(root, "lease")
+        self.now, self.boot = clock(), boot
+        kept, alive = read(self.folder, "lease.json") or {}, read(self.folder, "alive.json") or {}
+        self.token: int = kept.get("token", 0)
+        self.holder: Optional[str] = kept.get("holder")
+        self.owner: Optional[Dict[str, Any]] = kept.get("owner")
+        if alive.get("boot_id") != boot or (boot is None and alive.get("written", 0.0) > self.now):
+            alive = {}
+        signs = alive if alive.get("holder") == self.holder else {}
+        self.since: Optional[float] = signs.get("since")
+        self.heartbeat: Optional[float] = signs.get("heartbeat")
+        self.expires: float = signs.get("expires", self.now)
+        tickets: List[Dict[str, Any]] = alive.get("queue", [])
+        self.queue = [ticket for ticket in tickets if self.now - ticket["heartbeat"] <= TICKET_TTL_S]
+
+    @property
+    def state(self) -> str:
+        if self.holder is None:
+            return "free"
+        return "held" if self.now < self.expires else "expired"
+
+    def seen(self) -> Dict[str, Any]:
+        """What the controller is told."""
+        return {
+            "state": self.state,
+            "token": self.token,
+            "holder": self.holder,
+            "owner": self.owner,
+            "since_s": None if self.since is None else self.now - self.since,
+            "heartbeat_age_s": None if self.heartbeat is None else self.now - self.heartbeat,
+            "expires_in_s": max(0.0, self.expires - self.now) if self.holder is not None else None,
+            "queue": [{"owner": t["owner"], "since_s": self.now - t["since"]} for t in self.queue],
+        }
+
+    def grant(self, holder: Optional[str], owner: Optional[Dict[str, Any]], ttl_s: float) -> None:
+        """To nobody, too: whoever held it is fenced out by the next token."""
+        self.token, self.holder, self.owner, self.since = self.token + 1, holder, owner, self.now
+        self.beat(ttl_s)  # before the lease itself: half of this leaves things as they were, or nobody's
+        write(self.folder, "lease.json", {"v": 1, "token": self.token, "holder": holder, "owner": owner})
+
+    def renewed(self, holder: str, token: int, ttl_s: float) -> bool:
+        """A sign of life; False where this is no longer the lease that was granted. One that ran out, but that nobody
+        else took, goes on."""
+        if (self.holder, self.token) != (holder, token):
+            return False
+        self.beat(ttl_s)
+        return True
+
+    def beat(self, ttl_s: float) -> None:
+        self.heartbeat, self.expires = self.now, self.now + ttl_s
+        self.save_signs()
+
+    def save_signs(self) -> None:
+        """Not synced: after a power cut they are of another boot anyway, and the storage is what is being measured."""
+        signs = {
+            "boot_id": self.boot,
+            "written": self.now,
+            "holder": self.holder,
+            "since": self.since,
+            "heartbeat": self.heartbeat,
+            "expires": self.expires,
+            "queue": self.queue,
+        }
+        write(self.folder, "alive.json", signs, synced=False)
+
+
+def request(
+    root: str,
+    holder: str,
+    owner: Dict[str, Any],
+    ttl_s: float,
+    clock: Clock,
+    boot: Optional[str],
+    *,
+    queue: bool = True,
+    instead_of: Optional[str] = None,
+) -> Dict[str, Any]:
+    """One attempt to get the lease: what is seen, with `granted`, the `position` in the queue, and, where the last
+    holder measured the same sweep, which one that was.
+
+    Asking again does no harm: a holder keeps what it has, a ticket its place. `instead_of`: a holder that is known to
+    be dead, whose time need not be waited for. Without `queue` nothing is left behind where the lease is not granted.
+    """
+    with locked(root):
+        lease = Lease(root, clock, boot)
+        before, predecessor = lease.holder, lease.owner or {}
+        others = [ticket for ticket in lease.queue if ticket["holder"] != holder]
+        place = next((i for i, ticket in enumerate(lease.queue) if ticket["holder"] == holder), len(others))
+        granted = (
+            lease.holder == holder
+            or (instead_of is not None and lease.holder == instead_of)
+            or (lease.state != "held" and place == 0)
+        )
+        if granted:
+            lease.queue = others
+            if lease.holder == holder:
+                lease.beat(ttl_s)
+            else:
+                lease.grant(holder, owner, ttl_s)
+        elif queue:
+            now, is_new = lease.now, place == len(lease.queue)
+            since = now if is_new else lease.queue[place]["since"]
+            stale = is_new or now - lease.queue[place]["heartbeat"] > TICKET_TTL_S / 4
+            lease.queue[place : place + 1] = [{"holder": holder, "owner": owner, "since": since, "heartbeat": now}]
+            if stale:  # not each second
+                lease.save_signs()
+        heir = before if predecessor.get("sweep") == owner["sweep"] else None
+        return {**lease.seen(), "granted": granted, "position": place + 1, "inherits_from": heir}
+
+
+def renew(root: str, holder: str, token: int, ttl_s: float, clock: Clock, boot: Optional[str]) -> Dict[str, Any]:
+    """What is seen, with `granted` where the lease is still held."""
+    with locked(root):
+        lease = Lease(root, clock, boot)
+        granted = lease.renewed(holder, token, ttl_s)
+        return {**lease.seen(), "granted": granted}
+
+
+def release(root: str, holder: str, clock: Clock, boot: Optional[str]) -> None:
+    """Gives up the lease, or the place in the queue."""
+    with locked(root):
+        lease = Lease(root, clock, boot)
+        lease.queue = [ticket for ticket in lease.queue if ticket["holder"] != holder]
+        if lease.holder == holder:
+            lease.grant(None, None, 0.0)
+        else:
+            lease.save_signs()
+
+
+def unlock(root: str, token: int, clock: Clock, boot: Optional[str]) -> Dict[str, Any]:
+    """Takes the lease from whoever holds it under `token`; what is seen then."""
+    with locked(root):
+        lease = Lease(root, clock, boot)
+        if lease.holder is not None and lease.token == token:
+            lease.grant(None, None, 0.0)
+        return lease.seen()
+
+
+def look(root: str, clock: Clock, boot: Optional[str]) -> Dict[str, Any]:
+    """What is seen; nothing changes."""
+    with locked(root):
+        return Lease(root, clock, boot).seen()
