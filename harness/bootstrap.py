@@ -8,6 +8,7 @@ changed. A launcher in it, ROOT/sites/<sha256[:16]>/python3, starts the device's
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -64,13 +65,19 @@ class Interpreter:
     musl: bool
     android: bool
 
+    def __post_init__(self) -> None:
+        """A device may answer anything, and this becomes the name of a folder here."""
+        for part in (self.implementation, self.abi_flags, self.machine, self.glibc):
+            if not re.fullmatch(r"[a-z0-9_.]{0,30}", part) or ".." in part:
+                raise ProtocolError(f"{part!r:.40} is no part of a platform's name")
+
     @property
     def abi(self) -> str:
         return "cp{}{}{}".format(*self.version, self.abi_flags)
 
     @property
     def platforms(self) -> tuple[str, ...]:
-        """The best first. None where nobody builds wheels."""
+        """The best first; empty where nobody builds wheels."""
         plain = f"linux_{self.machine}"  # what piwheels.org calls its own
         if self.implementation != "cpython" or self.android:
             return ()

@@ -9,6 +9,7 @@ import sys
 import pytest
 from packaging.tags import platform_tags
 
+from engine.errors import ProtocolError
 from engine.protocol import from_json
 from harness.bootstrap import _TAGS, Interpreter, WheelCache, WheelError
 
@@ -48,6 +49,14 @@ def test_for_some_nobody_makes_wheels(changes, tmp_path) -> None:
     assert interpreter(**changes).platforms == ()
     with pytest.raises(WheelError, match="no wheels are made"):
         WheelCache(tmp_path).numpy(interpreter(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"machine": "../../etc"}, {"abi_flags": "/"}, {"glibc": "2.3\n"}, {"machine": "X" * 99}]
+)
+def test_a_device_cannot_name_a_folder_outside_the_cache(changes) -> None:
+    with pytest.raises(ProtocolError, match="is no part of"):
+        interpreter(**changes)
 
 
 def test_this_python_is_described_as_packaging_describes_it() -> None:
