@@ -2,7 +2,7 @@
 
 The controller sends this file over standard input, followed by the verb's own input, and runs
 
-    python3 -c BOOT VERB ARGUMENT...
+    python3 -I -S -c BOOT VERB ARGUMENT...      (-S: site-packages would take longer than all the rest)
 
 attend  RUN_FOLDER OFFSET  starts the engine unless the folder exists, then follows it: the bytes of its events from
                            OFFSET on stdout; blank lines as a sign of life, and at the end one JSON object, on stderr.
@@ -29,7 +29,7 @@ import sys
 import time
 from typing import Any, Callable, Dict, List, Optional
 
-POLL_S = 0.05
+POLL_S, LAST_POLL_S = 0.05, 0.005
 SIGN_OF_LIFE_S = 5.0
 KILL_AFTER_S = 2.0  # between SIGTERM and SIGKILL
 LOG_TAIL_BYTES = 16384
@@ -206,7 +206,7 @@ def follow(run: str, offset: int) -> int:
         events = open(os.path.join(run, "events.jsonl"), "rb")  # noqa: SIM115 - the `with` stands below
     except OSError:
         return report({"state": "absent"})
-    out, said = sys.stdout.buffer, time.monotonic()
+    out, said, pause_s = sys.stdout.buffer, time.monotonic(), POLL_S
     with events:
         events.seek(offset)
         while True:
@@ -215,6 +215,8 @@ def follow(run: str, offset: int) -> int:
             if piece:
                 out.write(piece)
                 out.flush()
+                if b'"event":"finished"' in piece:
+                    pause_s = LAST_POLL_S  # it ends in a moment, and there is nothing left to disturb
                 continue
             if not alive:
                 break
@@ -222,7 +224,7 @@ def follow(run: str, offset: int) -> int:
                 said = time.monotonic()
                 sys.stderr.write("\n")  # fails when nobody listens any more, and so ends this process
                 sys.stderr.flush()
-            time.sleep(POLL_S)
+            time.sleep(pause_s)
     ended, engine = read(run, "exit.json"), read(run, "engine.json") or {}
     seen = {"watched": read(run, "watched.json"), "free_bytes": free_bytes(run), "log_tail": log_tail(run)}
     if ended is not None:

@@ -17,7 +17,7 @@ from engine.errors import ProtocolError
 from engine.protocol import ArithmeticTimes, DeviceFacts, RunRequest, Settle, StorageRates, from_json, loads, to_json
 from harness.bootstrap import WheelCache, bootstrap
 from harness.collect import Collector, Ending, OnEvent, conditions, judge, printable
-from harness.deploy import ENGINE_SOURCE, EngineBundle, HashCache, Place, has_blob, put_blob
+from harness.deploy import ENGINE_SOURCE, IS_THERE, HashCache, Place, UploadTurns, engine_bundle, has_blob, put_blob
 from harness.doctor.device import Examined, refuse_unfit
 from harness.doctor.survey import KINDS, Pruned, Survey, prune, survey
 from harness.errors import DeviceError, PythonMissingError, RemoteTimeoutError, UnreachableError
@@ -34,6 +34,7 @@ from harness.probe import (
 from harness.retry import fault_of_error
 from harness.session import Outcome
 from harness.transport import Completed, Transport
+from harness.transport.scripted import ScriptedDevice, ScriptedTransport
 from harness.transport.ssh import SshTransport
 from reports.records import Fault, RunStatus
 
@@ -59,10 +60,18 @@ def open_session(
     engine_source: Path | None = None,
     ssh_config: Path | None = None,
     gate: Callable[[str, Survey], None] | None = None,
+    uploads: UploadTurns | None = None,
 ) -> RemoteSession:
     """Connects to a device, checks it, deploys the engine and asks for its facts. Raises DeviceError, UsageError."""
+    scripted = None if device.scripted is None else ScriptedDevice(Path(device.scripted))
+
+    def connect() -> Transport:
+        if scripted is not None:
+            return ScriptedTransport(scripted)
+        return SshTransport(device, known_hosts, ssh_config=ssh_config, connect_s=device.connect_s)
+
     return RemoteSession(
-        lambda: SshTransport(device, known_hosts, ssh_config=ssh_config, connect_s=device.connect_s),
+        connect,
         root=device.root,
         python=device.python,
         wheels=WheelCache(cache_dir / "wheels", offline=offline) if device.bootstrap else None,
@@ -72,6 +81,7 @@ def open_session(
         reconnect_s=device.reconnect_s,
         cache_dir=cache_dir,
         engine_source=engine_source,
+        uploads=uploads,
     )
 
 
@@ -107,6 +117,7 @@ class RemoteSession:
         engine_source: Path | None = None,
         wheels: WheelCache | None = None,
         gate: Callable[[str, Survey], None] = lambda root, survey: None,
+        uploads: UploadTurns | None = None,
         step_s: float = STEP_S,
         idle_s: float = IDLE_S,
         reconnect_s: float = RECONNECT_S,
@@ -122,8 +133,10 @@ class RemoteSession:
         self._clock = clock
         self._sleep = sleep
         self._cache = HashCache(cache_dir)
+        self._uploads = uploads or UploadTurns()
         self._running: str | None = None  # the run folder in use
-        self._abandoned: list[str] = []  # run folders that were not collected
+        self._ended: str | None = None  # the run folder that was collected last
+        self._abandoned: list[str] = []  # run folders to be discarded before the next run
         self._cancelled = threading.Event()
         self._engine_bytes_sent = 0
         self._transport = connect()
@@ -153,7 +166,7 @@ class RemoteSession:
         A link that is lost and regained costs what was in flight. Raises DiskFullError, UnreachableError.
         """
         return self._persist(
-            lambda: put_blob(self._transport, self._place, source, self._cache, progress),
+            lambda: put_blob(self._transport, self._place, source, self._cache, progress, self._uploads),
             lambda: self._transport.bytes_sent,
         )
 
@@ -174,11 +187,13 @@ class RemoteSession:
         """How fast `container`, a path on the device, is read there, as of now or not long ago. Raises DeviceError."""
         return read_storage(self._transport, self.python, self._engine, container)
 
-    def execute(self, request: RunRequest, *, on_event: OnEvent | None = None) -> Outcome:
+    def execute(self, request: RunRequest, *, on_event: OnEvent | None = None, keep: bool = False) -> Outcome:
         """Runs the engine detached, follows it across lost links, collects it. Never raises for a device's failure.
 
-        A run of this id that is on the device already, left by a controller that died, is collected instead.
+        A run of this id that is on the device already, left by a controller that died, is collected instead. `keep`:
+        its folder stays until `forget`.
         """
+        end = self._end if keep else self._discard
         run = self._place.run(request.run_id)
         text = json.dumps(to_json(request), allow_nan=False)
         arguments = [self.python.path, "-m", "engine", "run", "--request", f"{run}/request.json"]
@@ -196,23 +211,25 @@ class RemoteSession:
         try:
             ending = self._persist(lambda: self._attend(run, plan, collected), lambda: collected.offset)
             status, fault, reasons = judge(collected, ending, request.deadline_s)
-            self._remove(run)
+            self._ended = run
+            if not keep:
+                self._remove(run)
         except KeyboardInterrupt:
             self._discard(run)
             raise
         except ProtocolError as error:  # before its parents: what the device sends is damaged
-            self._discard(run)
+            end(run)
             status, fault = RunStatus.FAILED, Fault.DAMAGED_OUTPUT
             reasons = (f"the device sent damaged output: {printable(str(error))}",)
         except RemoteTimeoutError as error:
-            self._discard(run)
+            end(run)
             status, fault, reasons = RunStatus.TIMED_OUT, Fault.STALLED, (str(error),)
         except UnreachableError as error:
             self._abandoned.append(run)
             status, fault = RunStatus.UNREACHABLE, Fault.LINK_LOST
             reasons = (f"{error}; not back within {self._reconnect_s:g} s",)
         except DeviceError as error:
-            self._discard(run)
+            end(run)
             status, fault, reasons = RunStatus.FAILED, fault_of_error(error), (str(error),)
         finally:
             self._running = None
@@ -238,6 +255,14 @@ class RemoteSession:
     def selftest(self) -> None:
         """Runs the engine's own self-test on the device, as a canary. Raises DeviceError where it does not hold."""
         self._persist(lambda: run_selftest(self._transport, self.python, self._engine, self._place.root), lambda: None)
+
+    def forget(self, run_id: str) -> None:
+        """The outcome of a run is stored: what it left on the device may go, and what still runs of it must."""
+        run = self._place.run(run_id)
+        if run == self._ended:
+            self._remove(run)
+        elif run not in self._abandoned:  # of another controller
+            self._abandoned.append(run)
 
     def cancel(self) -> None:
         """From another thread: kills the engine in flight on the device; `execute` then returns soon (failed)."""
@@ -287,10 +312,9 @@ class RemoteSession:
 
     def _deploy_engine(self, source: Path) -> tuple[str, str]:
         """The engine's hash, and its folder on the device."""
-        bundle = EngineBundle.of(source)
+        bundle = engine_bundle(source)
         folder = self._place.engine(bundle.sha256)
-        script = '[ -d "$1" ] || exit 1; touch -c -- "$1" 2>/dev/null; exit 0'
-        seen = self._transport.run(["sh", "-c", script, "sh", folder], deadline_s=self._step_s, check=False)
+        seen = self._transport.run(["sh", "-c", IS_THERE, "sh", folder], deadline_s=self._step_s, check=False)
         if seen.exit_status != 0:
             self._agent("install", folder, stdin=bundle.content)
             self._engine_bytes_sent += len(bundle.content)
@@ -298,8 +322,16 @@ class RemoteSession:
 
     def _remove(self, run: str) -> None:
         """After a run that has ended: far cheaper than `discard`, which starts a Python to look for survivors."""
-        with suppress(DeviceError):
+        try:
             self._transport.run(["rm", "-rf", "--", run], deadline_s=self._step_s)
+        except DeviceError:
+            self._abandoned.append(run)  # before the next run, then
+
+    def _end(self, run: str) -> None:
+        """Ends what may still run, and leaves the folder."""
+        with suppress(DeviceError):
+            self._agent("kill", run)
+            self._ended = run
 
     def _discard(self, run: str) -> None:
         """Ends what may still run, and removes the folder; a device that cannot be reached keeps it."""
@@ -310,7 +342,7 @@ class RemoteSession:
         self, verb: str, *arguments: str, transport: Transport | None = None, python: str | None = None, **options: Any
     ) -> Completed:
         options = {"deadline_s": self._step_s, **options, "stdin": AGENT + options.get("stdin", b"")}
-        command = [python or self.python.path, "-I", "-c", BOOT, str(len(AGENT)), verb, *arguments]
+        command = [python or self.python.path, "-I", "-S", "-c", BOOT, str(len(AGENT)), verb, *arguments]
         return (transport or self._transport).run(command, **options)
 
     def _persist(self, act: Callable[[], T], progress: Callable[[], object]) -> T:

@@ -23,6 +23,7 @@ from harness.cli.options import (
     print_json,
     results_option,
 )
+from harness.deploy import DEFAULT_UPLOADS
 from harness.errors import UsageError
 from harness.matrix import read_matrix
 from harness.plan import Plan
@@ -49,6 +50,14 @@ from reports.database import LATEST
     help="Start no cell later than this, such as 6h; --resume goes on from there.",
 )
 @offline_option
+@click.option(
+    "--uploads",
+    type=click.IntRange(1),
+    default=DEFAULT_UPLOADS,
+    show_default=True,
+    metavar="N",
+    help="Devices that containers are sent to at once; the others that lack one wait for their turn.",
+)
 @inventory_option
 @results_option
 @known_hosts_option
@@ -62,6 +71,7 @@ def run(
     retry_failed: bool,
     deadline_s: float,
     offline: bool,
+    uploads: int,
     inventory_path: Path,
     results_place: str,
     known_hosts: Path,
@@ -104,6 +114,7 @@ def run(
                         deadline_s=deadline_s,
                         offline=offline,
                         as_json=as_json,
+                        uploads=uploads,
                     )
                 )
     with open_results(results_place, patience=PATIENT) as database:
@@ -123,6 +134,7 @@ def run(
                     deadline_s=deadline_s,
                     offline=offline,
                     as_json=as_json,
+                    uploads=uploads,
                 )
             )
 
