@@ -135,6 +135,7 @@ class RemoteSession:
         self._cache = HashCache(cache_dir)
         self._uploads = uploads or UploadTurns()
         self._running: str | None = None  # the run folder in use
+        self._there: dict[Path, str] = {}  # files that were seen on the device, until a run fails
         self._ended: str | None = None  # the run folder that was collected last
         self._abandoned: list[str] = []  # run folders to be discarded before the next run
         self._cancelled = threading.Event()
@@ -165,10 +166,12 @@ class RemoteSession:
 
         A link that is lost and regained costs what was in flight. Raises DiskFullError, UnreachableError.
         """
-        return self._persist(
-            lambda: put_blob(self._transport, self._place, source, self._cache, progress, self._uploads),
-            lambda: self._transport.bytes_sent,
-        )
+        if source not in self._there:
+            self._there[source] = self._persist(
+                lambda: put_blob(self._transport, self._place, source, self._cache, progress, self._uploads),
+                lambda: self._transport.bytes_sent,
+            )
+        return self._there[source]
 
     def deployed(self, source: Path) -> str | None:
         """The path on the device of a container or profile that is there; nothing is sent."""
@@ -235,6 +238,8 @@ class RemoteSession:
             self._running = None
         if self._cancelled.is_set() and status is not RunStatus.OK:
             status, fault, reasons = RunStatus.FAILED, Fault.UNTRIED, ("cancelled",)
+        if status is not RunStatus.OK:
+            self._there.clear()  # if it failed for want of a file, the next one shall not
         return Outcome(
             status=status,
             reasons=reasons,

@@ -188,8 +188,12 @@ def _verdict(folder: Path, controllers: Controllers, devices: list[ScriptedDevic
         planned = set(sweeps[0].planned)
         runs = [((run.cell.key, run.block), run.id, run.status, run.fault) for run in database.stream()]
         ended = database.done(sweeps[0].id, again=RETRIED)
-    # What failed of the infrastructure is tried again; everything else ends its cell, once.
-    endings = Counter(key for key, _, _, fault in runs if fault is None or not fault.is_infrastructure)
+    # What was not measured, or failed of the infrastructure, is tried again; everything else ends its cell, once.
+    endings = Counter(
+        key
+        for key, _, status, fault in runs
+        if status not in RETRIED and (fault is None or not fault.is_infrastructure)
+    )
     known = {run_id for _, run_id, _, _ in runs}
     started = Counter(name for device in devices for name in device.starts())
     doubled = sum(n - 1 for n in (*endings.values(), *started.values()))

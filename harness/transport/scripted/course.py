@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from engine.protocol import Course as Range
 from engine.protocol import (
-    MAX_LINE_BYTES,
     DeviceFacts,
     Load,
     RunRequest,
@@ -27,7 +27,6 @@ from engine.protocol import (
     loads,
     to_json,
 )
-from engine.protocol import Course as Range
 from harness.transport.scripted.faults import Fault, FaultKind
 
 THROTTLED, SLOW_DISK = 2.5, 8.0  # times as long
@@ -192,6 +191,6 @@ def _damaged(line: bytes, variant: int) -> tuple[str, bytes]:
         ("escape codes", b"\x1b]0;owned\x07\x1b[2J\x1b[31m" + line),
         ("deep JSON", b"[" * 200_000),
         ("wrong types", json.dumps({"v": 1, "event": "sample", "sample": {"prompt": "<b>0</b>"}}).encode()),
-        ("an endless line", b"x" * (MAX_LINE_BYTES + (1 << 16))),
+        ("an endless line", b"x" * (4 << 20)),
     )
     return forms[variant % len(forms)]

@@ -248,3 +248,17 @@ def test_a_run_is_cancelled_on_the_device(connect) -> None:
     outcome = open_.execute(request(), on_event=lambda event, _: event == "started" and open_.cancel())
     assert outcome.status is RunStatus.FAILED
     assert outcome.reasons == ("cancelled",)
+
+
+def test_a_file_is_looked_for_again_after_a_run_that_failed(connect, tmp_path) -> None:
+    model = tmp_path / "model.bin"
+    model.write_bytes(bytes(1000))
+    open_ = connect((2, FaultKind.OUT_OF_MEMORY))[1]()
+    path = Path(open_.put(model))
+    assert open_.execute(request("run-1")).status is RunStatus.OK
+    path.unlink()
+    open_.put(model)
+    assert not path.exists(), "it was seen there already"
+    assert open_.execute(request("run-2")).status is RunStatus.OUT_OF_MEMORY
+    open_.put(model)
+    assert path.exists()
