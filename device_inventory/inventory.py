@@ -45,6 +45,7 @@ class Device:
     python: str | None = None  # None: the first python3 >= 3.8 with numpy that is found
     emulated_read_bytes_per_s: float | None = None  # the engine limits its expert reads to this; labelled `emulated`
     memory_limit: str | None = None  # of the engine, as "512MiB"; "none" where a matrix has one; None: the matrix's
+    scripted: str | None = None  # folder on the controller that stands for the device: a script answers, nothing runs
     tags: tuple[str, ...] = ()
     bootstrap: bool = True  # where no Python there has numpy, the farm may put one into its own folder
     connect_s: float = 15.0  # what harness/deadlines.py says of these four
@@ -66,6 +67,7 @@ class Device:
             "must be a folder of its own on the device, absolute or relative to the home folder (no '~')",
         )
         _require(self.python is None or _is_line(self.python), "python", "must be a command or path on the device")
+        _require(self.scripted is None or _is_line(self.scripted), "scripted", "must be a folder on the controller")
         rate = self.emulated_read_bytes_per_s
         _require(rate is None or 1e3 <= rate <= 1e12, "emulated_read_bytes_per_s", "must be between 1e3 and 1e12")
         _require(
@@ -162,6 +164,7 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "python": (str,),
     "emulated_read_bytes_per_s": _NUMBER,
     "memory_limit": (str,),
+    "scripted": (str,),
     "tags": (list,),
     "bootstrap": (bool,),
     "connect_s": _NUMBER,

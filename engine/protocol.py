@@ -423,11 +423,16 @@ class Watched:
         _require(self.readings >= 0 and all(t >= 0 for t in times), "watched: a count, a time or an energy is negative")
 
 
+_PLAIN = (int, float, str, bool, type(None))
+
+
 # --- JSON -----------------------------------------------------------------------------------------------------------
 
 
 def to_json(value: Any) -> Any:
     """Dataclasses, tuples, dictionaries and enums -> what json.dumps takes."""
+    if type(value) in _PLAIN:  # by far the most
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
@@ -509,6 +514,8 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
             if len(value) != len(arguments):
                 raise ProtocolError(f"{where}: expected {len(arguments)} entries, got {len(value)}")
             return tuple(_decode(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(arguments, value)))
+        if arguments[0] is int and all(type(item) is int and -(1 << 63) < item < 1 << 63 for item in value):
+            return tuple(value)  # by far the most
         return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):

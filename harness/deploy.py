@@ -14,10 +14,11 @@ import hashlib
 import io
 import re
 import sqlite3
+import threading
 import time
 import zipfile
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,15 @@ from harness.transport import Transport
 ENGINE_SOURCE = Path(engine.protocol.__file__).parent
 NOT_DEPLOYED = ("offline", "__pycache__", "tests")
 FRESH_NS = 2_000_000_000
+DEFAULT_UPLOADS = 4
+TURN_POLL_S = 0.2
+
+# $1: the farm's folder.
+PREPARE = 'mkdir -p -- "$1/engines" "$1/sites" "$1/blobs" "$1/runs" && cd -- "$1" && pwd -P'
+# $1: a folder, which is in use from now on.
+IS_THERE = '[ -d "$1" ] || exit 1; touch -c -- "$1" 2>/dev/null; exit 0'
+# $1: a file, which is in use from now on; prints its bytes.
+SIZE = '[ -f "$1" ] || exit; touch -c -- "$1" 2>/dev/null; wc -c <"$1"'
 
 
 class HashCache:
@@ -91,6 +101,18 @@ class EngineBundle:
         return cls(digest.hexdigest(), packed.getvalue())
 
 
+_bundles: dict[Path, EngineBundle] = {}
+_bundling = threading.Lock()
+
+
+def engine_bundle(source: Path) -> EngineBundle:
+    """EngineBundle.of, packed once for all the devices of this process."""
+    with _bundling:
+        if source not in _bundles:
+            _bundles[source] = EngineBundle.of(source)
+        return _bundles[source]
+
+
 @dataclass(frozen=True)
 class Place:
     """The farm's folder on a device."""
@@ -100,8 +122,7 @@ class Place:
     @classmethod
     def prepare(cls, transport: Transport, root: str) -> Place:
         """Makes the folder and finds out its absolute path. Raises DeviceError."""
-        script = 'mkdir -p -- "$1/engines" "$1/sites" "$1/blobs" "$1/runs" && cd -- "$1" && pwd -P'
-        done = transport.run(["sh", "-c", script, "sh", root], deadline_s=30)
+        done = transport.run(["sh", "-c", PREPARE, "sh", root], deadline_s=30)
         found = done.stdout.decode("utf-8", "replace").rstrip("\n")
         if not found.startswith("/") or not found.isprintable() or "\ufffd" in found or len(found) > 4096:
             raise RemoteCommandError(f"{transport.name}: {root} has no usable absolute path there: set another `root`")
@@ -120,21 +141,47 @@ class Place:
         return f"{self.root}/runs/{safe_name(run_id)}"
 
 
+class UploadTurns:
+    """How many uploads may go on at once: the controller's network is shared, and so is its disk.
+
+    A turn lasts for one attempt. A device whose link is lost waits for it without one, and so delays nobody.
+    """
+
+    def __init__(self, at_once: int = DEFAULT_UPLOADS) -> None:
+        self._free = threading.BoundedSemaphore(at_once)
+
+    @contextmanager
+    def taken(self, waiting: Callable[[int], None] | None) -> Iterator[None]:
+        """`waiting` is called again and again meanwhile, with 0; an exception from it ends the wait."""
+        while not self._free.acquire(timeout=TURN_POLL_S):
+            if waiting is not None:
+                waiting(0)
+        try:
+            yield
+        finally:
+            self._free.release()
+
+
 def put_blob(
-    transport: Transport, place: Place, source: Path, cache: HashCache, progress: Callable[[int], None] | None = None
+    transport: Transport,
+    place: Place,
+    source: Path,
+    cache: HashCache,
+    progress: Callable[[int], None] | None = None,
+    uploads: UploadTurns | None = None,
 ) -> str:
     """Puts a container or profile on a device unless it is there; returns its path there."""
     digest = cache.sha256(source)
     target = place.blob(digest, source)
     if not has_blob(transport, target, source):
-        transport.upload(source, target, sha256=digest, progress=progress)
+        with nullcontext() if uploads is None else uploads.taken(progress):
+            transport.upload(source, target, sha256=digest, progress=progress)
     return target
 
 
 def has_blob(transport: Transport, target: str, source: Path) -> bool:
     """A blob gets its name when its checksum has been verified on the device: name and size are proof enough then."""
-    script = '[ -f "$1" ] || exit; touch -c -- "$1" 2>/dev/null; wc -c <"$1"'
-    seen = transport.run(["sh", "-c", script, "sh", target], deadline_s=30, check=False)
+    seen = transport.run(["sh", "-c", SIZE, "sh", target], deadline_s=30, check=False)
     return seen.stdout.strip() == str(source.stat().st_size).encode()
 
 

@@ -64,15 +64,19 @@ class Surroundings:
 
         `pause` waits so many seconds, or until the event that stops the sweep.
         """
-        earlier = list(earlier)
+        self.attempts: Counter[tuple[str, int]] = Counter()
+        self.answers = Answers()
+        self.unforgotten: dict[str, str] = {}  # device -> its last run in the records, which may still lie there
+        self.baselines_c: dict[str, float] = {}  # by device: each worker has its own
+        for run in earlier:  # in the order of their start, one after another: of a run only its answer is kept
+            if run.request is not None:
+                self.unforgotten[run.cell.device] = run.id
+            self.attempts[run.cell.key, run.block] += 1
+            self.answers.know(run)
+            self.remember_baseline(run)
         self.sweep_id = sweep.id
         self.open_session = open_session
         self.farm_version = farm_version
-        self.attempts = Counter((run.cell.key, run.block) for run in earlier)
-        self.answers = Answers(earlier)
-        self.baselines_c: dict[str, float] = {}  # by device: each worker has its own
-        for run in sorted(earlier, key=lambda run: run.started_at):
-            self.remember_baseline(run)
         self.now = now
         self.random = random
         self.estimate = estimate
@@ -141,6 +145,7 @@ class DeviceWorker:
         except _Stopped:
             return None
         if self._around.stopping.is_set() and run.status is not RunStatus.OK:
+            self.forget(run)
             return None
         self._around.attempts[measurement.key] += 1
         return run
@@ -165,6 +170,11 @@ class DeviceWorker:
             self._listener.device_is(self.device.name, f"{what}: tried again in {pause_s:.0f} s")
             self._around.pause(pause_s)
         return True
+
+    def forget(self, run: Run) -> None:
+        """The device need not keep a run any longer: its record is safe, or not wanted."""
+        if self._session is not None and run.request is not None:
+            self._session.forget(run.id)
 
     def cancel(self) -> None:
         """From another thread: kills the engine in flight. Where the device does not answer, its deadline does."""
@@ -197,7 +207,9 @@ class DeviceWorker:
             return attempt.without_engine(_status_of(error), fault, str(error))
         self._listener.device_is(self.device.name, "measuring")
         outcome = session.execute(
-            request, on_event=lambda event, content: self._heard(attempt.measurement, event, content)
+            request,
+            on_event=lambda event, content: self._heard(attempt.measurement, event, content),
+            keep=True,
         )
         run = attempt.judged(request, outcome, session.engine_sha256)
         self._around.remember_baseline(run)
@@ -216,6 +228,9 @@ class DeviceWorker:
             self._raise_if_stopping()
             self._listener.device_is(self.device.name, "connecting")
             self._session = self._around.open_session(self.device)
+            left = self._around.unforgotten.pop(self.device.name, None)
+            if left is not None:
+                self._session.forget(left)
         return self._session
 
     def _held(self) -> Session:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from device_inventory.inventory import Device, Inventory
@@ -14,6 +15,7 @@ from harness.errors import UsageError
 from harness.matrix import DEFAULT_BUDGET, ContainerFile, Matrix, Workload
 from reports.records import Cell
 
+SCRIPTED = "scripted device: nothing was measured"
 Tokenise = Callable[[Path, str], tuple[int, ...]]  # (container, text) -> token ids
 
 
@@ -51,14 +53,22 @@ class Plan:
     measurements: tuple[Measurement, ...]
 
     def of_device(self, name: str) -> tuple[Measurement, ...]:
-        return tuple(m for m in self.measurements if m.cell.device == name)
+        return tuple(self._by_device.get(name, ()))
+
+    @cached_property
+    def _by_device(self) -> dict[str, list[Measurement]]:
+        """Hundreds of devices ask, each for its own."""
+        found: dict[str, list[Measurement]] = {}
+        for measurement in self.measurements:
+            found.setdefault(measurement.cell.device, []).append(measurement)
+        return found
 
     def without(self, done: Iterable[tuple[str, int]]) -> Plan:
         """What is left when `done`, pairs of cell key and block, needs no more."""
         gone = set(done)
         left = tuple(m for m in self.measurements if m.key not in gone)
-        devices = tuple(d for d in self.devices if any(m.cell.device == d.name for m in left))
-        return Plan(self.matrix, devices, left)
+        still = {m.cell.device for m in left}
+        return Plan(self.matrix, tuple(d for d in self.devices if d.name in still), left)
 
 
 def make_plan(
@@ -94,6 +104,11 @@ def make_plan(
                 f"({', '.join(d.name for d in devices)})"
             )
     prompts = {(c.name, w.name): _prompts(c, w, tokenise) for c in matrix.containers for w in matrix.workloads}
+    workload_hashes = {
+        (c.name, w.name): workload_sha256(prompts[c.name, w.name], w.sampling)
+        for c in matrix.containers
+        for w in matrix.workloads
+    }
     measurements = [
         Measurement(
             Cell(
@@ -103,7 +118,7 @@ def make_plan(
                 strategy=strategy,
                 expert_budget=budget,
                 workload=workload.name,
-                workload_sha256=workload_sha256(prompts[container.name, workload.name], workload.sampling),
+                workload_sha256=workload_hashes[container.name, workload.name],
                 page_cache=page_cache,
             ),
             block,
@@ -210,6 +225,8 @@ def memory_limit_bytes(matrix: Matrix, device: Device) -> int | None:
 
 def emulated_conditions(device: Device) -> tuple[str, ...]:
     """What is not the device's own, in words for the record and the page."""
+    if device.scripted is not None:
+        return (SCRIPTED,)
     rate = device.emulated_read_bytes_per_s
     return () if rate is None else (f"storage limited to {rate / 1e6:g} MB/s by the engine",)
 

@@ -27,7 +27,7 @@ from engine.kernels import make_kernels
 kernels, notes = make_kernels("auto")
 print(json.dumps({"backend": kernels.backend, "notes": list(notes)}))
 """
-_ENGINE = 'cd -- "$1" && shift && exec "$@"'  # $1: the engine's folder; the rest: the command
+IN_FOLDER = 'cd -- "$1" && shift && exec "$@"'  # $1: the engine's folder; the rest: the command
 
 # Runs on any Python: what is too old must be able to say so.
 _ASK = """\
@@ -42,7 +42,7 @@ print(json.dumps(answer))
 sys.exit(not (tuple(sys.version_info[:2]) >= (3, 8) and answer["numpy"]))
 """
 # $1: _ASK; the rest: candidates. Prints what system it is, then one JSON line a Python, up to the first good one.
-_SEARCH = (
+SEARCH = (
     'echo "prefix ${PREFIX:-}"; grep -E "^ID(_LIKE)?=" /etc/os-release 2>/dev/null; ask=$1; shift; '
     '[ "$#" -gt 1 ] && [ -n "${PREFIX:-}" ] && set -- "$@" "$PREFIX/bin/python3"; '
     'for p in "$@"; do command -v "$p" >/dev/null 2>&1 || continue; '
@@ -70,7 +70,7 @@ class Kernels:
 def find_python(transport: Transport, declared: str | None = None) -> Python:
     """The declared Python, or the first of the usual ones that will do; PythonMissingError says why none does."""
     candidates: Sequence[str] = (declared,) if declared else CANDIDATES
-    done = transport.run(["sh", "-c", _SEARCH, "sh", _ASK, *candidates], deadline_s=PROBE_DEADLINE_S)
+    done = transport.run(["sh", "-c", SEARCH, "sh", _ASK, *candidates], deadline_s=PROBE_DEADLINE_S)
     system, found = [], []
     for line in done.stdout.decode("utf-8", "replace").splitlines():
         if line.startswith("{"):
@@ -119,7 +119,7 @@ def read_kernels(transport: Transport, python: Python, engine_folder: str) -> Ke
 def run_selftest(transport: Transport, python: Python, engine_folder: str, scratch: str) -> None:
     """Lets the deployed engine prove itself, in the folder `scratch`; RemoteCommandError says what did not hold."""
     done = transport.run(
-        ["sh", "-c", _ENGINE, "sh", engine_folder, python.path, "-m", "engine", "selftest", "--folder", scratch],
+        ["sh", "-c", IN_FOLDER, "sh", engine_folder, python.path, "-m", "engine", "selftest", "--folder", scratch],
         deadline_s=SELFTEST_DEADLINE_S,
         check=False,
     )
@@ -146,7 +146,7 @@ def _ask(
     cls: type[T], transport: Transport, python: Python, engine_folder: str, arguments: list[str], deadline_s: float
 ) -> T:
     """What Python answers there in the last line of its output."""
-    command = ["sh", "-c", _ENGINE, "sh", engine_folder, python.path, *arguments]
+    command = ["sh", "-c", IN_FOLDER, "sh", engine_folder, python.path, *arguments]
     done = transport.run(command, deadline_s=deadline_s)
     lines = done.stdout.strip().splitlines() or [b""]
     try:

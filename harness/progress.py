@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
@@ -14,12 +15,16 @@ from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from engine.protocol import Sample, to_json
 from harness.plan import Measurement
 from reports.records import Run, RunStatus, Verdict
 
 _COLOURS = {RunStatus.OK: "green", RunStatus.SKIPPED: "yellow"}
+_UNREMARKABLE = ("waiting", "connecting", "deploying", "measuring", "done")  # how the state of a healthy device begins
+_OTHER_LINES = 6  # of a terminal, that a table leaves to what scrolls past above it
+_FEWEST_ROWS = 10
 
 
 @dataclass
@@ -34,9 +39,21 @@ class _Device:
     tpot_s: float | None = None
     started_s: float | None = None
 
+    @property
+    def kind(self) -> str:
+        """The state in one word."""
+        return self.state.replace(":", " ").split(" ", 1)[0]
+
+    @property
+    def needs_attention(self) -> bool:
+        return bool(self.failed) or self.kind not in _UNREMARKABLE
+
 
 class LiveTable:
-    """A table that is redrawn, one row a device; what needs attention scrolls past above it."""
+    """A table that is redrawn, one row a device; what needs attention scrolls past above it.
+
+    Of more devices than the terminal has lines it shows those that need attention, and counts the others.
+    """
 
     def __init__(self, totals: dict[str, int], console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         """`totals`: measurements by device."""
@@ -86,8 +103,14 @@ class LiveTable:
             table.add_column(
                 title, justify="right" if title in ("done", "TPOT", "ETA") else "left", overflow="ellipsis"
             )
+        most = max(_FEWEST_ROWS, self._console.height - _OTHER_LINES)
         with self._lock:
-            for name, device in self._devices.items():
+            shown = dict(self._devices)
+            if len(shown) > most:
+                remarkable = {name: device for name, device in shown.items() if device.needs_attention}
+                shown = dict(list(remarkable.items())[:most])
+                table.caption, table.caption_justify = self._summary(len(remarkable) - len(shown)), "left"
+            for name, device in shown.items():
                 failed = f" [red]({device.failed} failed)[/red]" if device.failed else ""
                 table.add_row(
                     escape(name),
@@ -99,11 +122,26 @@ class LiveTable:
                 )
         return table
 
+    def _summary(self, hidden: int) -> Text:
+        """All devices in one line, and how many that need attention have no row."""
+        devices = self._devices.values()
+        done, failed = sum(d.done for d in devices), sum(d.failed for d in devices)
+        kinds = Counter(d.kind if d.kind in _UNREMARKABLE else "in trouble" for d in devices)
+        left_s = max((seconds for d in devices if (seconds := self._left_s(d)) is not None), default=None)
+        parts = [f"{len(devices)} devices: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}"]
+        parts.append(f"{done}/{sum(d.total for d in devices)} runs, {failed} of them not ok")
+        parts += [] if left_s is None else [f"ETA {_minutes(left_s)}"]
+        parts += [f"{hidden} more devices need attention"] if hidden else []
+        return Text("; ".join(parts))
+
     def _eta(self, device: _Device) -> str:
+        left_s = self._left_s(device)
+        return "" if left_s is None else _minutes(left_s)
+
+    def _left_s(self, device: _Device) -> float | None:
         if not device.done or device.started_s is None:
-            return ""
-        left_s = round((self._clock() - device.started_s) / device.done * (device.total - device.done))
-        return f"{left_s // 60}:{left_s % 60:02}"
+            return None
+        return (self._clock() - device.started_s) / device.done * (device.total - device.done)
 
 
 class LogLines:
@@ -176,6 +214,10 @@ class JsonLines:
         with self._lock:
             self._stream.write(line + "\n")
             self._stream.flush()
+
+
+def _minutes(seconds: float) -> str:
+    return f"{round(seconds) // 60}:{round(seconds) % 60:02}"
 
 
 def _label(measurement: Measurement) -> str:

@@ -18,7 +18,7 @@ from engine.protocol import ArithmeticTimes, DeviceFacts, RunRequest, Settle, St
 from harness import agent
 from harness.bootstrap import WheelCache, bootstrap
 from harness.collect import Collector, Ending, OnEvent, conditions, judge, printable
-from harness.deploy import ENGINE_SOURCE, EngineBundle, HashCache, Place, has_blob, put_blob
+from harness.deploy import ENGINE_SOURCE, IS_THERE, HashCache, Place, UploadTurns, engine_bundle, has_blob, put_blob
 from harness.doctor.device import Examined, refuse_unfit
 from harness.doctor.survey import KINDS, Pruned, Survey, prune, survey
 from harness.errors import DeviceError, LeaseLostError, PythonMissingError, RemoteTimeoutError, UnreachableError
@@ -38,6 +38,7 @@ from harness.probe import (
 from harness.retry import fault_of_error
 from harness.session import Outcome
 from harness.transport import Completed, Transport
+from harness.transport.scripted import ScriptedDevice, ScriptedTransport
 from harness.transport.shell import HASH_BYTES_PER_S
 from harness.transport.ssh import SshTransport
 from reports.records import Fault, RunStatus
@@ -64,13 +65,14 @@ def open_session(
     gate: Callable[[str, Survey], None] | None = None,
     holder: Holder | None = None,
     wait_s: float = WAIT_S,
+    uploads: UploadTurns | None = None,
 ) -> RemoteSession:
     """Connects to a device, checks it, deploys the engine and asks for its facts. Raises DeviceError, UsageError.
 
     `holder`: who asks for its lease, by default this process for no sweep; `wait_s`: for others to give it up.
     """
     return RemoteSession(
-        lambda: SshTransport(device, known_hosts, ssh_config=ssh_config, connect_s=device.connect_s),
+        _way_to(device, known_hosts, ssh_config),
         root=device.root,
         python=device.python,
         wheels=WheelCache(cache_dir / "wheels", offline=offline) if device.bootstrap else None,
@@ -82,40 +84,47 @@ def open_session(
         engine_source=engine_source,
         holder=holder,
         wait_s=wait_s,
+        uploads=uploads,
     )
 
 
 def prune_device(device: Device, *, known_hosts: Path, days: float, dry: bool) -> Pruned:
     """Removes what nobody used for `days`; the device may have no room for a session. Raises DeviceError."""
-    transport = SshTransport(device, known_hosts, connect_s=device.connect_s)
-    try:
-        place = Place.prepare(transport, device.root)
-        python = _any_python(transport, device)
-        return prune(transport, python, place.root, days=days, dry=dry)
-    finally:
-        transport.close()
+    with _without_engine(device, known_hosts) as (transport, root, python):
+        return prune(transport, python, root, days=days, dry=dry)
 
 
 @contextmanager
 def open_lease(device: Device, *, known_hosts: Path) -> Iterator[Lease]:
     """The lease of a device, to look at or to take away: connects, deploys nothing. Raises DeviceError, UsageError."""
-    transport = SshTransport(device, known_hosts, connect_s=device.connect_s)
+    with _without_engine(device, known_hosts) as (transport, root, python):
+        call = partial(agent.call, transport, python)
+        yield Lease(device.name, root, Holder.this_process(), call, step_s=device.step_s)
+
+
+@contextmanager
+def _without_engine(device: Device, known_hosts: Path) -> Iterator[tuple[Transport, str, str]]:
+    """A connection, the farm's folder there, and a Python: one without numpy will do."""
+    transport = _way_to(device, known_hosts)()
     try:
         root = Place.prepare(transport, device.root).root
-        call = partial(agent.call, transport, _any_python(transport, device))
-        yield Lease(device.name, root, Holder.this_process(), call, step_s=device.step_s)
+        try:
+            python = find_python(transport, device.python).path
+        except PythonMissingError as missing:
+            if missing.bare is None:
+                raise
+            python = missing.bare
+        yield transport, root, python
     finally:
         transport.close()
 
 
-def _any_python(transport: Transport, device: Device) -> str:
-    """One without numpy will do for what needs no engine."""
-    try:
-        return find_python(transport, device.python).path
-    except PythonMissingError as missing:
-        if missing.bare is None:
-            raise
-        return missing.bare
+def _way_to(device: Device, known_hosts: Path, ssh_config: Path | None = None) -> Callable[[], Transport]:
+    """Makes connections to a device; a scripted one is the same each time."""
+    if device.scripted is not None:
+        scripted = ScriptedDevice(Path(device.scripted))
+        return lambda: ScriptedTransport(scripted)
+    return lambda: SshTransport(device, known_hosts, ssh_config=ssh_config, connect_s=device.connect_s)
 
 
 class RemoteSession:
@@ -134,6 +143,7 @@ class RemoteSession:
         engine_source: Path | None = None,
         wheels: WheelCache | None = None,
         gate: Callable[[str, Survey], None] = lambda root, survey: None,
+        uploads: UploadTurns | None = None,
         step_s: float = STEP_S,
         idle_s: float = IDLE_S,
         holder: Holder | None = None,
@@ -151,8 +161,11 @@ class RemoteSession:
         self._clock = clock
         self._sleep = sleep
         self._cache = HashCache(cache_dir)
+        self._uploads = uploads or UploadTurns()
         self._running: str | None = None  # the run folder in use
-        self._abandoned: list[str] = []  # run folders that were not collected
+        self._there: dict[Path, str] = {}  # files that were seen on the device, until a run fails
+        self._ended: str | None = None  # the run folder that was collected last
+        self._abandoned: list[str] = []  # run folders to be discarded before the next run
         self._cancelled = threading.Event()
         self._engine_bytes_sent = 0
         self._transport = connect()
@@ -200,18 +213,20 @@ class RemoteSession:
 
         A link that is lost and regained costs what was in flight. Raises DiskFullError, UnreachableError.
         """
-        total = source.stat().st_size if source.is_file() else 0
+        if source not in self._there:
+            total = source.stat().st_size if source.is_file() else 0
 
-        def watch(present: int) -> None:
-            check_s = total / HASH_BYTES_PER_S if present == total else 0.0  # the device is about to read all of it
-            self._lease.keep(check_s if check_s > RENEW_S else 0.0)
-            if progress is not None:
-                progress(present)
+            def watch(present: int) -> None:
+                check_s = total / HASH_BYTES_PER_S if present == total else 0.0  # the device is about to read all of it
+                self._lease.keep(check_s if check_s > RENEW_S else 0.0)
+                if progress is not None:
+                    progress(present)
 
-        return self._persist(
-            lambda: put_blob(self._transport, self._place, source, self._cache, watch),
-            lambda: self._transport.bytes_sent,
-        )
+            self._there[source] = self._persist(
+                lambda: put_blob(self._transport, self._place, source, self._cache, watch, self._uploads),
+                lambda: self._transport.bytes_sent,
+            )
+        return self._there[source]
 
     def deployed(self, source: Path) -> str | None:
         """The path on the device of a container or profile that is there; nothing is sent."""
@@ -232,11 +247,13 @@ class RemoteSession:
         self._lease.keep()
         return read_storage(self._transport, self.python, self._engine, container)
 
-    def execute(self, request: RunRequest, *, on_event: OnEvent | None = None) -> Outcome:
+    def execute(self, request: RunRequest, *, on_event: OnEvent | None = None, keep: bool = False) -> Outcome:
         """Runs the engine detached, follows it across lost links, collects it. Never raises for a device's failure.
 
-        A run of this id that is on the device already, left by a controller that died, is collected instead.
+        A run of this id that is on the device already, left by a controller that died, is collected instead. `keep`:
+        its folder stays until `forget`.
         """
+        end = self._end if keep else self._discard
         run = self._place.run(request.run_id)
         text = json.dumps(to_json(request), allow_nan=False)
         arguments = [self.python.path, "-m", "engine", "run", "--request", f"{run}/request.json"]
@@ -256,28 +273,32 @@ class RemoteSession:
             ending = self._persist(lambda: self._attend(run, token, plan, collected), lambda: collected.offset)
             self._lease.attended(lost=ending.state == "fenced")
             status, fault, reasons = judge(collected, ending, request.deadline_s)
-            self._remove(run)
+            self._ended = run
+            if not keep:
+                self._remove(run)
         except KeyboardInterrupt:
             self._discard(run)
             raise
         except ProtocolError as error:  # before its parents: what the device sends is damaged
-            self._discard(run)
+            end(run)
             status, fault = RunStatus.FAILED, Fault.DAMAGED_OUTPUT
             reasons = (f"the device sent damaged output: {printable(str(error))}",)
         except RemoteTimeoutError as error:
-            self._discard(run)
+            end(run)
             status, fault, reasons = RunStatus.TIMED_OUT, Fault.STALLED, (str(error),)
         except UnreachableError as error:
             self._abandoned.append(run)
             status, fault = RunStatus.UNREACHABLE, Fault.LINK_LOST
             reasons = (f"{error}; not back within {self._reconnect_s:g} s",)
         except DeviceError as error:
-            self._discard(run)
+            end(run)
             status, fault, reasons = RunStatus.FAILED, fault_of_error(error), (str(error),)
         finally:
             self._running = None
         if self._cancelled.is_set() and status is not RunStatus.OK:
             status, fault, reasons = RunStatus.FAILED, Fault.UNTRIED, ("cancelled",)
+        if status is not RunStatus.OK:
+            self._there.clear()  # if it failed for want of a file, the next one shall not
         return Outcome(
             status=status,
             reasons=reasons,
@@ -300,6 +321,14 @@ class RemoteSession:
         self.hold()
         self._lease.keep(SELFTEST_DEADLINE_S)
         self._persist(lambda: run_selftest(self._transport, self.python, self._engine, self._place.root), lambda: None)
+
+    def forget(self, run_id: str) -> None:
+        """The outcome of a run is stored: what it left on the device may go, and what still runs of it must."""
+        run = self._place.run(run_id)
+        if run == self._ended:
+            self._remove(run)
+        elif run not in self._abandoned:  # of another controller
+            self._abandoned.append(run)
 
     def cancel(self) -> None:
         """From another thread: kills the engine in flight on the device; `execute` then returns soon (failed)."""
@@ -352,10 +381,9 @@ class RemoteSession:
 
     def _deploy_engine(self, source: Path) -> tuple[str, str]:
         """The engine's hash, and its folder on the device."""
-        bundle = EngineBundle.of(source)
+        bundle = engine_bundle(source)
         folder = self._place.engine(bundle.sha256)
-        script = '[ -d "$1" ] || exit 1; touch -c -- "$1" 2>/dev/null; exit 0'
-        seen = self._transport.run(["sh", "-c", script, "sh", folder], deadline_s=self._step_s, check=False)
+        seen = self._transport.run(["sh", "-c", IS_THERE, "sh", folder], deadline_s=self._step_s, check=False)
         if seen.exit_status != 0:
             self._agent("install", folder, stdin=bundle.content)
             self._engine_bytes_sent += len(bundle.content)
@@ -364,9 +392,17 @@ class RemoteSession:
     def _remove(self, run: str) -> None:
         """After a run that has ended: far cheaper than `discard`, which starts a Python to look for survivors."""
         script = 'grep -qsF -- "$2" "$1/holder.json" && rm -rf -- "$1"'  # not what a later holder has made of it
-        with suppress(DeviceError):
+        try:
             command = ["sh", "-c", script, "sh", run, self._lease.holder_id]
             self._transport.run(command, deadline_s=self._step_s, check=False)
+        except DeviceError:
+            self._abandoned.append(run)  # before the next run, then
+
+    def _end(self, run: str) -> None:
+        """Ends what may still run, and leaves the folder."""
+        with suppress(DeviceError):
+            self._agent("kill", run, self._lease.holder_id)
+            self._ended = run
 
     def _discard(self, run: str) -> None:
         """Ends what may still run, and removes the folder; a device that cannot be reached keeps it."""

@@ -19,9 +19,9 @@ from harness.device_worker import DeviceWorker, Listener, Surroundings
 from harness.health import HealthBook
 from harness.plan import Measurement, Plan
 from reports.database import ResultsDatabase
-from reports.records import Run, RunStatus, Sweep, Verdict, last_attempts
+from reports.records import Fault, Run, RunStatus, Sweep, Verdict
 
-MAX_DEVICES_AT_ONCE = 64
+MAX_DEVICES_AT_ONCE = 1024  # a thread each: a device must never wait for another
 CANCEL_PAUSE_S = 2.0  # between attempts to kill what is in flight, until the workers have ended
 CANCEL_DEADLINE_S = 20.0  # for one attempt
 
@@ -105,6 +105,7 @@ class SweepRunner:
             if run is None:
                 return None
             self._database.add_run(run, pause=partial(self._await_database, worker.device.name))
+            worker.forget(run)
             if not worker.tries_again(run):
                 return run
         return None
@@ -131,6 +132,7 @@ class Tally:
     missing: int
     suspect: int
     over_limit: int = 0  # of those out of memory: a limit that was asked for is what they do not fit
+    to_repeat: int = 0  # by `run --resume`: their last attempts failed of the infrastructure
 
     @property
     def exit_code(self) -> int:
@@ -144,12 +146,17 @@ class Tally:
 
 
 def tally(sweep: Sweep, runs: Iterable[Run]) -> Tally:
-    last = last_attempts(runs)
+    last: dict[tuple[str, int], tuple[str, str, RunStatus, Verdict, Fault | None, bool]] = {}
+    for run in runs:  # as they come, and without their samples: a sweep may be larger than the memory
+        key, told = (run.cell.key, run.block), (run.status, run.verdict, run.fault, _is_over_limit(run))
+        attempt = (run.started_at, run.id, *told)
+        last[key] = max(attempt, last.get(key, attempt), key=lambda attempt: attempt[:2])
     return Tally(
-        counts=dict(Counter(run.status for run in last)),
+        counts=dict(Counter(status for _, _, status, *_ in last.values())),
         missing=len(sweep.planned) - len(last),
-        suspect=sum(run.verdict is Verdict.SUSPECT for run in last),
-        over_limit=sum(_is_over_limit(run) for run in last),
+        suspect=sum(verdict is Verdict.SUSPECT for *_, verdict, _, _ in last.values()),
+        over_limit=sum(over for *_, over in last.values()),
+        to_repeat=sum(fault is not None and fault.is_infrastructure for *_, fault, _ in last.values()),
     )
 
 

@@ -62,8 +62,22 @@ class Session(Protocol):
         """How fast `container`, a path on the device, is read there, as of now or not long ago. Raises DeviceError."""
         ...
 
-    def execute(self, request: RunRequest, *, on_event: Callable[[str, dict[str, Any]], None] | None = None) -> Outcome:
-        """Runs the engine detached, follows it across lost links, collects it. Never raises for a device's failure."""
+    def execute(
+        self,
+        request: RunRequest,
+        *,
+        on_event: Callable[[str, dict[str, Any]], None] | None = None,
+        keep: bool = False,
+    ) -> Outcome:
+        """Runs the engine detached, follows it across lost links, collects it. Never raises for a device's failure.
+
+        `keep`: what the run left stays on the device until `forget`, so that a controller that dies before it has
+        stored the outcome finds it there again.
+        """
+        ...
+
+    def forget(self, run_id: str) -> None:
+        """The outcome of a run is stored: what it left on the device may go, and what still runs of it must."""
         ...
 
     def selftest(self) -> None:

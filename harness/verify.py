@@ -6,7 +6,7 @@ What was asked for is no proof that it happened: each condition is compared with
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from array import array
 
 from engine.protocol import Load, RunRequest, Sample
 from harness.session import Outcome
@@ -112,18 +112,20 @@ class Answers:
     precision of an expert or the routing: those have an accuracy, not an answer.
     """
 
-    def __init__(self, runs: Iterable[Run] = ()) -> None:
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: dict[tuple[object, ...], tuple[str, tuple[int, ...]]] = {}
-        for run in runs:
-            if run.status is RunStatus.OK and run.request and run.load:
-                self.disagreement(run.id, run.cell, run.request, run.load, run.samples)
+        self._known: dict[tuple[object, ...], tuple[str, array[int]]] = {}  # as many as there are prompts, not runs
+
+    def know(self, run: Run) -> None:
+        """Takes the answer of a run that is in the records already."""
+        if run.status is RunStatus.OK and run.request and run.load:
+            self.disagreement(run.id, run.cell, run.request, run.load, run.samples)
 
     def disagreement(
         self, run_id: str, cell: Cell, request: RunRequest, load: Load, samples: tuple[Sample, ...]
     ) -> str | None:
         """Compares a run with those before; remembers it and returns None where nothing differs, else says what."""
-        found: dict[tuple[object, ...], tuple[str, tuple[int, ...]]] = {}
+        found: dict[tuple[object, ...], tuple[str, array[int]]] = {}
         if load.strategy.get("relief", "none") != "none":
             return None
         for sample in samples:
@@ -140,8 +142,9 @@ class Answers:
                 sample.prompt,
                 repetition,
             )
-            first = found.setdefault(key, (f"{run_id} ({cell.strategy})", sample.tokens))
-            if first[1] != sample.tokens:
+            tokens = array("q", sample.tokens)
+            first = found.setdefault(key, (f"{run_id} ({cell.strategy})", tokens))
+            if first[1] != tokens:
                 return f"wrong answer: the tokens of prompt {sample.prompt} differ between repetitions"
         with self._lock:
             for key, (_, tokens) in found.items():

@@ -2,7 +2,7 @@
 
 The controller sends the modules of this package over standard input, followed by the verb's own input, and runs
 
-    python3 -c BOOT VERB ARGUMENT...
+    python3 -I -S -c BOOT VERB ARGUMENT...      (-S: site-packages would take longer than all the rest)
 
 attend  RUN OFFSET HOLDER TOKEN TTL
             starts the engine unless the run's folder exists, then follows it: the bytes of its events from OFFSET on
@@ -47,4 +47,4 @@ AGENT = _UNPACK.format(modules=_SOURCES).encode()
 def call(transport: Transport, python: str, verb: str, *arguments: str, **options: Any) -> Completed:
     """Raises what `Transport.run` does."""
     options = {"deadline_s": DEADLINE_S, **options, "stdin": AGENT + options.get("stdin", b"")}
-    return transport.run([python, "-I", "-c", _BOOT, str(len(AGENT)), verb, *arguments], **options)
+    return transport.run([python, "-I", "-S", "-c", _BOOT, str(len(AGENT)), verb, *arguments], **options)

@@ -24,7 +24,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from harness.agent import lease
 from harness.agent.files import boot_id, read, since_boot_s, write
 
-POLL_S = 0.05
+POLL_S, LAST_POLL_S = 0.05, 0.005
 SIGN_OF_LIFE_S = 5.0
 END_S = 15.0  # for an engine of a former holder to be gone
 KILL_AFTER_S = 2.0  # between SIGTERM and SIGKILL
@@ -212,7 +212,7 @@ def follow(run: str, offset: int, me: Tuple[str, int, float]) -> int:
         events = open(os.path.join(run, "events.jsonl"), "rb")  # noqa: SIM115 - the `with` stands below
     except OSError:
         return report({"state": "absent"})
-    out, said = sys.stdout.buffer, time.monotonic()
+    out, said, pause_s = sys.stdout.buffer, time.monotonic(), POLL_S
     renewed = said
     with events:
         events.seek(offset)
@@ -222,6 +222,8 @@ def follow(run: str, offset: int, me: Tuple[str, int, float]) -> int:
             if piece:
                 out.write(piece)
                 out.flush()
+                if b'"event":"finished"' in piece:
+                    pause_s = LAST_POLL_S  # it ends in a moment, and there is nothing left to disturb
                 continue
             if not alive:
                 break
@@ -233,7 +235,7 @@ def follow(run: str, offset: int, me: Tuple[str, int, float]) -> int:
                 renewed = time.monotonic()
                 with contextlib.suppress(OSError):  # a full disk shall not end this
                     lease.renew(root, *me, since_boot_s, boot_id())
-            time.sleep(POLL_S)
+            time.sleep(pause_s)
     if is_fenced(run) or not is_own(run, holder):
         return report({"state": "fenced", "fenced_by": lease.look(root, since_boot_s, boot_id())["owner"]})
     ended, engine = read(run, "exit.json"), read(run, "engine.json") or {}

@@ -10,6 +10,7 @@ import click
 
 import harness.demo
 from engine.protocol import BACKENDS
+from harness.cli.faults import demonstrate
 from harness.cli.measuring import measure, new_sweep, plan_matrix
 from harness.cli.options import EXIT_CODES, open_results
 from harness.demo.loopback import Emulated, LoopbackFarm
@@ -41,15 +42,25 @@ _DEVICES = (
 @click.option(
     "--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="Kernels of the devices' engines."
 )
+@click.option("--faults", is_flag=True, help="Show faults on scripted devices instead: half a minute, all made up.")
 @click.option("--keep", is_flag=True, help="Keep the devices' folders, keys and matrix, to look at.")
 @click.pass_context
-def demo(context: click.Context, output: Path, quick: bool, backend: str, keep: bool) -> None:
+def demo(context: click.Context, output: Path, quick: bool, backend: str, faults: bool, keep: bool) -> None:
     """Do the whole job on this machine, with no device and no root: about two minutes.
 
     Imports the trained model that ships with the farm, counts its activation paths, starts two SSH devices on
     127.0.0.1, trusts them, deploys to them, measures three strategies in interleaved blocks, and renders the report.
     The devices' storage is emulated: the engine limits its expert reads to the rate of the board that they stand for,
     and every record and page says so. The last line printed is the report's path.
+
+    With --faults nothing is measured at all. Scripted devices, which only play their part, meet one kind of fault each:
+    a lost link, a hang, a throttled processor, a power cut, slow and full storage, damaged output, too little memory.
+    The real controller has to cope, and shows what each fault cost; every record and page says that it is made up.
+
+    \b
+    Examples:
+      edgemoe-farm demo
+      edgemoe-farm demo --faults --output results/faults
     """
     start = time.monotonic()
     try:
@@ -61,6 +72,10 @@ def demo(context: click.Context, output: Path, quick: bool, backend: str, keep: 
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:
+        if faults:
+            all_ended = demonstrate(output, work)
+            click.echo(f"report: {output / 'report.html'}")
+            context.exit(0 if all_ended else 1)
         container = _import_model(output)
         _say(start, f"imported {container}")
         profile = _profile(container)

@@ -30,7 +30,7 @@ from engine.strategies import STRATEGIES
 from harness.cli.estimating import CellEstimator
 from harness.cli.options import FARM_VERSION, cache_folder, printable
 from harness.cli.strategies import traits
-from harness.deploy import HashCache
+from harness.deploy import DEFAULT_UPLOADS, HashCache, UploadTurns
 from harness.device_worker import Listener, Surroundings
 from harness.errors import UsageError
 from harness.lease import WAIT_S, Holder
@@ -40,13 +40,14 @@ from harness.presence import Presence
 from harness.progress import JsonLines, LiveTable, LogLines
 from harness.remote import open_session
 from harness.run import SweepRunner, tally
+from harness.transport.scripted import speed_of
 from reports import units
 from reports.comparison import Row, compare
 from reports.connection import OUTAGE_S, Patience, sleep
 from reports.database import ResultsDatabase
 from reports.headline import headline
 from reports.metrics import METRICS
-from reports.records import RunStatus, Sweep, last_attempts
+from reports.records import RunStatus, Sweep
 
 INTERRUPTED = 130
 _SUMMARY = ("tpot_s", "estimated_tpot_s", "peak_resident_bytes", "expert_hit_rate", "perplexity")
@@ -143,12 +144,15 @@ def measure(
     as_json: bool = False,
     cache: Path | None = None,
     wait_s: float = WAIT_S,
+    uploads: int = DEFAULT_UPLOADS,
+    summary: bool = True,
 ) -> int:
-    """Measures `plan` until its end, the deadline or a signal; shows progress and summary; returns the exit code.
+    """Measures `plan` until its end, the deadline or a signal; shows progress and `summary`; returns the exit code.
 
     `wait_s`: for a device that another controller uses.
     """
     holder = Holder.this_process(sweep.id)
+    turns, speed = UploadTurns(uploads), speed_of(plan.devices)
     surroundings = Surroundings(
         sweep,
         lambda device: open_session(
@@ -158,9 +162,11 @@ def measure(
             offline=offline,
             holder=holder,
             wait_s=wait_s,
+            uploads=turns,
         ),
+        pause=lambda stopping, seconds: stopping.wait(seconds / speed),
         farm_version=FARM_VERSION,
-        earlier=database.runs(sweep_id=sweep.id),
+        earlier=database.stream(sweep_id=sweep.id),
         estimate=CellEstimator(),
     )
     totals = dict(Counter(m.cell.device for m in plan.measurements))
@@ -170,17 +176,18 @@ def measure(
         runner = SweepRunner(plan, database, listener, surroundings, deadline_s=deadline_s, tick=presence.beat)
         with _stopping(runner.stop) as interrupted:
             runner.measure()
-    runs = database.runs(sweep_id=sweep.id)
-    result = tally(sweep, runs)
+    result = tally(sweep, database.stream(sweep_id=sweep.id))
     code = INTERRUPTED if interrupted and result.missing else result.exit_code
     if as_json:
         counts = {status.value: result.counts.get(status, 0) for status in RunStatus}
-        summary = {"sweep": sweep.id, **counts, "missing": result.missing, "suspect": result.suspect, "exit_code": code}
-        JsonLines(sys.stdout).say("summary", **summary)
+        content = {"sweep": sweep.id, **counts, "missing": result.missing, "suspect": result.suspect, "exit_code": code}
+        JsonLines(sys.stdout).say("summary", **content)
+        return code
+    if not summary:
         return code
     _show_summary(sweep, database)
     click.echo(_sentence(sweep, result.counts, result.missing, result.suspect))
-    if result.missing or any(run.fault and run.fault.is_infrastructure for run in last_attempts(runs)):
+    if result.missing or result.to_repeat:
         click.echo(f"To measure what is missing: edgemoe-farm run --resume {sweep.id}")
     return code
 

@@ -24,6 +24,7 @@ from harness.cli.options import (
     results_option,
     wait_option,
 )
+from harness.deploy import DEFAULT_UPLOADS
 from harness.errors import UsageError
 from harness.matrix import read_matrix
 from harness.plan import Plan
@@ -51,6 +52,14 @@ from reports.database import LATEST
     help="Start no cell later than this, such as 6h; --resume goes on from there.",
 )
 @offline_option
+@click.option(
+    "--uploads",
+    type=click.IntRange(1),
+    default=DEFAULT_UPLOADS,
+    show_default=True,
+    metavar="N",
+    help="Devices that containers are sent to at once; the others that lack one wait for their turn.",
+)
 @inventory_option
 @results_option
 @known_hosts_option
@@ -65,6 +74,7 @@ def run(
     retry_failed: bool,
     deadline_s: float,
     offline: bool,
+    uploads: int,
     inventory_path: Path,
     results_place: str,
     known_hosts: Path,
@@ -109,6 +119,7 @@ def run(
                         offline=offline,
                         as_json=as_json,
                         wait_s=wait_s,
+                        uploads=uploads,
                     )
                 )
     with open_results(results_place, patience=PATIENT) as database:
@@ -129,6 +140,7 @@ def run(
                     offline=offline,
                     as_json=as_json,
                     wait_s=wait_s,
+                    uploads=uploads,
                 )
             )
 

@@ -31,11 +31,11 @@ BLOCK_BYTES = 1 << 16
 CHUNK_BYTES = 1 << 18
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
-# $1: seconds; the rest: the command. GNU, busybox and toybox know `timeout -k`; where it is missing or old, a watchdog
-# does the same for the command alone. Single quotes, and no newline: login shells such as csh and fish read this too.
-_DEADLINE = (
+# GNU, busybox and toybox know `timeout -k`; where it is missing or old, a watchdog does the same for the command alone.
+# $1: seconds; the rest: the command. Single quotes, and no newline: login shells such as csh and fish read this too.
+_TIMEOUT = ("timeout", "-k", "2")
+_WATCHDOG = (
     "n=$1; shift; "
-    'if timeout -k 2 1 true 2>/dev/null; then exec timeout -k 2 "$n" "$@"; fi; '
     'exec 3<&0; "$@" <&3 3<&- & p=$!; '
     '(sleep "$n"; kill -9 "$p") >/dev/null 2>&1 </dev/null 3<&- & w=$!; exec 3<&-; '
     'wait "$p"; s=$?; kill "$w" 2>/dev/null; exit "$s"'
@@ -65,6 +65,7 @@ class ShellTransport(ABC):
         self.name = name
         self.bytes_sent = 0
         self._clock = clock
+        self._knows_timeout: bool | None = None  # asked at the first command
 
     @abstractmethod
     def _execute(
@@ -199,8 +200,13 @@ class ShellTransport(ABC):
         seconds = math.ceil(deadline_s)
         stdout, stderr = _Bounded(f"{what} wrote to stdout"), _Bounded(f"{what} wrote to stderr")
         began = self._clock()
-        line = shlex.join(["sh", "-c", _DEADLINE, "sh", str(seconds), *command])
         try:
+            if self._knows_timeout is None:  # once: to ask with every command would double what it takes
+                ask = shlex.join([*_TIMEOUT, "1", "true"])
+                status = self._execute(ask, (), _ignore, _ignore, wait_s=seconds + GRACE_S, silence_s=None)
+                self._knows_timeout = status == 0
+            guard = _TIMEOUT if self._knows_timeout else ("sh", "-c", _WATCHDOG, "sh")
+            line = shlex.join([*guard, str(seconds), *command])
             status = self._execute(
                 line, stdin, on_stdout or stdout.add, stderr.add, wait_s=seconds + GRACE_S, silence_s=silence_s
             )
@@ -213,6 +219,9 @@ class ShellTransport(ABC):
             how = f"exit status {status}" if status > 0 else "killed by a signal"
             raise RemoteCommandError(f"{what} failed ({how}): {_last_line(stderr.content) or 'it gave no reason'}")
         return Completed(status, bytes(stdout.content), bytes(stderr.content))
+
+
+def _ignore(output: bytes) -> None: ...
 
 
 class _Bounded:

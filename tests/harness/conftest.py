@@ -104,6 +104,8 @@ class ScriptedFarm:
     requests: list[tuple[str, RunRequest]] = field(default_factory=list)
     busy: dict[str, int] = field(default_factory=dict)
     most_busy: int = 0
+    forgotten: list[tuple[str, bool]] = field(default_factory=list)  # run, and whether its record was stored by then
+    stored: Callable[[str], set[str]] = lambda device: set()
     cancelled: list[str] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
 
@@ -158,7 +160,14 @@ class ScriptedSession:
     def storage(self, container: str) -> StorageRates:
         return StorageRates("direct", 1, "", rates=(ReadingRate("direct", 1, 9e7, 8e7, 1e8),))
 
-    def execute(self, request: RunRequest, *, on_event: Callable[[str, dict[str, Any]], None] | None = None) -> Outcome:
+    def execute(
+        self,
+        request: RunRequest,
+        *,
+        on_event: Callable[[str, dict[str, Any]], None] | None = None,
+        keep: bool = False,
+    ) -> Outcome:
+        assert keep, "a controller that dies before the record is stored would lose the run"
         farm = self._farm
         farm.requests.append((self._device, request))
         farm.busy[self._device] = farm.busy.get(self._device, 0) + 1
@@ -178,6 +187,9 @@ class ScriptedSession:
         error = self._farm.canary_error(self._device)
         if error:
             raise error
+
+    def forget(self, run_id: str) -> None:
+        self._farm.forgotten.append((run_id, run_id in self._farm.stored(self._device)))
 
     def cancel(self) -> None:
         self._farm.cancelled.append(self._device)
@@ -213,6 +225,7 @@ class Bench:
         self.farm = ScriptedFarm()
         self.witness = Witness()
         self.database = ResultsDatabase.open(folder / "farm.db")
+        self.farm.stored = lambda device: {run.id for run in self.database.runs(device=device)}
         self.sweep: Sweep | None = None
         self.estimate: Estimator = lambda session, measurement, request: None
         self.pauses: list[float] = []  # between attempts, and before canary runs

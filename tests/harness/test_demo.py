@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from harness.plan import SCRIPTED
+from harness.transport.scripted import WHAT_HAPPENS, FaultKind
 from reports.database import ResultsDatabase
 from reports.records import RunStatus, Verdict
 
@@ -37,3 +39,30 @@ def test_the_demonstration_ends_with_a_report_and_leaves_nothing_running(tmp_pat
         except OSError:
             continue
         assert not folder.is_relative_to(tmp_path), f"process {process.name} still runs in {folder}"
+
+
+def test_the_demonstration_of_faults_ends_every_cell_and_says_that_it_is_made_up(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "harness.cli", "demo", "--faults", "--output", "out"]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    *table, ended, last = done.stdout.splitlines()
+    assert last == f"report: {tmp_path / 'out' / 'report.html'}"
+    assert ended.startswith("60 of 60 cells ended")
+    rows = {line.split()[0]: line for line in table if not line.startswith(" ")}
+    for fault in FaultKind:
+        assert WHAT_HAPPENS[fault] in rows[fault.value]
+    for fault, cost in {
+        "drop": "nothing",
+        "reboot": "one more attempt: unreachable",
+        "stall": "its cell: timed out",
+    }.items():
+        assert cost in rows[fault]
+    html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert html.count(SCRIPTED) > len(rows)
+    assert "<script>" not in html
+    with ResultsDatabase.open(tmp_path / "out" / "results.db", create=False) as database:
+        runs = database.runs()
+    assert {run.emulated for run in runs} == {(SCRIPTED,)}
+    for device in ("drop", "healthy", "throttle", "slow-disk"):
+        assert {run.status for run in runs if run.cell.device == device} == {RunStatus.OK}
+    assert not (tmp_path / "out" / "work").exists()

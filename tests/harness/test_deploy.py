@@ -3,11 +3,12 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import threading
 import zipfile
 
 import pytest
 
-from harness.deploy import ENGINE_SOURCE, EngineBundle, HashCache, safe_name
+from harness.deploy import ENGINE_SOURCE, EngineBundle, HashCache, UploadTurns, engine_bundle, safe_name
 from harness.errors import UsageError
 
 
@@ -85,3 +86,42 @@ def test_a_folder_that_is_no_engine(tmp_path):
 )
 def test_safe_names(name, safe):
     assert safe_name(name) == safe
+
+
+def test_the_engine_is_packed_once_for_all_devices() -> None:
+    assert engine_bundle(ENGINE_SOURCE) is engine_bundle(ENGINE_SOURCE)
+    assert engine_bundle(ENGINE_SOURCE) == EngineBundle.of(ENGINE_SOURCE)
+
+
+def test_uploads_take_turns() -> None:
+    turns, busy, most = UploadTurns(2), [], []
+    together = threading.Barrier(2)
+
+    def upload() -> None:
+        with turns.taken(None):
+            busy.append(1)
+            most.append(len(busy))
+            together.wait(30)  # two at once, or this never ends
+            busy.pop()
+
+    threads = [threading.Thread(target=upload) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert max(most) == 2
+    assert not busy
+
+
+def test_who_waits_for_a_turn_may_give_up() -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(present: int) -> None:
+        raise Stopped
+
+    turns = UploadTurns(1)
+    with turns.taken(None), pytest.raises(Stopped), turns.taken(stop):
+        pytest.fail("the turn was taken twice")
+    with turns.taken(stop):
+        pass

@@ -72,3 +72,25 @@ def test_waiting_is_told_once_however_its_figures_change() -> None:
     for state in ("measuring", "waiting: 70 °C", "waiting: 65 °C", "measuring", "waiting: 61 °C"):
         lines.device_is("pi", state)
     assert stream.getvalue().splitlines() == ["pi: waiting: 70 °C", "pi: waiting: 61 °C"]
+
+
+def test_hundreds_of_devices_are_counted_and_those_in_trouble_shown(bench) -> None:
+    console = Console(file=io.StringIO(), width=160, height=24, color_system=None)
+    table = LiveTable({f"d{n:03}": 8 for n in range(199)} | {"pi": 8}, console, clock=lambda: 0.0)
+    for n in range(150):
+        table.device_is(f"d{n:03}", "measuring")
+    table.device_is("d150", "no connection to h: is it switched on?")
+    measure(bench, table)
+    screen = io.StringIO()
+    Console(file=screen, width=160, color_system=None).print(table.table())
+    lines = screen.getvalue().splitlines()
+    assert len(lines) == 4, "titles, the two in trouble, and the summary"
+    assert "d150" in lines[1]
+    assert "is it switched on?" in lines[1]
+    assert "8/8 (2 failed)" in lines[2]
+    assert lines[3].startswith("200 devices: 150 measuring, 1 in trouble, 48 waiting, 1 done; 8/1600 runs, 2 of them")
+    for n in range(100):
+        table.device_is(f"d{n:03}", "host key has changed")
+    Console(file=screen, width=160, color_system=None).print(table.table())
+    assert len(screen.getvalue().splitlines()) - len(lines) <= 24
+    assert "more devices need attention" in screen.getvalue()

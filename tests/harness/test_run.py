@@ -68,6 +68,43 @@ def test_a_record_is_stored_before_the_next_cell_starts(bench) -> None:
     assert stored == list(range(8))
 
 
+def test_a_device_keeps_a_run_until_its_record_is_stored(bench) -> None:
+    runs = bench.measure(bench.plan())
+    assert bench.farm.forgotten == [(run.id, True) for run in runs]
+
+
+def test_a_device_is_rid_of_the_run_that_a_killed_controller_stored_last(bench) -> None:
+    plan = bench.plan()
+    (first,) = bench.measure(plan.without(m.key for m in plan.measurements[1:]))
+    bench.farm.forgotten.clear()
+    bench.measure(plan.without([plan.measurements[0].key]))
+    assert bench.farm.forgotten[0] == (first.id, True)
+
+
+def test_a_run_that_was_cut_off_by_stop_is_not_kept(bench) -> None:
+    plan = bench.plan()
+    runner = bench.runner(plan)
+
+    def answer(request):
+        runner.stop()
+        return Outcome(RunStatus.FAILED, ("cancelled",))
+
+    bench.farm.answer = answer
+    runner.measure()
+    ((forgotten, stored),) = bench.farm.forgotten
+    assert forgotten == bench.farm.requests[0][1].run_id
+    assert not stored
+
+
+def test_hundreds_of_devices_measure_side_by_side(bench) -> None:
+    names = tuple(f"d{n:03}" for n in range(200))
+    together = threading.Barrier(len(names))
+    bench.farm.before = lambda device, request: together.wait(timeout=60)
+    plan = bench.plan(devices=names)
+    plan = plan.without(m.key for m in plan.measurements if m is not plan.of_device(m.cell.device)[0])
+    assert len(bench.measure(plan)) == 200
+
+
 def test_a_failing_cell_stops_no_other(bench) -> None:
     failure = Outcome(RunStatus.OUT_OF_MEMORY, ("killed by the kernel: give it a smaller expert budget",))
     bench.farm.answer = lambda request: failure if request.strategy == "full-load" else ok(request)

@@ -93,7 +93,7 @@ def test_a_device_without_timeout_still_holds_the_deadline(transport, tmp_path, 
     for name in ("sleep", "echo", "cat"):
         (tools / name).symlink_to(shutil.which(name))
     note = tmp_path / "pid"
-    words = ["sh", "-c", shell._DEADLINE, "sh"]
+    words = ["sh", "-c", shell._WATCHDOG, "sh"]
     path = {"PATH": str(tools)}
     sh_binary = shutil.which("sh")
 
