@@ -100,7 +100,7 @@ def _import_model(output: Path) -> Path:
 
 def _profile(container: Path) -> Path:
     from engine.offline.activations import profile_texts
-    from engine.offline.model import OfflineModel
+    from engine.offline.model import counting_model
     from engine.offline.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_container(str(container))
@@ -108,7 +108,8 @@ def _profile(container: Path) -> Path:
         (_SHIPPED / "texts" / f"{kind}.train.txt").read_text(encoding="utf-8")[:_PROFILE_CHARACTERS] for kind in _KINDS
     ]
     profile = container.with_name("mix16.profile.json")
-    profile_texts(OfflineModel.open(str(container)), [tokenizer.encode(text) for text in texts]).save(str(profile))
+    with counting_model(str(container)) as model:
+        profile_texts(model, [tokenizer.encode(text) for text in texts]).save(str(profile))
     return profile
 
 

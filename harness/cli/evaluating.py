@@ -137,14 +137,13 @@ def profile(container: Path, texts: tuple[Path, ...], to: Path, context: int, mo
       edgemoe-farm model profile model.emoe --text news.txt stories.txt --to model.profile.json
     """
     from engine.offline.activations import profile_texts
-    from engine.offline.model import OfflineModel
+    from engine.offline.model import counting_model
     from engine.offline.tokenizer import Tokenizer
     from harness.cli.model import progress_bar, read_text
 
-    offline = OfflineModel.open(str(container))
     contents = [read_text(path) for path in texts + more]
     partial = to.with_name(to.name + ".partial")
-    with progress_bar("windows") as progress:
+    with counting_model(str(container)) as offline, progress_bar("windows") as progress:
         tokenizer = Tokenizer.from_container(str(container))
         encoded = [tokenizer.encode(content) for content in contents]
         counted = profile_texts(offline, encoded, context, progress, partial)
