@@ -248,8 +248,10 @@ class ResultsDatabase:
         )
 
         def act() -> set[tuple[str, int]]:
-            with self._engine.connect() as connection:
-                rows = connection.execution_options(yield_per=50).execute(query)
+            with (
+                self._engine.connect() as connection,
+                connection.execution_options(yield_per=50).execute(query) as rows,
+            ):
                 return {(cell, block) for cell, block, record in rows if record is None or _is_result(record)}
 
         return self._read("runs", act)
@@ -272,9 +274,9 @@ class ResultsDatabase:
             with self._engine.connect() as connection:
                 rows = connection.execute(sa.select(*columns).where(_marks.c.device == device).order_by(_marks.c.id))
                 marks = [HealthMark(name, Mark(mark), at, note) for name, mark, at, note in rows]
-                records = connection.execution_options(yield_per=RECENT).execute(query).scalars()
-                evidence = (run for run in map(run_from_json, map(_parsed, records)) if is_evidence(run))
-                return health_of(itertools.islice(evidence, RECENT), marks)
+                with connection.execution_options(yield_per=RECENT).execute(query) as rows:
+                    evidence = filter(is_evidence, map(run_from_json, map(_parsed, rows.scalars())))
+                    return health_of(itertools.islice(evidence, RECENT), marks)
 
         return self._read(f"the health of {device}", act)
 

@@ -7,7 +7,8 @@ import pytest
 from reports.connection import Place
 from reports.database import ResultsDatabase
 from reports.errors import DatabaseError, RecordError, UnknownSweepError
-from reports.records import RunStatus
+from reports.health import RECENT, Health, HealthMark, Mark
+from reports.records import Fault, RunStatus
 
 
 @pytest.fixture
@@ -155,6 +156,22 @@ def test_a_file_that_is_no_database_is_refused(tmp_path):
     (tmp_path / "text.sqlite").write_text("dear diary, " * 1000)
     with pytest.raises(DatabaseError, match="file is not a database"):
         ResultsDatabase.open(tmp_path / "text.sqlite")
+
+
+def test_a_devices_health_rests_on_its_marks_and_its_last_runs(database, make):
+    lost = [make.failed(RunStatus.UNREACHABLE, seed=i) for i in range(2 * RECENT)]
+    lost = [replace(run, fault=Fault.LINK_LOST) for run in lost]
+    database.add_sweep(make.sweep(lost[:1]))
+    device = lost[0].cell.device
+    assert database.health(device).health is Health.GOOD
+    for run in lost:
+        database.add_run(run)
+    assert database.health(device).health is Health.QUARANTINED
+    assert database.health(device).faults == RECENT
+    assert database.health("another").health is Health.GOOD
+    database.add_mark(HealthMark(device, Mark.MAINTENANCE, "2026-11-24T00:00:00+00:00", "new fan"))
+    assert database.health(device).health is Health.MAINTENANCE
+    assert database.done(lost[0].sweep_id, again=()) == set(), "a fault of the infrastructure is no result"
 
 
 def test_a_damaged_record_is_named(database, place, make):
