@@ -34,6 +34,8 @@ TURN_POLL_S = 0.2
 
 # $1: the farm's folder.
 PREPARE = 'mkdir -p -- "$1/engines" "$1/sites" "$1/blobs" "$1/runs" && cd -- "$1" && pwd -P'
+# $1: a run's folder, $2: its holder. Not what a later holder has made of it.
+REMOVE = 'grep -qsF -- "$2" "$1/holder.json" && rm -rf -- "$1"'
 # $1: a folder, which is in use from now on.
 IS_THERE = '[ -d "$1" ] || exit 1; touch -c -- "$1" 2>/dev/null; exit 0'
 # $1: a file, which is in use from now on; prints its bytes.

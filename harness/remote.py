@@ -18,7 +18,17 @@ from engine.protocol import ArithmeticTimes, DeviceFacts, RunRequest, Settle, St
 from harness import agent
 from harness.bootstrap import WheelCache, bootstrap
 from harness.collect import Collector, Ending, OnEvent, conditions, judge, printable
-from harness.deploy import ENGINE_SOURCE, IS_THERE, HashCache, Place, UploadTurns, engine_bundle, has_blob, put_blob
+from harness.deploy import (
+    ENGINE_SOURCE,
+    IS_THERE,
+    REMOVE,
+    HashCache,
+    Place,
+    UploadTurns,
+    engine_bundle,
+    has_blob,
+    put_blob,
+)
 from harness.doctor.device import Examined, refuse_unfit
 from harness.doctor.survey import KINDS, Pruned, Survey, prune, survey
 from harness.errors import DeviceError, LeaseLostError, PythonMissingError, RemoteTimeoutError, UnreachableError
@@ -71,8 +81,9 @@ def open_session(
 
     `holder`: who asks for its lease, by default this process for no sweep; `wait_s`: for others to give it up.
     """
+    scripted = _scripted(device)
     return RemoteSession(
-        _way_to(device, known_hosts, ssh_config),
+        _way_to(device, scripted, known_hosts, ssh_config),
         root=device.root,
         python=device.python,
         wheels=WheelCache(cache_dir / "wheels", offline=offline) if device.bootstrap else None,
@@ -85,6 +96,8 @@ def open_session(
         holder=holder,
         wait_s=wait_s,
         uploads=uploads,
+        clock=scripted.clock if scripted else time.monotonic,
+        sleep=scripted.sleep if scripted else time.sleep,
     )
 
 
@@ -105,7 +118,7 @@ def open_lease(device: Device, *, known_hosts: Path) -> Iterator[Lease]:
 @contextmanager
 def _without_engine(device: Device, known_hosts: Path) -> Iterator[tuple[Transport, str, str]]:
     """A connection, the farm's folder there, and a Python: one without numpy will do."""
-    transport = _way_to(device, known_hosts)()
+    transport = _way_to(device, _scripted(device), known_hosts)()
     try:
         root = Place.prepare(transport, device.root).root
         try:
@@ -119,10 +132,15 @@ def _without_engine(device: Device, known_hosts: Path) -> Iterator[tuple[Transpo
         transport.close()
 
 
-def _way_to(device: Device, known_hosts: Path, ssh_config: Path | None = None) -> Callable[[], Transport]:
-    """Makes connections to a device; a scripted one is the same each time."""
-    if device.scripted is not None:
-        scripted = ScriptedDevice(Path(device.scripted))
+def _scripted(device: Device) -> ScriptedDevice | None:
+    return None if device.scripted is None else ScriptedDevice(Path(device.scripted))
+
+
+def _way_to(
+    device: Device, scripted: ScriptedDevice | None, known_hosts: Path, ssh_config: Path | None = None
+) -> Callable[[], Transport]:
+    """Makes connections to a device."""
+    if scripted is not None:
         return lambda: ScriptedTransport(scripted)
     return lambda: SshTransport(device, known_hosts, ssh_config=ssh_config, connect_s=device.connect_s)
 
@@ -391,9 +409,8 @@ class RemoteSession:
 
     def _remove(self, run: str) -> None:
         """After a run that has ended: far cheaper than `discard`, which starts a Python to look for survivors."""
-        script = 'grep -qsF -- "$2" "$1/holder.json" && rm -rf -- "$1"'  # not what a later holder has made of it
         try:
-            command = ["sh", "-c", script, "sh", run, self._lease.holder_id]
+            command = ["sh", "-c", REMOVE, "sh", run, self._lease.holder_id]
             self._transport.run(command, deadline_s=self._step_s, check=False)
         except DeviceError:
             self._abandoned.append(run)  # before the next run, then

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from engine.protocol import to_json
-from harness.deploy import IS_THERE, PREPARE, SIZE
+from harness.deploy import IS_THERE, PREPARE, REMOVE, SIZE
 from harness.doctor.survey import Survey
 from harness.errors import DiskFullError, RemoteCommandError, RemoteTimeoutError, UnreachableError
 from harness.probe import IN_FOLDER, SEARCH
@@ -117,9 +117,6 @@ class ScriptedTransport:
                 return self._shell(script, first, rest, on_stdout, on_stderr)
             case ["true"]:
                 return 0
-            case ["rm", "-rf", "--", path]:
-                shutil.rmtree(self._path(path), ignore_errors=True)
-                return 0
         return self._unknown(arguments, on_stderr)
 
     def _shell(
@@ -143,6 +140,11 @@ class ScriptedTransport:
             if not path.is_file():
                 return 1
             on_stdout(str(path.stat().st_size).encode())
+        elif script == REMOVE:
+            run = self._path(first)
+            if not (run / "holder.json").is_file() or rest[0] not in (run / "holder.json").read_text():
+                return 1
+            shutil.rmtree(run, ignore_errors=True)
         elif script == IS_THERE:
             return 0 if self._path(first).is_dir() else 1
         elif script == IN_FOLDER and rest[:4] == [_PYTHON, "-m", "engine", "selftest"]:
