@@ -85,7 +85,7 @@ def test_a_killed_controller_is_resumed_and_every_cell_ends_once(user: Path) -> 
     assert 1 <= len(before) < 6
     code, out, err = finish(farm(user, "run", "--resume"))
     assert code == 0, err
-    assert "waiting" not in err, "it knows that the holder of the device's lease, its former self, is dead"
+    assert "in the queue" not in err, "it knows that the holder of the device's lease, its former self, is dead"
     with ResultsDatabase.open(user / "results/farm.db", create=False) as database:
         runs = database.runs(sweep_id=sweep)
     assert [run.id for run in runs][: len(before)] == before
