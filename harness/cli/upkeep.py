@@ -22,7 +22,7 @@ from harness.cli.options import (
     results_option,
 )
 from harness.doctor.survey import Pruned
-from harness.errors import DeviceError, UsageError
+from harness.errors import DeviceBusyError, DeviceError, UsageError
 from harness.health import HealthBook
 from harness.remote import open_session, prune_device
 from reports.errors import ReportError
@@ -102,12 +102,15 @@ def health_in_words(state: DeviceHealth) -> str:
 
 
 def _canary_failure(device: Device, known_hosts: Path, offline: bool) -> DeviceError | None:
+    """None where all held. Raises DeviceBusyError, which says nothing about the device."""
     try:
         session = open_session(device, known_hosts=known_hosts, cache_dir=cache_folder(), offline=offline, wait_s=0.0)
         try:
             session.selftest()
         finally:
             session.close()
+    except DeviceBusyError:
+        raise
     except DeviceError as error:
         return error
     return None

@@ -10,6 +10,7 @@ import pytest
 
 from device_inventory import Device
 from harness.demo.loopback import Emulated, LoopbackFarm
+from harness.errors import DeviceBusyError
 from reports.database import ResultsDatabase
 from tests.harness.cli.test_farm import declare, farm, refused
 from tests.harness.cli.test_farm import folder as folder
@@ -55,6 +56,17 @@ def test_a_canary_that_fails_puts_into_quarantine_and_one_that_holds_brings_back
     assert farm("devices", "health", "pi", "--canary").stdout.strip() == "pi: good"
     with ResultsDatabase.open(folder / "results/farm.db") as database:
         assert database.health("pi").faults == 0
+
+
+def test_a_canary_on_a_device_that_is_busy_says_nothing_about_it(
+    folder: Path, pi: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*arguments: object, **options: object) -> None:
+        raise DeviceBusyError("pi: another controller measures there: wait for it")
+
+    monkeypatch.setattr("harness.cli.upkeep.open_session", busy)
+    assert "another controller" in refused("devices", "health", "pi", "--canary", code=4)
+    assert state() == "good"
 
 
 def test_the_doctor(folder: Path, pi: Device) -> None:
