@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,11 +19,13 @@ def postgresql() -> Iterator[Server]:
     if programs is None:
         pytest.skip(f"no PostgreSQL server of version {OLDEST} or later is installed: apt install postgresql")
     server = Server(programs)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a server must not outlive tests that are ended
     try:
         server.start()
         yield server
     finally:
         server.close()
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
