@@ -221,6 +221,7 @@ class Watcher:
         self.pid = os.fork()
         if self.pid == 0:
             try:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever it means to whoever forks
                 for handle in (self._said, self._stop, *not_for_it):
                     os.close(handle)
                 os.setsid()
