@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from contextlib import contextmanager
 from typing import Any, Iterator
 
@@ -14,6 +13,8 @@ def replacing(path: str) -> Iterator[Any]:
 
     On an error nothing of it remains and what was there before stays. Raises OSError.
     """
+    import tempfile  # here only: an engine's start should not wait for it
+
     folder, name = os.path.split(os.path.abspath(path))
     aside = tempfile.NamedTemporaryFile(prefix=f".{name[:100]}.", dir=folder, delete=False)  # noqa: SIM115 - closed below
     try:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
-import subprocess
-from typing import Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 COMMAND_DEADLINE_S = 3.0  # termux-battery-status hangs where its app is missing
 MAX_BYTES = 1 << 20  # of a file or an answer: anything longer is no fact
@@ -25,6 +23,9 @@ class SilentError(Exception):
 
 def run_command(arguments: List[str], deadline_s: float) -> str:
     """What a command prints. Raises FileNotFoundError where there is none, SilentError where it does not answer."""
+    import shutil
+    import subprocess  # here only: an engine's start should not wait for them
+
     path = shutil.which(arguments[0])
     if path is None:
         raise FileNotFoundError(arguments[0])
@@ -50,7 +51,7 @@ def run_command(arguments: List[str], deadline_s: float) -> str:
     return answer.decode("utf-8", "replace")[:MAX_BYTES]
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: Any) -> None:
     """With whatever it started, which may hold its output open."""
     try:
         os.killpg(process.pid, signal.SIGKILL)

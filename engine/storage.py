@@ -14,8 +14,9 @@ import random
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from statistics import median
 from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import numpy as np
 
 from engine import __version__, meters
 from engine.container import Container
@@ -112,7 +113,7 @@ def measure_storage(container: Container, *, clock: Callable[[], float] = time.p
             meters.evict_from_page_cache(container.path)  # and what the kernel read ahead
         except (OSError, ValueError) as error:
             raise StorageError(f"{container.path}: the storage cannot be probed: {error}; check the storage") from None
-    rates = tuple(ReadingRate(*name, median(turns), min(turns), max(turns)) for name, turns in found.items())
+    rates = tuple(ReadingRate(*name, float(np.median(turns)), min(turns), max(turns)) for name, turns in found.items())
     return choose(StorageRates("pread", 1, "", block_bytes, rates, refused))
 
 

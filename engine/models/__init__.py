@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any, Callable, Dict, Tuple
 
 from engine.container import Container
 from engine.errors import ContainerError
 from engine.kernels import Kernels
 from engine.models.interface import Model, ModelConfig
-from engine.models.mixtral import Mixtral, MixtralConfig
-from engine.models.switch import Switch, SwitchConfig
 
 _Parse = Callable[[Dict[str, Any]], ModelConfig]
 _Load = Callable[[Container, Kernels], Model]
 
-ARCHITECTURES: Dict[str, Tuple[_Parse, _Load]] = {
-    "mixtral": (MixtralConfig.parse, Mixtral.load),
-    "switch_transformers": (SwitchConfig.parse, Switch.load),
+ARCHITECTURES = {  # the module, and its classes' names; only the one that is needed is imported
+    "mixtral": ("engine.models.mixtral", "Mixtral"),
+    "switch_transformers": ("engine.models.switch", "Switch"),
 }
 
 
@@ -37,4 +36,5 @@ def _architecture(container: Container) -> Tuple[_Parse, _Load]:
             f"{container.path}: architecture {container.architecture[:40]!r} is not one that this engine runs: "
             f"{', '.join(ARCHITECTURES)}"
         )
-    return known
+    module, name = importlib.import_module(known[0]), known[1]
+    return getattr(module, f"{name}Config").parse, getattr(module, name).load
