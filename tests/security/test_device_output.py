@@ -111,7 +111,7 @@ def test_an_ending_is_taken_or_refused(text: str) -> None:
         assert len(str(error)) < 2000
         return
     for stream in (b"", "\n".join(map(json.dumps, EVENTS)).encode() + b"\n"):
-        _, reasons = judge(collected(stream), ending, 60)
+        _, _, reasons = judge(collected(stream), ending, 60)
         assert is_harmless(" ".join(reasons))
         assert len(" ".join(reasons)) < 2000
 
