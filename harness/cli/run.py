@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import click
@@ -99,6 +100,10 @@ def run(
         raise UsageError("run: give a matrix or --resume, not both")
     if retry_failed and resume is None:
         raise UsageError("run: --retry-failed goes with --resume")
+    measured = partial(
+        measure, known_hosts=known_hosts, deadline_s=deadline_s, offline=offline, as_json=as_json, wait_s=wait_s,
+        uploads=uploads,
+    )  # fmt: skip
     inventory = load_inventory(inventory_path)
     if matrix is not None:
         plan = plan_matrix(read_matrix(matrix), inventory)
@@ -108,20 +113,7 @@ def run(
         with open_results(results_place, create=True, patience=PATIENT) as database:
             sweep = new_sweep(plan, database)
             with at_work(database, sweep.id) as presence:
-                context.exit(
-                    measure(
-                        sweep,
-                        plan,
-                        database,
-                        presence,
-                        known_hosts=known_hosts,
-                        deadline_s=deadline_s,
-                        offline=offline,
-                        as_json=as_json,
-                        wait_s=wait_s,
-                        uploads=uploads,
-                    )
-                )
+                context.exit(measured(sweep, plan, database, presence))
     with open_results(results_place, patience=PATIENT) as database:
         sweep = database.sweep(resume or LATEST)
         if only_plan:
@@ -129,20 +121,7 @@ def run(
             return
         with at_work(database, sweep.id) as presence:  # before the plan: nobody else may measure what it lacks
             plan = plan_again(sweep, inventory, database, failed_too=retry_failed)
-            context.exit(
-                measure(
-                    sweep,
-                    plan,
-                    database,
-                    presence,
-                    known_hosts=known_hosts,
-                    deadline_s=deadline_s,
-                    offline=offline,
-                    as_json=as_json,
-                    wait_s=wait_s,
-                    uploads=uploads,
-                )
-            )
+            context.exit(measured(sweep, plan, database, presence))
 
 
 def show_plan(plan: Plan, as_json: bool) -> None:
