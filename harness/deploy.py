@@ -95,11 +95,13 @@ class EngineBundle:
         if not (source / "__main__.py").is_file():
             raise UsageError(f"{source} is not an engine: it has no __main__.py")
         digest, packed = hashlib.sha256(), io.BytesIO()
-        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        with zipfile.ZipFile(packed, "w") as archive:
             for path in files:
                 name, content = f"engine/{path.relative_to(source).as_posix()}", path.read_bytes()
                 digest.update(f"{name}\0{len(content)}\0".encode() + content)
-                archive.writestr(name, content)
+                info = zipfile.ZipInfo(name)  # without a time: the same engine is the same bytes
+                info.compress_type = zipfile.ZIP_DEFLATED
+                archive.writestr(info, content)
         return cls(digest.hexdigest(), packed.getvalue())
 
 
