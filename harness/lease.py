@@ -87,7 +87,6 @@ class LeaseState:
     queue: tuple[Waiter, ...]
     granted: bool = False
     position: int | None = None  # in the queue, from 1
-    inherits_from: str | None = None
     occupied: bool = False  # an engine of a former holder does not end
 
     def __post_init__(self) -> None:

@@ -130,15 +130,13 @@ def request(
     queue: bool = True,
     instead_of: Optional[str] = None,
 ) -> Dict[str, Any]:
-    """One attempt to get the lease: what is seen, with `granted`, the `position` in the queue, and, where the last
-    holder measured the same sweep, which one that was.
+    """One attempt to get the lease: what is seen, with `granted` and the `position` in the queue.
 
     Asking again does no harm: a holder keeps what it has, a ticket its place. `instead_of`: a holder that is known to
     be dead, whose time need not be waited for. Without `queue` nothing is left behind where the lease is not granted.
     """
     with locked(root):
         lease = Lease(root, clock, boot)
-        before, predecessor = lease.holder, lease.owner or {}
         others = [ticket for ticket in lease.queue if ticket["holder"] != holder]
         place = next((i for i, ticket in enumerate(lease.queue) if ticket["holder"] == holder), len(others))
         granted = (
@@ -159,8 +157,7 @@ def request(
             lease.queue[place : place + 1] = [{"holder": holder, "owner": owner, "since": since, "heartbeat": now}]
             if stale:  # not each second
                 lease.save_signs()
-        heir = before if predecessor.get("sweep") == owner["sweep"] else None
-        return {**lease.seen(), "granted": granted, "position": place + 1, "inherits_from": heir}
+        return {**lease.seen(), "granted": granted, "position": place + 1}
 
 
 def renew(root: str, holder: str, token: int, ttl_s: float, clock: Clock, boot: Optional[str]) -> Dict[str, Any]:

@@ -37,8 +37,7 @@ def acquire(root: str) -> int:
         sys.stdout.flush()
         time.sleep(WAIT_POLL_S)
     if answer["granted"]:
-        if answer["inherits_from"] is not None:
-            runs.inherit(root, wish["holder"], answer["inherits_from"])
+        runs.inherit(root, wish["holder"], wish["owner"]["sweep"])
         answer["occupied"] = runs.end_others(root, owned_by=wish["holder"])
     return say(answer)
 

@@ -46,7 +46,7 @@ def attend(run: str, offset: str, holder: str, token: str, ttl_s: str) -> int:
         if not held.renewed(*me):
             return report({"state": "fenced", "fenced_by": held.owner})
         if plan is not None and is_fenced(run):  # cut off under a former holder: it is measured anew
-            shutil.rmtree(run, ignore_errors=True)
+            remove(run)
         if plan is not None and not os.path.isdir(run):
             start(run, plan, holder, lock)
         elif os.path.isdir(run):
@@ -267,8 +267,18 @@ def kill(run: str, holder: str) -> int:
 def discard(run: str, holder: str) -> int:
     if is_own(run, holder):
         end_run(run)
-        shutil.rmtree(run, ignore_errors=True)
+        remove(run)
     return 0
+
+
+def remove(run: str) -> None:
+    """It disappears by rename: nobody can find a run of which a part is left."""
+    going = f"{run}.{os.getpid()}.part"
+    try:
+        os.rename(run, going)
+    except OSError:  # it is gone, or the storage is read-only
+        return
+    shutil.rmtree(going, ignore_errors=True)
 
 
 def end_run(run: str) -> None:
@@ -293,10 +303,13 @@ def is_fenced(run: str) -> bool:
     return os.path.exists(os.path.join(run, "fenced.json"))
 
 
-def inherit(root: str, holder: str, former: str) -> None:
-    """What a controller left to the one that goes on with its sweep."""
+def inherit(root: str, holder: str, sweep: str) -> None:
+    """Whoever goes on with a sweep has its runs, however many controllers were killed between.
+
+    By the name of a run, which begins with its sweep's: what a holder should have written may have been cut off.
+    """
     for run in all_runs(root):
-        if is_own(run, former):
+        if sweep and os.path.basename(run).startswith(sweep + "-") and not run.endswith(".part"):
             own(run, holder)
 
 

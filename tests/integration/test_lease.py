@@ -200,7 +200,7 @@ def test_a_run_that_loses_its_device_half_way_is_unreachable_and_never_ok(contro
 
 def test_a_former_holder_can_end_and_remove_nothing_of_its_successor(controller, device):
     """The controller that hung, and the one that goes on with its sweep elsewhere, know a run by the same id."""
-    hung, resumed = controller(holder("hung", "s")), controller(holder("resumed", "s"))
+    hung, resumed = controller(holder("hung", "run")), controller(holder("resumed", "run"))
     group = leave_running(hung, device)
     device.let_expire()
     resumed.hold()
@@ -244,9 +244,9 @@ def test_an_upload_notices_that_the_device_is_lost(controller, device, tmp_path)
 
 
 def test_a_resumed_sweep_takes_over_from_its_killed_controller_at_once(controller, device):
-    dead = holder("killed", "s", pid=dead_process())
+    dead = holder("killed", "run", pid=dead_process())
     group = leave_running(controller(dead), device, "slow", max_new_tokens=3)
-    resumed = controller(holder("resumed", "s"))
+    resumed = controller(holder("resumed", "run"))
     resumed.hold()
     outcome = resumed.execute(request("slow", max_new_tokens=3))
     assert outcome.status is RunStatus.OK, outcome.reasons
@@ -263,10 +263,10 @@ def test_a_resumed_sweep_takes_over_from_its_killed_controller_at_once(controlle
     ],
 )
 def test_a_holder_that_may_live_is_waited_for(controller, changes):
-    usual = {"sweep": "s", "pid": dead_process()}
+    usual = {"sweep": "run", "pid": dead_process()}
     controller(holder("killed", **{**usual, **changes})).hold()
     with pytest.raises(DeviceBusyError):
-        controller(holder("resumed", "s")).hold()
+        controller(holder("resumed", "run")).hold()
 
 
 # --- two controllers, two processes ---------------------------------------------------------------------------------

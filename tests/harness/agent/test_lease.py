@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness import agent
-from harness.agent import lease
+from harness.agent import lease, runs
 
 TTL_S = 100.0
 
@@ -130,10 +130,15 @@ def test_a_dead_holder_is_replaced_without_waiting_but_only_that_one(three) -> N
 
 
 def test_only_the_same_sweep_inherits_what_runs(tmp_path) -> None:
-    killed, resumed = Competitor(tmp_path, "killed", "s1"), Competitor(tmp_path, "resumed", "s1")
-    killed.ask(0.0)
-    assert resumed.ask(200.0)["inherits_from"] == "killed"
-    assert Competitor(tmp_path, "other", "s2").ask(400.0)["inherits_from"] is None
+    folders = {name: tmp_path / "runs" / name for name in ("s1-a", "s1-b", "s10-a", "s1-c.77.part")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    runs.own(str(folders["s1-a"]), "killed")
+    runs.own(str(folders["s10-a"]), "killed")  # s1-b: whoever inherited it was killed before it could say so
+    runs.inherit(str(tmp_path), "resumed", "s1")
+    assert [name for name, folder in folders.items() if runs.is_own(str(folder), "resumed")] == ["s1-a", "s1-b"]
+    runs.inherit(str(tmp_path), "nobody", "")
+    assert not any(runs.is_own(str(folder), "nobody") for folder in folders.values())
 
 
 def test_unlocking_fences_the_holder_out_and_nobody_who_came_since(three, tmp_path) -> None:
@@ -195,7 +200,7 @@ def test_what_is_sent_to_a_device_needs_nothing_there_but_python(tmp_path: Path)
 
 COMPETITOR = """
 import fcntl, os, random, sys, time
-from harness.agent import lease
+from harness.agent import lease, runs
 root, name, seed, ttl_s = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 chance, owner = random.Random(seed), {"who": name, "sweep": "race"}
 def now():
@@ -222,13 +227,17 @@ while True:
 
 
 def test_a_thousand_times_never_both(tmp_path: Path) -> None:
-    """Three processes; each 40th time one is killed, wherever it is. Only then does the device's clock go on."""
+    """Three processes; each 40th time who seems to hold the lease is killed, wherever it is, else the oldest. Only then
+    does the device's clock go on."""
     times, ttl_s, clock_s = 1000, 1e4, 0.0
     (tmp_path / "log").touch()
 
     def set_clock() -> None:
         (tmp_path / "clock.part").write_text(str(clock_s))
         (tmp_path / "clock.part").rename(tmp_path / "clock")
+
+    def holder() -> str | None:
+        return json.loads((tmp_path / "lease/lease.json").read_text())["holder"]
 
     def start(n: int) -> tuple[str, subprocess.Popen[bytes]]:
         name = f"controller-{n}"
@@ -247,11 +256,12 @@ def test_a_thousand_times_never_both(tmp_path: Path) -> None:
                 time.sleep(0.01)
                 continue
             kills += 1
-            name, process = competitors.pop(0)
+            names = [name for name, _ in competitors]
+            name, process = competitors.pop(names.index(who) if (who := holder()) in names else 0)
             process.kill()
             process.wait()
             # Its lease, if it had it, expires, and so does its ticket; nobody else's lease is as old as that.
-            held = json.loads((tmp_path / "lease/lease.json").read_text())["holder"] == name
+            held = holder() == name
             fell_while_holding += held
             clock_s += ttl_s + 1 if held else lease.TICKET_TTL_S + 1
             set_clock()
