@@ -413,8 +413,8 @@ def _check_spans(spans: Union[ComputeSpans, LoadSpans], kinds: Tuple[str, ...], 
 class Timeline:
     """Loads against compute in the last decode steps of a warm-up: times in microseconds since the first of them began.
 
-    `phases_s` is of all the sample's decode steps, by COMPUTED, and of `experts` the part in which weights were
-    expanded (dequantise), None where that is no step of its own: native kernels do it within their products.
+    `phases_s` is of all the sample's decode steps: by COMPUTED, and under "dequantise" the part of "experts" in which
+    weights were expanded, None where that is no step of its own: native kernels do it within their products.
     """
 
     first_step: int  # of Steps
@@ -423,13 +423,12 @@ class Timeline:
     compute: ComputeSpans
     loads: LoadSpans
     phases_s: Dict[str, Optional[float]]
-    left_out: int = 0  # spans over MOST_SPANS
 
     def __post_init__(self) -> None:
         steps = self.step_start_us, self.step_time_us
         _require(len(steps[0]) == len(steps[1]) <= MOST_TIMELINE_STEPS, "timeline: its steps are of unequal number")
         valid = all(0 <= n < MOST_S * 1e6 for column in steps for n in column)
-        _require(valid and self.first_step >= 0 and self.left_out >= 0, "timeline: a step is negative or absurd")
+        _require(valid and self.first_step >= 0, "timeline: a step is negative or absurd")
         times = [seconds for seconds in self.phases_s.values() if seconds is not None]
         _require(all(0 <= seconds < MOST_S for seconds in times), "timeline: a phase is negative or absurd")
 
