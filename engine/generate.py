@@ -18,10 +18,22 @@ from engine.experts.profile import PathProfile
 from engine.experts.provision import Provision
 from engine.experts.store import ExpertStore
 from engine.experts.supply import Counters
+from engine.experts.timeline import TimelineRecorder
 from engine.kernels import Kernels, make_kernels
 from engine.models import load_model
 from engine.models.interface import Model, Observer, check_tokens
-from engine.protocol import ExpertBudget, Load, Passage, RunRequest, Sample, Sampling, Steps, StorageRates, Totals
+from engine.protocol import (
+    ExpertBudget,
+    Load,
+    Passage,
+    RunRequest,
+    Sample,
+    Sampling,
+    Steps,
+    StorageRates,
+    Timeline,
+    Totals,
+)
 from engine.sampling import Sampler, log_probabilities
 from engine.storage import choose_reading
 from engine.strategies import Strategy, strategy_named
@@ -55,6 +67,7 @@ class Engine:
         self.clock = clock
         self.phases_s: Dict[str, float] = {}  # what loading took, by phase
         self.notes: List[str] = []
+        self._timeline: Optional[Timeline] = None
         provision = Provision.of(container, strategy, expert_budget)
         provision.check_profile(profile)
         self.budget_bytes = provision.budget_bytes
@@ -96,15 +109,38 @@ class Engine:
         *,
         stop_at_eos: bool = False,
         deadline: Optional[float] = None,
+        timeline_steps: int = 0,
     ) -> Tuple[Tuple[int, ...], Steps]:
-        """Generated tokens and what each of them cost. `deadline` is a time of this engine's clock (DeadlineError)."""
+        """Generated tokens and what each of them cost. `deadline` is a time of this engine's clock (DeadlineError).
+
+        With `timeline_steps`, `take_timeline` has the last so many; to write them down takes a little of their time.
+        """
         if isinstance(self._predictor, OraclePredictor):
             self._predictor.learn(())
             rehearsal = _Rehearsal(self.model.first_layer)
             self._generate(prompt, max_new_tokens, sampling, stop_at_eos, deadline, rehearsal.observe)
             self._predictor.learn(rehearsal.routing)
             self.supply.take_recall()
-        return self._generate(prompt, max_new_tokens, sampling, stop_at_eos, deadline)
+        recorder = TimelineRecorder(timeline_steps, self.clock) if timeline_steps else None
+        try:
+            done = self._generate(prompt, max_new_tokens, sampling, stop_at_eos, deadline, recorder=recorder)
+        finally:
+            self._record(None)
+        if recorder is not None:
+            self._timeline = recorder.timeline(self._kernels.expanding_s if self.backend == "numpy" else None)
+        return done
+
+    def take_timeline(self) -> Optional[Timeline]:
+        """Of what was last generated; None where none was asked for."""
+        timeline, self._timeline = self._timeline, None
+        return timeline
+
+    def _record(self, recorder: Optional[TimelineRecorder]) -> None:
+        """From now on `recorder` is told what happens; nobody is where it is None."""
+        self.supply.record(recorder)
+        self._kernels.clock = None if recorder is None else recorder.clock
+        if recorder is not None:
+            self._kernels.expanding_s = 0.0
 
     def _generate(
         self,
@@ -114,6 +150,7 @@ class Engine:
         stop_at_eos: bool,
         deadline: Optional[float],
         observe: Optional[Observer] = None,
+        recorder: Optional[TimelineRecorder] = None,
     ) -> Tuple[Tuple[int, ...], Steps]:
         state = self.model.start(len(prompt), max_new_tokens)
         sampler = Sampler(sampling)
@@ -124,6 +161,8 @@ class Engine:
         while len(tokens) < max_new_tokens:
             start = self.clock()
             if tokens:
+                if recorder is not None:
+                    recorder.begin_step(len(tokens), start)
                 self.supply.begin(tokens[-1])
                 logits = self.model.forward(np.array(tokens[-1:]), state, self.supply, observe=observe)  # (1, vocab)
             else:
@@ -133,6 +172,11 @@ class Engine:
             times.append(end - start)
             if tokens:
                 self.supply.decoded(end - start)
+                if recorder is not None:
+                    recorder.end_step(end)
+            else:
+                self.supply.take_layer_counts()  # a prompt of one token is no decode step
+                self._record(recorder)
             counters.append(self.supply.take_counters())
             tokens.append(token)
             if stop_at_eos and token in self.model.config.eos_ids:
@@ -239,9 +283,11 @@ def run(request: RunRequest, emit: Emit, *, clock: Callable[[], float] = time.pe
         for repetition in range(-request.warmups, request.repetitions):
             for index, prompt in enumerate(request.prompts):
                 faults = meters.major_faults()
+                traced = repetition == -1 and index == len(request.prompts) - 1
                 tokens, steps = engine.generate(
                     prompt, request.max_new_tokens, request.sampling,
                     stop_at_eos=request.stop_at_eos, deadline=deadline,
+                    timeline_steps=request.timeline_steps if traced else 0,
                 )  # fmt: skip
                 faults_after = meters.major_faults()
                 sample = Sample(
@@ -253,6 +299,8 @@ def run(request: RunRequest, emit: Emit, *, clock: Callable[[], float] = time.pe
                     major_faults=None if faults is None or faults_after is None else faults_after - faults,
                     peak_resident_bytes=meters.peak_resident_bytes(),
                     recall=engine.supply.take_recall(),
+                    layers=engine.supply.take_layer_counts(),
+                    timeline=engine.take_timeline(),
                 )
                 emit("sample", sample=sample)
         totals = Totals(

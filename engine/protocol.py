@@ -14,8 +14,8 @@ ProtocolError that names the place. Units stand in the names.
 
 History of VERSION: 1 first; since then Sample.recall, RunRequest.passages, Totals.passage_nats, Load.variant,
 Load.phases_s, RunRequest.lanes, Load.lanes, Load.storage, the reader "auto", RunRequest.memory_limit_bytes,
-RunRequest.settle, the event "settling" and the fields of DeviceFacts from core_kinds on were added, which may be
-missing.
+RunRequest.settle, the event "settling", the fields of DeviceFacts from core_kinds on, RunRequest.timeline_steps,
+Sample.timeline, Sample.layers and Watched.resident were added, which may be missing.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ LIMIT_METHODS = ("cgroup-v2", "cgroup-v1", "rlimit-data", "none")  # see engine.
 MAX_LINE_BYTES = 16 << 20  # of one event: anything longer is damage or malice, never a sample
 MOST_CHARACTERS = 4096  # of one fact about a device
 MOST_S = 1e9  # longer than anything that is measured: sums of such times are still numbers
+MOST_TIMELINE_STEPS, MOST_SPANS = 64, 8192  # of one timeline; spans of each of its two tables
+MOST_SERIES_POINTS = 200
+COMPUTED = ("attention", "experts", "stall", "head")  # the kinds of ComputeSpans
+LOADED = ("demanded", "preloaded", "late", "broken-off")  # the kinds of LoadSpans
 
 T = TypeVar("T")
 
@@ -160,6 +164,7 @@ class RunRequest:
     passages: Tuple[Passage, ...] = ()  # predicted after all that is timed: what a lossy strategy loses
     memory_limit_bytes: Optional[int] = None  # under which the engine's process is started, see engine.limits
     settle: Optional[Settle] = None  # None: the engine starts at once, and nothing is asked of the device's state
+    timeline_steps: int = 0  # that the last warm-up keeps a timeline of: nothing that is timed has one
 
     def __post_init__(self) -> None:
         _require(bool(self.run_id), "run_id is empty")
@@ -181,6 +186,9 @@ class RunRequest:
         _require(rate is None or 1e3 <= rate <= 1e12, "emulated_read_bytes_per_s must be between 1e3 and 1e12")
         limit = self.memory_limit_bytes
         _require(limit is None or 1 << 20 <= limit < 1 << 62, "memory_limit_bytes must be at least 1048576")
+        within = 0 <= self.timeline_steps <= MOST_TIMELINE_STEPS
+        _require(within, f"timeline_steps must be between 0 and {MOST_TIMELINE_STEPS}")
+        _require(not self.timeline_steps or self.warmups > 0, "timeline_steps needs a warm-up: ask for warmups")
 
 
 @dataclass(frozen=True)
@@ -342,6 +350,90 @@ class Recall:
 
 
 @dataclass(frozen=True)
+class LayerCounts:
+    """The hits, late ones and misses of all decode steps together, by MoE layer; see Steps. An encoder's are zero."""
+
+    hits: Tuple[int, ...]
+    late: Tuple[int, ...]
+    misses: Tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        columns = (self.hits, self.late, self.misses)
+        _require(len(set(map(len, columns))) == 1, "layers: the columns differ in length")
+        _require(all(n >= 0 for column in columns for n in column), "layers: a count is negative")
+
+
+@dataclass(frozen=True)
+class ComputeSpans:
+    """What the thread that computes did, one entry a span, in columns. What no span covers is the engine's own work.
+
+    `kind` is an index into COMPUTED: attention is all of a layer up to its router's answer, with whatever layers
+    without experts stand before it; head is all after the last layer's experts, sampling included.
+    """
+
+    kind: Tuple[int, ...]
+    layer: Tuple[int, ...]  # MoE layer; of the head the last one's
+    start_us: Tuple[int, ...]
+    time_us: Tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check_spans(self, COMPUTED, "compute")
+
+
+@dataclass(frozen=True)
+class LoadSpans:
+    """Experts that were read, one entry each, in columns. Where two lanes read, each of them reads a part of each.
+
+    `kind` is an index into LOADED: demanded by the router, preloaded before it asked, late if it asked meanwhile, or
+    broken off for something more urgent.
+    """
+
+    kind: Tuple[int, ...]
+    layer: Tuple[int, ...]
+    expert: Tuple[int, ...]
+    start_us: Tuple[int, ...]  # negative for one that was under way when the first step began
+    time_us: Tuple[int, ...]
+    read_bytes: Tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check_spans(self, LOADED, "loads")
+
+
+def _check_spans(spans: Union[ComputeSpans, LoadSpans], kinds: Tuple[str, ...], what: str) -> None:
+    columns = {f.name: getattr(spans, f.name) for f in dataclasses.fields(spans)}
+    _require(len(set(map(len, columns.values()))) == 1, f"timeline: the columns of {what} differ in length")
+    _require(len(spans.kind) <= MOST_SPANS, f"timeline: {what} has over {MOST_SPANS} spans")
+    _require(all(kind < len(kinds) for kind in spans.kind), f"timeline: {what} has an unknown kind")
+    for name, column in columns.items():
+        _require(name == "start_us" or all(n >= 0 for n in column), f"timeline: {what} has a negative {name}")
+        _require(all(abs(n) < MOST_S * 1e6 for n in column), f"timeline: {what} has an absurd {name}")
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Loads against compute in the last decode steps of a warm-up: times in microseconds since the first of them began.
+
+    `phases_s` is of all the sample's decode steps: by COMPUTED, and under "dequantise" the part of "experts" in which
+    weights were expanded, None where that is no step of its own: native kernels do it within their products.
+    """
+
+    first_step: int  # of Steps
+    step_start_us: Tuple[int, ...]
+    step_time_us: Tuple[int, ...]
+    compute: ComputeSpans
+    loads: LoadSpans
+    phases_s: Dict[str, Optional[float]]
+
+    def __post_init__(self) -> None:
+        steps = self.step_start_us, self.step_time_us
+        _require(len(steps[0]) == len(steps[1]) <= MOST_TIMELINE_STEPS, "timeline: its steps are of unequal number")
+        valid = all(0 <= n < MOST_S * 1e6 for column in steps for n in column)
+        _require(valid and self.first_step >= 0, "timeline: a step is negative or absurd")
+        times = [seconds for seconds in self.phases_s.values() if seconds is not None]
+        _require(all(0 <= seconds < MOST_S for seconds in times), "timeline: a phase is negative or absurd")
+
+
+@dataclass(frozen=True)
 class Sample:
     """One timed repetition of one prompt, raw, as the device saw it."""
 
@@ -353,9 +445,15 @@ class Sample:
     major_faults: Optional[int]
     peak_resident_bytes: Optional[int]  # of the process so far
     recall: Optional[Recall] = None  # None: nothing was predicted
+    layers: Optional[LayerCounts] = None  # None: not recorded, by engines up to 0.1
+    timeline: Optional[Timeline] = None  # None: none was asked of this repetition
 
     def __post_init__(self) -> None:
         _require(len(self.tokens) == len(self.steps.time_s), "sample: one step a generated token is expected")
+        for name in ("hits", "late", "misses") if self.layers is not None else ():
+            same = sum(getattr(self.layers, name)) == sum(getattr(self.steps, name)[1:])
+            _require(same, f"sample: {name} by layer and by step do not add up to the same")
+        _require(self.timeline is None or self.warmup, "sample: a timeline of what was timed")
 
 
 @dataclass(frozen=True)
@@ -383,6 +481,19 @@ class Course:
     after: Optional[float] = None
     lowest: Optional[float] = None
     highest: Optional[float] = None
+
+
+@dataclass(frozen=True)
+class Series:
+    """A quantity over time, thinned out: of neighbouring readings the larger is kept."""
+
+    time_s: Tuple[float, ...]  # since the device was first read, just before the run
+    values: Tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _require(len(self.time_s) == len(self.values) <= MOST_SERIES_POINTS, "series: too long, or of unequal columns")
+        valid = all(0 <= t < MOST_S for t in self.time_s) and all(value >= 0 for value in self.values)
+        _require(valid, "series: a time or a value is negative or absurd")
 
 
 @dataclass(frozen=True)
@@ -417,6 +528,7 @@ class Watched:
     energy_sensor: Optional[str] = None
     absent: Tuple[str, ...] = ()
     unknown: Tuple[str, ...] = ()  # "temperature: why"
+    resident: Optional[Series] = None  # bytes of the engine's process; None: nobody looked
 
     def __post_init__(self) -> None:
         times = (self.period_s, self.watched_s, self.cpu_s, self.waited_s, self.energy_j or 0.0)

@@ -6,6 +6,7 @@ disturbs what is timed. Its own cost is measured and recorded. Standard library 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -18,13 +19,14 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence,
 from engine.sensors import UNDER_VOLTAGE, Reading, Sensors
 
 if TYPE_CHECKING:
-    from engine.protocol import Course, Settle, Watched  # which takes 40 ms: see `watch`
+    from engine.protocol import Course, Series, Settle, Watched  # which takes 40 ms: see `watch`
 
 PERIOD_S = 0.5
 MOST_OF_A_CORE = 0.01  # that watching may take: where a reading costs more, it is done less often
 SETTLE_PERIOD_S, SAY_PERIOD_S = 1.0, 2.0
 LOOKS, LOOK_PERIOD_S = 20, 0.01  # at the tasks that wait, where the first look finds any
 READY_GRACE_S = 30.0  # for the first reading, over the longest wait
+MOST_POINTS = 200  # of a series: as engine.protocol allows
 STOP_DEADLINE_S = 10.0  # for the last reading: every command in it has a deadline of its own
 
 Pause = Callable[[float], bool]  # waits so many seconds, or until told to stop, and says whether it was
@@ -38,10 +40,14 @@ def watch(
     pause: Pause,
     say: Say = lambda waited_s, reasons: None,
     ready: Callable[[], None] = lambda: None,
+    resident_bytes: Callable[[], Optional[int]] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
     cpu_clock: Optional[Callable[[], float]] = None,
 ) -> Watched:
-    """Waits until the device has settled, says `ready`, and reads its sensors until `pause` is told to stop."""
+    """Waits until the device has settled, says `ready`, and reads its sensors until `pause` is told to stop.
+
+    `resident_bytes`: what the engine's process takes now, None while there is none.
+    """
     cpu_clock = cpu_clock or _cpu_s
     began, cpu_began = clock(), cpu_clock()
     unsettled = _settle(settle, sensors, pause, say, clock)
@@ -50,9 +56,10 @@ def watch(
     ready()
     from engine.protocol import encode_event  # noqa: F401 - costly, and the engine is starting meanwhile
 
-    seen, period_s = _Seen(before, clock()), PERIOD_S
+    seen, resident, period_s = _Seen(before, clock()), _Series(clock()), PERIOD_S
     while not pause(period_s):
         cost_began = cpu_clock()
+        resident.add(clock(), resident_bytes())
         seen.add(sensors.read(slow=False), clock())
         period_s = max(PERIOD_S, (cpu_clock() - cost_began) / MOST_OF_A_CORE)
     seen.add(sensors.read(), clock())
@@ -60,8 +67,9 @@ def watch(
     if settle.temperature_c is not None and before.temperature_c is None and not _names(before, "temperature"):
         lost = ("temperature: the sensor that gave the sweep's baseline is gone",)
     return seen.watched(
-        lost, period_s=period_s, cpu_s=cpu_clock() - cpu_began, waited_s=waited_s, unsettled=tuple(unsettled)
-    )
+        lost, period_s=period_s, cpu_s=cpu_clock() - cpu_began, waited_s=waited_s, unsettled=tuple(unsettled),
+        resident=resident.series(),
+    )  # fmt: skip
 
 
 # --- settling -------------------------------------------------------------------------------------------------------
@@ -196,6 +204,48 @@ class _Seen:
         return Course(before, after, *self._extremes.get(name, (None, None)))
 
 
+class _Series:
+    """Points, reduced as they come: where there are too many, of each two the larger stays."""
+
+    def __init__(self, began: float) -> None:
+        self._began = began
+        self._points: List[Tuple[float, int]] = []
+        self._of_each, self._waiting = 1, 0  # readings that become one point; those since the last whole one
+
+    def add(self, at: float, value: Optional[int]) -> None:
+        if value is None:
+            return
+        point = (at - self._began, value)
+        if self._waiting:
+            self._points[-1] = max(self._points[-1], point, key=_value)
+        else:
+            if len(self._points) == MOST_POINTS:
+                pairs = zip(self._points[::2], self._points[1::2])
+                self._points = [max(pair, key=_value) for pair in pairs]
+                self._of_each *= 2
+            self._points.append(point)
+        self._waiting = (self._waiting + 1) % self._of_each
+
+    def series(self) -> Optional[Series]:
+        """None where there was nothing to be read."""
+        from engine.protocol import Series
+
+        return Series(*(tuple(column) for column in zip(*self._points))) if self._points else None
+
+
+def _value(point: Tuple[float, int]) -> int:
+    return point[1]
+
+
+def _resident_bytes(pid: int) -> Optional[int]:
+    """None where there is no such process any more."""
+    try:
+        with open(f"/proc/{pid}/statm") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except (OSError, IndexError, ValueError):
+        return None
+
+
 def _names(reading: Reading, words: str) -> bool:
     """Whether a reading says of this sensor that it did not answer."""
     return any(text.startswith(f"{words}:") for text in reading.unknown)
@@ -211,7 +261,8 @@ def _cpu_s() -> float:
 
 
 class Watcher:
-    """The process, and its supervisor's end of two pipes: one says what it waits for, the other, closed, ends it."""
+    """The process, and its supervisor's end of two pipes: one says what it waits for; the other says which process is
+    the engine, and ends it when it is closed."""
 
     def __init__(self, settle: Dict[str, Any], result: str, *, not_for_it: Sequence[int] = ()) -> None:
         """`result`: the file that it writes at its end, a Watched; `not_for_it`: handles that it must not hold."""
@@ -260,6 +311,11 @@ class Watcher:
         self._kill()
         return f"no sensor answered within {self._deadline_s:g} s"
 
+    def follow(self, engine: int) -> None:
+        """The engine runs, as this process."""
+        with contextlib.suppress(BrokenPipeError):  # it has died: `stop` will find that out
+            os.write(self._stop, b"%d\n" % engine)
+
     def stop(self) -> None:
         """Returns when it has written its result, or was killed for not doing so in time."""
         os.close(self._stop)
@@ -289,12 +345,22 @@ def _serve(settle: Any, result: str, say: int, stop: int) -> None:
         os.write(say, _READY)
         os.close(say)
 
+    engine: List[int] = []
+
+    def pause(seconds: float) -> bool:
+        if not select.select([stop], [], [], max(0.0, seconds))[0]:
+            return False
+        said = os.read(stop, 64)
+        engine.extend(map(int, said.split()))  # it has just started: look at it
+        return not said
+
     watched = watch(
         settle,
         Sensors(),
-        pause=lambda seconds: bool(select.select([stop], [], [], max(0.0, seconds))[0]),
+        pause=pause,
         say=tell,
         ready=ready,
+        resident_bytes=lambda: _resident_bytes(engine[-1]) if engine else None,
     )
     from engine.protocol import to_json
 

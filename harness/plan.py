@@ -209,6 +209,7 @@ def make_request(
         passages=measurement.passages,
         memory_limit_bytes=memory_limit_bytes(matrix, device),
         settle=matrix.conditions.settle(baseline_c),
+        timeline_steps=matrix.timeline_steps,
     )
 
 

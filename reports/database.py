@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 
@@ -98,6 +98,14 @@ _controllers = sa.Table(
 )
 
 
+class Recorded(NamedTuple):
+    """How far a sweep is."""
+
+    runs: int  # attempts, all of them
+    cells: int  # and blocks, with one attempt or more
+    last_started_at: str
+
+
 class ResultsDatabase:
     """Safe to share between threads: one controller drives many devices. Several processes may use one database."""
 
@@ -177,6 +185,15 @@ class ResultsDatabase:
             ids = " and ".join(sweep_from_json(_parsed(record)).id for (record,) in found)
             raise UnknownSweepError(f"{name!r} begins more than one sweep, {ids} among them: give more of the id")
         return sweep_from_json(_parsed(found[0][0]))
+
+    def recorded(self, sweep_id: str | None = None) -> dict[str, Recorded]:
+        """How far each sweep with a record is, or one of them; no record is read for that."""
+        cell = _runs.c.cell + sa.literal("/") + sa.cast(_runs.c.block, sa.String)
+        numbers = sa.func.count(), sa.func.count(cell.distinct()), sa.func.max(_runs.c.started_at)
+        query = sa.select(_runs.c.sweep_id, *numbers).group_by(_runs.c.sweep_id)
+        if sweep_id is not None:
+            query = query.where(_runs.c.sweep_id == sweep_id)
+        return {identity: Recorded(*found) for identity, *found in self._rows("runs", query)}
 
     # --- runs -------------------------------------------------------------------------------------------------------
 

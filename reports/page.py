@@ -138,8 +138,8 @@ def render_html(sweep: Sweep, runs: Sequence[Run]) -> str:
     series = _series(sweep, last)
     raw = _raw(last)
     anchors = {cell.cell: cell.anchor for cell in raw}
-    style = (Path(__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
-    return _environment().get_template("page.html.j2").render(
+    return self_contained(
+        "page.html.j2",
         sweep=sweep,
         headline=headline(groups),
         emulated=emulated_conditions(last),
@@ -152,9 +152,21 @@ def render_html(sweep: Sweep, runs: Sequence[Run]) -> str:
         raw=raw,
         width=charts.WIDTH,
         moment=units.moment,
-        style=Markup(style),  # noqa: S704 - our own file; the policy allows these very bytes
-        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
-    )  # fmt: skip
+    )
+
+
+def self_contained(template: str, **values: Any) -> str:
+    """A page with its style inside, which its content security policy allows by its hash, and nothing else."""
+    style = (Path(__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            **values,
+            style=Markup(style),  # noqa: S704 - our own file; the policy allows these very bytes
+            style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        )
+    )
 
 
 @cache

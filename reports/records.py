@@ -1,7 +1,7 @@
 """Records: raw and complete, valid or not constructed. Everything else is derived from them and never stored.
 
-History of VERSION: 1 first; since then Run.estimate, Run.fault, Run.conditions and Run.lease_token were added, which
-may be missing.
+History of VERSION: 1 first; since then Run.estimate, Run.fault, Run.conditions, Run.lease_token and what the history in
+engine.protocol lists (of late Sample.layers, Sample.timeline and Conditions.resident) were added, which may be missing.
 """
 
 from __future__ import annotations

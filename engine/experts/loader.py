@@ -15,6 +15,7 @@ from engine.errors import EngineError, StorageError
 from engine.experts.buffer import Entry, ExpertBuffer
 from engine.experts.slabs import Slabs
 from engine.experts.store import ExpertStore
+from engine.experts.timeline import TimelineRecorder
 
 # With no byte arriving for this long the storage is taken for dead: an answer, if a late one, instead of a hang.
 STALL_DEADLINE_S = 120.0
@@ -42,6 +43,7 @@ class Loader:
         self.read_bytes = 0
         self.prefetched_bytes = 0  # read on a prediction
         self.wasted_bytes = 0  # of speculative reads that were broken off
+        self.recorder: Optional[TimelineRecorder] = None  # is told of every read, where there is one
         self._store, self._buffer, self._records, self._slabs = store, buffer, records, slabs
         self._demanded: Deque[Record] = deque()
         self._predicted: Deque[ExpertKey] = deque()
@@ -113,6 +115,7 @@ class Loader:
         entry = self._next()
         if entry is None:
             return False
+        began = None if self.recorder is None else self.recorder.clock()
         self.lock.release()
         failure: Optional[EngineError] = None
         done = 0
@@ -125,6 +128,8 @@ class Loader:
             failure = StorageError(f"reading {entry.key} failed: {type(error).__name__}: {error}")
         finally:
             self.lock.acquire()
+        if self.recorder is not None and began is not None:
+            self.recorder.loaded(entry, began, done)
         self._arrived(entry, done, failure)
         return True
 

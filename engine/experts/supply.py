@@ -13,8 +13,9 @@ from engine.experts.loader import Loader
 from engine.experts.predictors import Predictor
 from engine.experts.relief import ExactRelief, Relief
 from engine.experts.slabs import Slabs
+from engine.experts.timeline import ATTENTION, EXPERTS, STALL, TimelineRecorder
 from engine.models.interface import ExpertGroup
-from engine.protocol import Recall
+from engine.protocol import LayerCounts, Recall
 from engine.quantize import Packed
 
 NO_RECALL = Recall(0, 0, 0, 0)
@@ -75,6 +76,8 @@ class ExpertSupply:
         self._clock = clock
         self._stall_s = 0.0
         self._hits = self._late = self._misses = 0
+        self._decode_counts = _no_counts(layers)
+        self._recorder: Optional[TimelineRecorder] = None
         self._ranking: List[int] = []  # what the predictor said of the layer that comes next
         self._recall = NO_RECALL
 
@@ -107,7 +110,11 @@ class ExpertSupply:
         wanted = [(layer, expert) for expert in sorted(set(chosen.ravel().tolist()))]
         needed = [(layer, expert) for expert in range(self._experts_per_layer)] if self._whole_layers else wanted
         substitutes: Mapping[ExpertKey, Record] = {}
-        if self._decoding(layer, chosen):
+        decoding = self._decoding(layer, chosen)
+        recorder = self._recorder if decoding else None
+        if recorder is not None:
+            recorder.end(ATTENTION, layer)
+        if decoding:
             substitutes = self._relief.substitutes(layer, chosen[0], shares[0])
             self._score(chosen[0])
         ranking = self._rank_next(layer, chosen, hidden)
@@ -137,22 +144,39 @@ class ExpertSupply:
             self._hits += len(ready)
             self._misses += len(missing)
             self._late += len(coming) - len(missing)
+            if decoding:
+                counts = self._decode_counts[layer]
+                counts[0] += len(ready)
+                counts[1] += len(coming) - len(missing)
+                counts[2] += len(missing)
             loader.demand(missing)
             self._preload(ranking)
         for group in [ready] if len(chosen) == 1 else [[entry] for entry in ready]:
             resident = [(entry.key[1], self._weights(entry)) for entry in group if entry.key in wanted]
             if resident:
+                if recorder is not None:
+                    recorder.begin()
                 yield resident
+                if recorder is not None:
+                    recorder.end(EXPERTS, layer)
             self._release(group)
         while coming:
             with loader.lock:
                 start = self._clock()
                 entry = loader.wait_for(coming, self._clock)
-                self._stall_s += self._clock() - start
+                end = self._clock()
+                self._stall_s += end - start
             coming.remove(entry.key)
+            if recorder is not None:
+                recorder.add(STALL, layer, start, end)
+                recorder.begin()
             if entry.key in wanted:
                 yield [(entry.key[1], self._weights(entry))]
+                if recorder is not None:
+                    recorder.end(EXPERTS, layer)
             self._release([entry])
+        if recorder is not None:
+            recorder.begin()
 
     def take_counters(self) -> Counters:
         loader = self._loader
@@ -165,6 +189,16 @@ class ExpertSupply:
             self._hits = self._late = self._misses = 0
             loader.read_bytes = loader.prefetched_bytes = loader.wasted_bytes = self.buffer.wasted_bytes = 0
         return counters
+
+    def take_layer_counts(self) -> LayerCounts:
+        """Of what was decoded since the last time, by MoE layer."""
+        counts, self._decode_counts = self._decode_counts, _no_counts(self._layers)
+        return LayerCounts(*(tuple(column) for column in zip(*counts)))
+
+    def record(self, recorder: Optional[TimelineRecorder]) -> None:
+        """From now on `recorder` is told what happens while decoding; nobody is where it is None."""
+        with self._loader.lock:
+            self._recorder = self._loader.recorder = recorder
 
     def begin(self, token: int) -> None:
         """The next token to be processed is known: what its first layers need may follow from that alone."""
@@ -254,3 +288,8 @@ class ExpertSupply:
             if entry.key not in needed:
                 self.buffer.wasted_bytes += entry.record.slot_bytes
                 self.buffer.drop(entry)
+
+
+def _no_counts(layers: int) -> List[List[int]]:
+    """Of hits, late ones and misses, by MoE layer."""
+    return [[0, 0, 0] for _ in range(layers)]

@@ -8,7 +8,7 @@ was expanded beforehand (`expand_into`) skips the first step, with the same bits
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple, Union
 
 import numpy as np
 
@@ -23,6 +23,8 @@ class Kernels:
 
     backend = "numpy"
     variant: Optional[str] = None  # of a native library
+    clock: Optional[Callable[[], float]] = None  # where there is one, what `expand` takes is added to `expanding_s`
+    expanding_s = 0.0
 
     def __init__(self, threads: int = 1) -> None:
         self.threads = threads
@@ -101,6 +103,14 @@ class Kernels:
 
         Where they are float32 already they are returned as they are; else in `out`, or in scratch memory.
         """
+        if self.clock is None:
+            return self._expand(weight, out)
+        start = self.clock()
+        codes = self._expand(weight, out)
+        self.expanding_s += self.clock() - start
+        return codes
+
+    def _expand(self, weight: Packed, out: Optional[np.ndarray]) -> np.ndarray:
         precision = weight.format.precision
         codes = weight.codes
         if weight.expanded:

@@ -41,6 +41,11 @@ BEST_FORMATS = tuple(
     )
 )  # fmt: skip
 
+_MAX_PLAN_BYTES = 64 << 20
+_MEANING = {
+    "paper": "Relative loss with this expert at INT2 and all others at INT4.",
+    "best": "Estimated loss, in nats a token, with this expert alone at INT2.",
+}
 _PRIOR = 8  # activations: with fewer, an expert is taken to be like the others of its layer
 
 Progress = Callable[[int, int], None]
@@ -104,6 +109,34 @@ class Plan:
                 file.write(json.dumps(self.to_json(), indent=1).encode() + b"\n")
         except OSError as error:
             raise RequestError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a saved plan says of each expert, for people."""
+
+    importance: dict[ExpertKey, float]
+    meaning: str
+    loss: str
+
+
+def read_evidence(path: Path) -> Evidence:
+    """Raises RequestError, naming the file, for anything but a plan that `save` wrote."""
+    try:
+        if path.stat().st_size > _MAX_PLAN_BYTES:
+            raise ValueError("larger than a plan can be")
+        content = json.loads(path.read_bytes())
+        experts = {tuple(map(int, key.split("/"))): float(e["evidence"]) for key, e in content["experts"].items()
+                   if e["evidence"] is not None}  # fmt: skip
+        importance = {(layer, expert): value for (layer, expert), value in experts.items() if math.isfinite(value)}
+        loss = f"{float(content['loss']):.2%} in {str(content['metric'])[:40]}, by {str(content['method'])[:40]}"
+        return Evidence(importance, _MEANING[content["method"]], loss)
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be opened: {error.strerror}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise RequestError(
+            f"{path}: not a plan of `model adapt` ({type(error).__name__}: {str(error)[:80]}): name another"
+        ) from None
 
 
 def adapt(

@@ -118,6 +118,8 @@ def supervise(run: str, plan: Dict[str, Any], lock: int) -> None:
             write(run, "exit.json", {"status": 127, "timed_out": False, "oom_kills": 0})
             return
         write(run, "engine.json", {"group": engine.pid, "boot_id": boot_id(), "oom_kills": kills_before})
+    if watcher is not None:
+        watcher.follow(engine.pid)
     try:
         # Where memory runs out the engine shall go, not the supervisor that can tell of it.
         with open(f"/proc/{engine.pid}/oom_score_adj", "w") as file:

@@ -15,6 +15,7 @@ from harness.cli.doctor import doctor
 from harness.cli.options import CONTEXT, EXIT_CODES, FARM_VERSION, printable
 from harness.cli.results import report, results
 from harness.cli.run import run
+from harness.cli.serve import serve
 from harness.cli.strategies import strategies
 from harness.errors import FarmError
 from reports.errors import ReportError
@@ -62,7 +63,7 @@ def main(debug: bool) -> None:
     """
 
 
-for _command in (devices, trust, probe, doctor, run, report, results, strategies, demo):
+for _command in (devices, trust, probe, doctor, run, report, results, serve, strategies, demo):
     main.add_command(_command)
 # Work with models needs nothing of the farm, and the farm nothing of it.
 if importlib.util.find_spec("harness.cli.model") is not None:

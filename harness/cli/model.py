@@ -18,6 +18,7 @@ from harness.cli.adapting import adapt
 from harness.cli.evaluating import evaluate_command, profile
 from harness.cli.options import Budget, json_option, print_json, printable, to_terminal
 from harness.cli.tracing import replay, trace
+from harness.cli.viewing import view
 from harness.errors import UsageError
 
 # engine.offline brings numpy and its friends: each command imports what it needs, so that help stays quick.
@@ -360,5 +361,5 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         bar.stop()
 
 
-for command in (evaluate_command, profile, adapt, trace, replay):
+for command in (evaluate_command, profile, adapt, trace, replay, view):
     model.add_command(command)

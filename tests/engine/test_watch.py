@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.protocol import Course, Settle, Watched, decode_event, from_json, to_json
+from engine.protocol import MOST_SERIES_POINTS, Course, Settle, Watched, decode_event, from_json, to_json
 from engine.sensors import Sensors
-from engine.watch import MOST_OF_A_CORE, PERIOD_S, Watcher, watch
+from engine.watch import MOST_OF_A_CORE, MOST_POINTS, PERIOD_S, Watcher, watch
 from tests.engine.boards.boards import Board
 
 TEMPERATURE = "/sys/class/thermal/thermal_zone0/temp"
@@ -28,6 +28,7 @@ class Scene:
         self.reading_costs_s = 0.0
         self.said: list[tuple[float, list[str]]] = []
         self.ready_at: float | None = None
+        self.resident: list[int | None] = []  # what the engine takes, one reading after another
         self._steps = list(steps)
         self._until_s = until_s
 
@@ -50,6 +51,7 @@ class Scene:
         return watch(
             settle or Settle(), Sensors(self.board.sources()), pause=self.pause, ready=ready, clock=lambda: self.now,
             say=lambda waited_s, reasons: self.said.append((waited_s, reasons)), cpu_clock=cpu_clock,
+            resident_bytes=lambda: self.resident.pop(0) if self.resident else None,
         )  # fmt: skip
 
 
@@ -76,6 +78,20 @@ def test_before_after_and_the_extremes_between_are_kept(pi) -> None:
     assert seen.period_s == PERIOD_S
     assert seen.watched_s == 4 * PERIOD_S
     assert (seen.governor, seen.governor_after, seen.load.before) == ("ondemand", "ondemand", 0.08)
+
+
+def test_memory_over_time_is_thinned_out_and_keeps_its_peaks(pi) -> None:
+    scene = Scene(pi, *[lambda: None] * 500)
+    assert scene.watch().resident is None  # no engine
+    scene = Scene(pi, *[lambda: None] * 500)
+    scene.resident = [None, *range(498), None]
+    scene.resident[301] = 999
+    series = scene.watch().resident
+    assert series is not None
+    assert 100 <= len(series.values) == len(set(series.time_s)) <= MOST_POINTS == MOST_SERIES_POINTS
+    assert list(series.time_s) == sorted(series.time_s)
+    assert series.time_s[series.values.index(999)] == 302 * PERIOD_S
+    assert series.values[0] == 3 and series.values[-1] == 497  # the largest of each four
 
 
 def test_what_a_device_has_no_sensor_for_is_absent_and_not_unknown(pi, tmp_path: Path) -> None:
@@ -214,9 +230,11 @@ def result_of(path: Path) -> Watched:
 def test_the_child_watches_until_its_pipe_is_closed(tmp_path: Path) -> None:
     watcher = Watcher(to_json(Settle()), str(tmp_path / "watched.json"))
     assert watcher.wait_until_ready(lambda line: None) is None
+    watcher.follow(os.getpid())
     watcher.stop()
     seen = result_of(tmp_path / "watched.json")
-    assert seen.readings >= 2
+    assert seen.readings >= 3
+    assert seen.resident is not None and seen.resident.values[-1] > 10 << 20
     assert 0 < seen.cpu_s < 5
     assert seen.memory_available_bytes.before is not None
     with pytest.raises(ChildProcessError):

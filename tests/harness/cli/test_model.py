@@ -229,3 +229,27 @@ def test_trace_and_replay(shipped: Path, tmp_path: Path) -> None:
     assert "20 experts" in table
     assert "write numbers of experts" in refused("replay", trace, "--profile", profile, "--buffer-experts", "many")
     assert "holds nothing" in refused("replay", trace, "--profile", profile, "--buffer-experts", "0")
+
+
+def test_view_shows_what_it_is_given(tiny: Path, shipped: Path, tmp_path: Path) -> None:
+    text = held_out_text(HELD_OUT[0])[:900]
+    (tmp_path / "t.txt").write_text(text)
+    for what in ("profile", "trace"):
+        farm(what, shipped, "--text", tmp_path / "t.txt", "--to", tmp_path / what)
+    (tmp_path / "plan").write_text(
+        json.dumps({"method": "best", "metric": "m", "loss": 0.01, "experts": {"7/15": {"evidence": 0.5}}})
+    )
+    given = ("--profile", tmp_path / "profile", "--trace", tmp_path / "trace", "--plan", tmp_path / "plan")
+    page = tmp_path / "p.html"
+    facts = json.loads(farm("view", shipped, *given, "-o", page, "--json").stdout)
+    assert facts["page"] == str(page) and "Importance of each expert" in page.read_text()
+    assert facts["importance"][7][15] == 0.5 and facts["importance"][0][0] is None
+    assert list(facts["paths"]) == ["1", "2", "3", "8"]
+    tokens = sum(facts["paths"]["8"])
+    assert sum(facts["paths"]["1"]) == 8 * tokens
+    assert sum(sum(row) for row in facts["frequency"]) == pytest.approx(16)  # 8 layers, 2 experts a token
+    alone = json.loads(farm("view", shipped, "--trace", tmp_path / "trace", "-o", page, "--json").stdout)
+    assert alone["frequency"] and "flatters" in alone["coverage_source"]
+    assert "is of a model with 8 layers of 16 experts" in refused("view", tiny, "--trace", tmp_path / "trace")
+    assert "the plan is of another model" in refused("view", tiny, "--plan", tmp_path / "plan")
+    assert "not a plan" in refused("view", shipped, "--plan", tmp_path / "t.txt")
