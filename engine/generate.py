@@ -23,6 +23,7 @@ from engine.models import load_model
 from engine.models.interface import Model, Observer, check_tokens
 from engine.protocol import ExpertBudget, Load, Passage, RunRequest, Sample, Sampling, Steps, StorageRates, Totals
 from engine.sampling import Sampler, log_probabilities
+from engine.slowdown import slowdown
 from engine.storage import choose_reading
 from engine.strategies import Strategy, strategy_named
 
@@ -55,6 +56,9 @@ class Engine:
         self.clock = clock
         self.phases_s: Dict[str, float] = {}  # what loading took, by phase
         self.notes: List[str] = []
+        self._sleep = sleep
+        self._slowdown, notes = slowdown(strategy.name)
+        self.notes += notes
         provision = Provision.of(container, strategy, expert_budget)
         provision.check_profile(profile)
         self.budget_bytes = provision.budget_bytes
@@ -129,6 +133,8 @@ class Engine:
             else:
                 logits = self.model.prefill(np.array(prompt), state, self.supply, observe=observe)
             token = sampler.choose(logits[0])
+            if self._slowdown:
+                self._sleep(self._slowdown * (self.clock() - start))
             end = self.clock()
             times.append(end - start)
             if tokens:

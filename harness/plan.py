@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -38,6 +38,7 @@ class Measurement:
     prompts: tuple[tuple[int, ...], ...]
     workload: Workload
     passages: tuple[Passage, ...]  # to be predicted after all that is timed
+    engine_sha256: str = ""  # of the engine that measures it; empty: the one that the farm has
 
     @property
     def key(self) -> tuple[str, int]:
@@ -67,8 +68,29 @@ class Plan:
         """What is left when `done`, pairs of cell key and block, needs no more."""
         gone = set(done)
         left = tuple(m for m in self.measurements if m.key not in gone)
-        still = {m.cell.device for m in left}
-        return Plan(self.matrix, tuple(d for d in self.devices if d.name in still), left)
+        return self._of(left)
+
+    def in_turns(self, planned: Sequence[tuple[str, int]], engines: Sequence[str]) -> Plan:
+        """Some of its cells, in the order and the blocks of `planned`, each by the engine that stands beside it.
+
+        Raises UsageError where a cell is none of this plan's.
+        """
+        by_key = {m.cell.key: m for m in self.measurements}
+        for key, _ in planned:
+            if key not in by_key:
+                raise UsageError(
+                    f"{key} is not in the matrix {self.matrix.name} any more: restore it, or the inventory"
+                )
+        return self._of(
+            tuple(
+                replace(by_key[key], block=block, engine_sha256=engine)
+                for (key, block), engine in zip(planned, engines, strict=True)
+            )
+        )
+
+    def _of(self, measurements: tuple[Measurement, ...]) -> Plan:
+        still = {m.cell.device for m in measurements}
+        return Plan(self.matrix, tuple(d for d in self.devices if d.name in still), measurements)
 
 
 def make_plan(

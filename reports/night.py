@@ -51,7 +51,7 @@ def exit_code(findings: Iterable[Finding]) -> int:
 
 @dataclass(frozen=True)
 class ChangePoint:
-    """Where a series became another: the first point of what followed. Medians before and after, in the metric's unit."""
+    """Where a series became another: its first point after that; medians before and after, in the metric's unit."""
 
     index: int
     before: float

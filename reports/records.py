@@ -1,7 +1,7 @@
 """Records: raw and complete, valid or not constructed. Everything else is derived from them and never stored.
 
 History of VERSION: 1 first; since then Run.estimate, Run.fault, Run.conditions and Run.lease_token were added, which
-may be missing.
+may be missing; so may Sweep.engines.
 """
 
 from __future__ import annotations
@@ -206,12 +206,14 @@ class Sweep:
     started_at: str
     farm_version: str
     matrix_folder: str = ""  # on the controller: where the matrix's relative paths start, for `run --resume`
+    engines: tuple[str, ...] = ()  # of each of `planned`, where several take turns; empty: the one that the farm has
 
     def __post_init__(self) -> None:
         where = f"sweep {self.id or '(without id)'}"
         _require(bool(self.id) and bool(self.name), f"{where}: id and name must not be empty")
         _require(bool(self.planned), f"{where}: nothing was planned")
         _require(len(set(self.planned)) == len(self.planned), f"{where}: a cell is planned twice in one block")
+        _require(len(self.engines) in (0, len(self.planned)), f"{where}: engines and what is planned differ in length")
         require_utc(self.started_at, f"{where}: started_at")
 
 

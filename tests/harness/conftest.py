@@ -24,6 +24,7 @@ from engine.protocol import (
     StorageRates,
     Totals,
 )
+from harness.deploy import EngineBundle
 from harness.device_worker import Estimator, Surroundings
 from harness.errors import UnreachableError
 from harness.matrix import parse_matrix
@@ -146,6 +147,9 @@ class ScriptedSession:
         if progress:
             progress(1)
         return f"store/{source.name}"
+
+    def use(self, bundle: EngineBundle) -> None:
+        self.engine_sha256 = bundle.sha256
 
     def deployed(self, source: Path) -> str | None:
         return f"store/{source.name}"
