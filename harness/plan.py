@@ -12,7 +12,8 @@ from pathlib import Path
 from device_inventory.inventory import Device, Inventory
 from engine.protocol import ExpertBudget, Passage, RunRequest, Sampling, size_of, to_json
 from harness.errors import UsageError
-from harness.matrix import DEFAULT_BUDGET, ContainerFile, Matrix, Workload
+from harness.matrix import ContainerFile, Matrix, Workload
+from harness.tables import DEFAULT_BUDGET
 from reports.records import Cell
 
 SCRIPTED = "scripted device: nothing was measured"

@@ -37,10 +37,12 @@ class Finding:
 
     kind: Kind
     reason: str
-    device: str = ""  # empty: of none, or of several
-    strategy: str = ""
-    metric: str = ""  # of reports.metrics, or `answer`, or `result` where there is none
-    cell: str = ""  # its key
+    cell: Cell | None = None  # None: of no cell
+    metric: str = ""  # of reports.metrics; `answer` where the tokens changed, `result` where there are none any more
+
+    def __str__(self) -> str:
+        where = f"{self.cell.key}: " if self.cell else ""
+        return f"{where}{self.metric}: {self.reason}" if self.metric else f"{where}{self.reason}"
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
@@ -100,6 +102,7 @@ class Confirmation:
     note: str  # why, in words
     p_value: float | None = None
     pairs: int = 0
+    is_refuted: bool = False  # it is not so much worse; neither this nor confirmed: undecided
 
 
 @dataclass(frozen=True)
