@@ -62,7 +62,7 @@ def read_nightly(path: Path) -> NightlyConfig:
         baseline=top.name("baseline"),
         reports=folder / top.text("reports", "nightly"),
         limits=Limits(worse),
-        pairs=confirmation.integer("pairs", 6, 2, 1000),
+        pairs=confirmation.integer("pairs", 10, 2, 1000),
         rounds=confirmation.integer("rounds", 3, 1, 20),
         deadline_s=parse_duration(deadline) or _refuse_deadline(path, deadline),
         keep_reports=retention.integer("reports", 60, 1, 100_000),

@@ -1,27 +1,32 @@
 """A suspicion is confirmed by pairs: old and new engine in turns on the same device, so that drift favours neither.
 
-The logarithms of the pairs' ratios are compared with 0 by a one-sided t test; with symmetric noise of heavier tails it
-errs towards silence. ALARM is the chance of a false alarm in a whole night: it is shared out among the suspicions and
-the rounds in which more is measured of what is undecided.
+Were both engines alike, each pair would be as likely to fall this way as that, whatever the noise. So the logarithms of
+the pairs' ratios are held against 0 by a signed-rank test, exact and one-sided, whose ranks are capped at a quarter of
+the pairs: near 0 a pair counts by its size, beyond it by its sign, and a run that something else disturbed does not
+outweigh those that nothing did. The estimate is that of Hodges and Lehmann (1963), the median of the means of all two
+pairs, with its exact interval.
+
+ALARM is the chance of a false alarm in a whole night: it is shared out among the suspicions and the rounds in which
+more is measured of what is undecided.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from reports.gate import describe, worse_share
 from reports.metrics import METRICS
 from reports.night import Confirmation
 from reports.records import Cell, Run, RunStatus, Verdict
 
-ALARM = 0.005
-CONFIDENCE = 0.95  # of the interval that is shown, and with which a suspicion is dropped
+ALARM = 0.01
+CONFIDENCE = 0.95  # of the interval that is shown, and by which a suspicion is dropped
 LEAST_PAIRS = 4
 
 
@@ -64,14 +69,13 @@ def decide(suspicion: Suspicion, ratios: Sequence[float], *, suspicions: int, ro
         note = f"only {len(ratios)} valid pairs: see why the runs of sweep {sweep_id} are not valid"
         return Decision(Confirmation(cell, metric, None, None, None, False, sweep_id, note, pairs=len(ratios)), False)
     logs = np.log(ratios)
-    ratio, low, high = (math.exp(x) for x in _interval(logs))
-    worse = logs if METRICS[metric].better == "lower" else -logs
-    p_value = _p_value(worse)
+    ratio, low, high = (math.exp(x) for x in _estimate(logs))
+    is_lower_better = METRICS[metric].better == "lower"
+    p_value = signed_rank_p_value(logs if is_lower_better else -logs)
     confirmed = p_value <= ALARM / (suspicions * rounds) and worse_share(metric, ratio) >= suspicion.limit
-    bound = worse_share(metric, high if METRICS[metric].better == "lower" else low)
-    refuted = not confirmed and bound < suspicion.limit
-    what = describe(metric, ratio, low, high)
+    refuted = not confirmed and worse_share(metric, high if is_lower_better else low) < suspicion.limit
     state = "confirmed" if confirmed else "not confirmed" if refuted else "undecided"
+    what = describe(metric, ratio, low, high)
     note = f"{state}: {what}, {len(ratios)} pairs of old and new engine in turns"
     confirmation = Confirmation(
         cell, metric, ratio, low, high, confirmed, sweep_id, note, p_value, len(ratios), refuted
@@ -79,16 +83,34 @@ def decide(suspicion: Suspicion, ratios: Sequence[float], *, suspicions: int, ro
     return Decision(confirmation, confirmed or refuted)
 
 
-def _interval(logs: np.ndarray) -> tuple[float, float, float]:
-    """Mean and the t interval at CONFIDENCE."""
-    mean = float(logs.mean())
-    spread = float(logs.std(ddof=1)) / math.sqrt(len(logs))
-    reach = spread * float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(logs) - 1))
-    return mean, mean - reach, mean + reach
+def signed_rank_p_value(values: np.ndarray, cap: int | None = None) -> float:
+    """The chance of ranks as much above 0, were each value as likely below; `cap`: of ranks, by default a quarter."""
+    n = len(values)
+    cap = cap or max(1, n // 4)
+    ranks = np.empty(n, dtype=int)
+    ranks[np.argsort(np.abs(values), kind="stable")] = np.minimum(np.arange(1, n + 1), cap)
+    return float(_null(n, cap)[int(ranks[values > 0].sum()) :].sum())
 
 
-def _p_value(worse: np.ndarray) -> float:
-    if float(np.ptp(worse)) == 0.0:  # no noise at all, as of a memory that is counted in whole buffers
-        return 0.0 if worse[0] > 0 else 1.0
-    spread = float(worse.std(ddof=1)) / math.sqrt(len(worse))
-    return float(stats.t.sf(float(worse.mean()) / spread, len(worse) - 1))  # as ttest_1samp, without its care for axes
+def _estimate(values: np.ndarray) -> tuple[float, float, float]:
+    """The median of all means of two, and its interval at CONFIDENCE."""
+    means = np.sort(_walsh(values))
+    below = np.cumsum(_null(len(values), len(values)))
+    cut = int(np.searchsorted(below, (1 - CONFIDENCE) / 2, side="right"))  # so many on each side lie outside
+    return float(np.median(means)), float(means[max(cut - 1, 0)]), float(means[min(len(means) - cut, len(means) - 1)])
+
+
+def _walsh(values: np.ndarray) -> np.ndarray:
+    """The means of all two of them, each with itself too: (n (n + 1) / 2)."""
+    i, j = np.triu_indices(len(values))
+    means: np.ndarray = (values[i] + values[j]) / 2
+    return means
+
+
+@functools.cache
+def _null(n: int, cap: int) -> np.ndarray:
+    """The distribution of a sum of n ranks, none over `cap`, each counted or not, from 0 on."""
+    chances = np.ones(1)
+    for rank in np.minimum(np.arange(1, n + 1), cap):
+        chances = (np.pad(chances, (0, rank)) + np.pad(chances, (rank, 0))) / 2
+    return chances

@@ -135,11 +135,11 @@ class Night:
         """Raises RecordError."""
         try:
             content = json.loads(text)
-            version = content.pop("v", None)
+            version = content.pop("v", None) if isinstance(content, dict) else None
             if version != VERSION:
                 raise RecordError(f"night: version {version!r} where {VERSION} is known: use the farm that wrote it")
             return from_json(cls, content)
-        except (ValueError, AttributeError, ProtocolError) as error:
+        except (ValueError, ProtocolError) as error:
             raise RecordError(f"the record of a night is damaged: {error}: restore the database") from None
 
 

@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 
 from reports.baselines import Acknowledgement
 from reports.confirmation import Suspicion, decide, paired_ratios
+from reports.database import ResultsDatabase
 from reports.gate import ACCURACY, Limits, Measured, describe, hard_findings, judge_suspects, suspects
 from reports.judgement import Comparison, Mark
-from reports.night import Confirmation, Finding, Kind, Night, Trend, exit_code
+from reports.night import Confirmation, Finding, Kind, Night, Trend, exit_code, with_history
 from reports.records import Run
-from reports.trends import recent_worsening
+from reports.trends import NIGHTS, recent_worsening
 
 ROUNDS = 3
+DOUBT = 0.01  # the chance of what was seen, were there nothing, up to which an undecided suspicion is told
 
 # (suspicions, round) -> the sweep that measured them, and its runs; None where it could not be measured to its end
 Again = Callable[[Sequence[Suspicion], int], tuple[str, Sequence[Run]] | None]
@@ -26,6 +28,17 @@ class Context:
     limits: Limits = field(default_factory=Limits)
     rounds: int = ROUNDS
     acknowledgements: Sequence[Acknowledgement] = ()
+
+
+def load_night(database: ResultsDatabase, sweep_id: str) -> Night | None:
+    """As it was judged, its trends with the points of the nights before it; None where that sweep was no night's."""
+    record = next((record for record in database.nights() if record.sweep_id == sweep_id), None)
+    if record is None:
+        return None
+    earlier = [
+        other for other in database.nights(name=record.name) if (other.at, other.sweep_id) < (record.at, sweep_id)
+    ]
+    return with_history(Night.from_json(record.record), [Night.from_json(other.record) for other in earlier[-NIGHTS:]])
 
 
 def without_baseline(name: str, candidate: Measured, trends: tuple[Trend, ...], hint: str, at: str) -> Night:
@@ -149,8 +162,8 @@ def _unmeasured(suspicion: Suspicion, note: str) -> Confirmation:
 def _finding(confirmation: Confirmation) -> Finding | None:
     if confirmation.confirmed:
         return Finding(Kind.REGRESSION, confirmation.note, confirmation.cell, confirmation.metric)
-    if confirmation.is_refuted:
-        return None
+    if confirmation.is_refuted or (confirmation.p_value is not None and confirmation.p_value > DOUBT):
+        return None  # nothing speaks for it; how much would have been seen is in its interval
     return Finding(Kind.INCONCLUSIVE, confirmation.note, confirmation.cell, confirmation.metric)
 
 

@@ -36,7 +36,7 @@ class _Limit(click.ParamType[tuple[str, float]]):
             share = float(text)
         except ValueError:
             share = -1.0
-        if name not in GATED or not 0 <= share <= 10:
+        if name not in GATED or not 0 <= share <= 10.0:
             self.fail(f"{value!r} is no limit: write METRIC=SHARE, such as tpot_s=0.05, of {', '.join(GATED)}")
         return name, share
 

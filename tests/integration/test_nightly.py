@@ -33,7 +33,7 @@ name = "ids"
 tokens = [[5, 6, 7]]
 max_new_tokens = 12
 """
-# Only what takes milliseconds is judged: a token of full-load takes a fraction of one, on whatever else the machine does.
+# Limits that whatever else the machine does is under: a token of full-load takes a fraction of a millisecond.
 NIGHTLY = """
 name = "farm"
 matrix = "matrix.toml"
