@@ -74,7 +74,7 @@ class Plan:
     def in_turns(self, planned: Sequence[tuple[str, int]], engines: Sequence[str]) -> Plan:
         """Some of its cells, in the order and the blocks of `planned`, each by the engine that stands beside it.
 
-        Raises UsageError where a cell is none of this plan's.
+        Only what is timed: an older engine need not know the rest. Raises UsageError for a cell of another plan.
         """
         by_key = {m.cell.key: m for m in self.measurements}
         for key, _ in planned:
@@ -84,7 +84,7 @@ class Plan:
                 )
         return self._of(
             tuple(
-                replace(by_key[key], block=block, engine_sha256=engine)
+                replace(by_key[key], block=block, passages=(), engine_sha256=engine)
                 for (key, block), engine in zip(planned, engines, strict=True)
             )
         )
