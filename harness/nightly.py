@@ -18,6 +18,7 @@ from harness.deadlines import parse_duration
 from harness.errors import LockedError, UsageError
 from harness.process import owner
 from harness.tables import Table, read_toml
+from reports.confirmation import ALARM
 from reports.files import replacing
 from reports.gate import ACCURACY, GATED, Limits
 
@@ -70,6 +71,8 @@ def read_nightly(path: Path) -> NightlyConfig:
         webhook_env=webhook.name("url_env") if "url_env" in webhook else "",
         webhook_deadline_s=webhook.number("deadline_s", 10.0, 0.1, 300.0),
     )
+    if 0.5 ** (config.pairs * config.rounds) > ALARM / config.rounds:
+        raise UsageError(f"{path}: confirmation: so few pairs could never confirm anything: raise pairs or rounds")
     for table in (thresholds, accuracy, confirmation, retention, webhook, top):
         table.finish()
     return config

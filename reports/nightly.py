@@ -162,7 +162,8 @@ def _unmeasured(suspicion: Suspicion, note: str) -> Confirmation:
 def _finding(confirmation: Confirmation) -> Finding | None:
     if confirmation.confirmed:
         return Finding(Kind.REGRESSION, confirmation.note, confirmation.cell, confirmation.metric)
-    if confirmation.is_refuted or (confirmation.p_value is not None and confirmation.p_value > DOUBT):
+    could_tell = 0.5**confirmation.pairs <= DOUBT
+    if confirmation.is_refuted or (could_tell and confirmation.p_value is not None and confirmation.p_value > DOUBT):
         return None  # nothing speaks for it; how much would have been seen is in its interval
     return Finding(Kind.INCONCLUSIVE, confirmation.note, confirmation.cell, confirmation.metric)
 

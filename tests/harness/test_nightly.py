@@ -42,6 +42,7 @@ def test_the_example_has_the_defaults(config):
         ("[accuracy]\nperplexity = 'x'", "perplexity must be a number"),
         ("[webhook]\nurl = 'https://secret'", "unknown key 'url'"),
         ("[confirmation]\npairs = 1", "pairs is 1"),
+        ("[confirmation]\npairs = 2\nrounds = 3", "so few pairs could never confirm anything"),
         ("[retention]\nreports = 0", "reports is 0"),
     ],
 )

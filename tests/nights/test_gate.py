@@ -7,7 +7,9 @@ import pytest
 from reports.baselines import Acknowledgement
 from reports.gate import Measured
 from reports.night import Kind
+from reports.nightly import without_baseline
 from reports.records import Fault, RunStatus, Verdict
+from reports.trends import trends
 from tests.nights.simulated import NEW, OLD, Change, SimulatedFarm, recorded
 
 PI, JETSON = "pi4b-emulated", "jetson-tx2-emulated"
@@ -167,3 +169,20 @@ def test_a_trend_has_the_nights_before_and_marks_where_it_changed(farm):
     assert [change.index for change in trend.changes] == [12]
     assert trend.changes[0].after / trend.changes[0].before == pytest.approx(1.5, abs=0.05)
     assert trend.points[-1].engine_sha256 == NEW
+
+
+def test_without_a_baseline_there_is_nothing_to_say(farm):
+    candidate = farm.measure({})
+    night = without_baseline(
+        "farm", candidate, trends(candidate, ["tpot_s"], []), "pin one", "2026-01-02T00:00:00+00:00"
+    )
+    assert night.exit_code == 5
+    assert len(night.trends) == 6
+    assert night.findings[0].reason == "pin one"
+
+
+def test_what_too_few_pairs_could_not_tell_is_said(farm, monkeypatch):
+    monkeypatch.setattr("tests.nights.simulated.PAIRS", 1)
+    night = farm.night({TARGET: Change(slower=1.5)})
+    assert night.exit_code == 5
+    assert any("only 3 valid pairs" in f.reason for f in night.findings)
