@@ -12,14 +12,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from reports import units
-from reports.judgement import Comparison, Judged, Mark
+from reports.judgement import ANSWER, GATED, RESULT, Comparison, Judged, Mark
 from reports.metrics import METRICS
 from reports.night import Finding, Kind
 from reports.records import Cell, Fault, Run, RunStatus, Sweep, Verdict, last_attempts
 
 ACCURACY = "perplexity"
-ANSWER, RESULT = "answer", "result"  # instead of a metric
-GATED = {"tpot_s": 0.03, "ttft_s": 0.05, "peak_resident_bytes": 0.03, ACCURACY: 0.02}
 _RESULT_FAULTS = (Fault.ENGINE, Fault.OUT_OF_MEMORY, Fault.TIMED_OUT, Fault.WRONG_ANSWER)
 
 

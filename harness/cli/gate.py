@@ -18,8 +18,8 @@ from harness.process import owner
 from reports.baselines import Acknowledgement, Baseline
 from reports.database import LATEST, ResultsDatabase
 from reports.files import replacing
-from reports.gate import ANSWER, GATED, RESULT, Limits, Measured
-from reports.judgement import Side, compare_sides
+from reports.gate import Limits, Measured
+from reports.judgement import ANSWER, GATED, RESULT, Side, compare_sides
 from reports.night_summary import junit, markdown, payload
 from reports.nightly import Context, judge_sweep
 from reports.records import RunStatus
