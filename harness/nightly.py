@@ -119,7 +119,7 @@ class Progress:
     rounds: tuple[str, ...] = ()  # sweeps of its confirmations
 
     def save(self, config: NightlyConfig) -> None:
-        with replacing(_state(config)) as file:
+        with replacing(state_file(config)) as file:
             file.write(json.dumps({"v": _STATE_VERSION, **to_json(self)}).encode())
 
     def with_round(self, sweep_id: str) -> Progress:
@@ -131,7 +131,7 @@ class Progress:
 
 def unfinished(config: NightlyConfig, now: datetime) -> Progress | None:
     """The night to go on with; None where there is none, or its deadline has passed. Raises UsageError."""
-    path = _state(config)
+    path = state_file(config)
     try:
         content = loads(path.read_bytes())
         if content.pop("v", None) != _STATE_VERSION:
@@ -145,10 +145,10 @@ def unfinished(config: NightlyConfig, now: datetime) -> Progress | None:
 
 
 def finish(config: NightlyConfig) -> None:
-    _state(config).unlink(missing_ok=True)
+    state_file(config).unlink(missing_ok=True)
 
 
-def _state(config: NightlyConfig) -> Path:
+def state_file(config: NightlyConfig) -> Path:
     return config.reports / f".{config.name}.state.json"
 
 

@@ -85,7 +85,8 @@ class ResultsDatabase(ControllerRows, BaselineRows):
         """By id, by the unique beginning of one, or `latest`. Raises UnknownSweepError."""
         query = sa.select(schema.sweeps.c.record)
         if name == LATEST:
-            queries = [query.order_by(schema.sweeps.c.started_at.desc(), schema.sweeps.c.id.desc()).limit(1)]
+            whole = query.where(schema.sweeps.c.name.not_like("% (%"))  # not what was measured again of another sweep
+            queries = [whole.order_by(schema.sweeps.c.started_at.desc(), schema.sweeps.c.id.desc()).limit(1)]
         else:
             beginning = schema.sweeps.c.id.startswith(name, autoescape=True)
             queries = [

@@ -199,7 +199,7 @@ class Sweep:
     """One execution of a matrix."""
 
     id: str  # e.g. 20261123-221500-3f2a
-    name: str  # of the matrix
+    name: str  # of the matrix; where it is not all of that, with a purpose: "demo (confirmation)"
     matrix_toml: str  # as it was read
     baseline: str  # the strategy against which the others are compared
     planned: tuple[tuple[str, int], ...]  # (cell key, block) of everything that was to be measured

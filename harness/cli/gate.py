@@ -22,7 +22,7 @@ from reports.gate import Limits, Measured
 from reports.judgement import ANSWER, GATED, RESULT, Side, compare_sides
 from reports.night_summary import junit, markdown, payload
 from reports.nightly import Context, judge_sweep
-from reports.records import RunStatus
+from reports.records import RunStatus, Sweep
 
 _METRICS = (*GATED, ANSWER, RESULT)
 
@@ -82,7 +82,7 @@ def gate(
     allowed.update(limits)
     at = _now().isoformat()
     with open_results(results_place) as database:
-        sweep = database.sweep(run)
+        sweep = _of_a_matrix(database, run)
         pinned = _pinned(database, name)
         against = database.sweep(pinned.sweep_id)
         baseline = Measured.of(against, database.runs(sweep_id=against.id))
@@ -185,9 +185,7 @@ def list_baselines(results_place: str, as_json: bool) -> None:
 
 
 def _pin(database: ResultsDatabase, name: str, run: str, note: str) -> None:
-    sweep = database.sweep(run)
-    if sweep.engines:
-        raise UsageError(f"sweep {sweep.id} measured several engines in turns: pin that of a matrix")
+    sweep = _of_a_matrix(database, run)
     engines = _engines(database, sweep.id)
     if not engines:
         raise UsageError(f"sweep {sweep.id} has no result that is ok: pin another one")
@@ -201,6 +199,13 @@ def _pin(database: ResultsDatabase, name: str, run: str, note: str) -> None:
                 "a suspected regression cannot be confirmed against it",
                 err=True,
             )
+
+
+def _of_a_matrix(database: ResultsDatabase, run: str) -> Sweep:
+    sweep = database.sweep(run)
+    if sweep.engines:
+        raise UsageError(f"sweep {sweep.id} measured several engines in turns: name that of a matrix")
+    return sweep
 
 
 def _pinned(database: ResultsDatabase, name: str) -> Baseline:

@@ -26,7 +26,7 @@ from harness.cli.options import (
     wait_option,
 )
 from harness.engines import EngineStore, engines_folder
-from harness.errors import FarmError, InfrastructureError
+from harness.errors import FarmError, InfrastructureError, UsageError
 from harness.matrix import parse_matrix, read_matrix
 from harness.nightly import (
     NightlyConfig,
@@ -36,6 +36,7 @@ from harness.nightly import (
     night_folder,
     prune_reports,
     read_nightly,
+    state_file,
     unfinished,
 )
 from harness.plan import Plan
@@ -45,7 +46,7 @@ from harness.webhook import post, webhook_url
 from reports.baselines import NightRecord
 from reports.confirmation import Suspicion
 from reports.database import ResultsDatabase
-from reports.errors import ReportError
+from reports.errors import ReportError, UnknownSweepError
 from reports.files import replacing
 from reports.gate import Measured
 from reports.judgement import Side, compare_sides
@@ -185,8 +186,15 @@ class _NightRun:
 
     def _measure_matrix(self) -> Sweep:
         if self._progress is not None:
-            sweep = self._database.sweep(self._progress.sweep_id)
-            click.echo(f"going on with the night that began at {self._progress.began[:16]}, sweep {sweep.id}", err=True)
+            click.echo(
+                f"going on with the night that began at {self._progress.began[:16]}, sweep {self._progress.sweep_id}",
+                err=True,
+            )
+            try:
+                sweep = self._database.sweep(self._progress.sweep_id)
+                plan_again(sweep, self._inventory, self._database, failed_too=False)
+            except (UsageError, UnknownSweepError) as error:
+                raise UsageError(f"{error}; or remove {state_file(self._config)}, for a new night") from None
         else:
             plan = plan_matrix(read_matrix(self._config.matrix), self._inventory)
             sweep = new_sweep(plan, self._database)
@@ -199,8 +207,9 @@ class _NightRun:
         with at_work(self._database, sweep.id) as presence:
             plan = plan_again(sweep, self._inventory, self._database, failed_too=False)
             code = self._measured(
-                sweep, plan, presence=presence, deadline_s=max(0.0, self._left_s()), canary=canary, kept=self._kept
-            )
+                sweep, plan, presence=presence, deadline_s=max(0.0, self._left_s()), canary=canary, kept=self._kept,
+                summary=canary,
+            )  # fmt: skip
         if code == INTERRUPTED:
             raise _Interrupted
 
