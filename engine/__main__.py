@@ -4,7 +4,9 @@ Events and results go to stdout as JSON lines, the log to stderr. Exit status: 0
 arguments, 3 damaged container or profile, 4 memory budget, 5 storage, 6 deadline.
 
 Environment: EDGEMOE_BACKEND (numpy, native) is what backend `auto` stands for; TMPDIR is where `selftest` puts its
-small container. The threads of numpy's BLAS (OPENBLAS_NUM_THREADS and the like) follow --threads, whatever they were.
+small container; EDGEMOE_TEST_DELAY (such as edgemoe=0.10) is a hook for tests that slows a strategy down, see
+engine/slowdown.py. The threads of numpy's BLAS (OPENBLAS_NUM_THREADS and the like) follow --threads, whatever they
+were.
 """
 
 from __future__ import annotations

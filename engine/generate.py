@@ -35,6 +35,7 @@ from engine.protocol import (
     Totals,
 )
 from engine.sampling import Sampler, log_probabilities
+from engine.slowdown import slowdown
 from engine.storage import choose_reading
 from engine.strategies import Strategy, strategy_named
 
@@ -68,6 +69,9 @@ class Engine:
         self.phases_s: Dict[str, float] = {}  # what loading took, by phase
         self.notes: List[str] = []
         self._timeline: Optional[Timeline] = None
+        self._sleep = sleep
+        self._slowdown, notes = slowdown(strategy.name)
+        self.notes += notes
         provision = Provision.of(container, strategy, expert_budget)
         provision.check_profile(profile)
         self.budget_bytes = provision.budget_bytes
@@ -168,6 +172,8 @@ class Engine:
             else:
                 logits = self.model.prefill(np.array(prompt), state, self.supply, observe=observe)
             token = sampler.choose(logits[0])
+            if self._slowdown:
+                self._sleep(self._slowdown * (self.clock() - start))
             end = self.clock()
             times.append(end - start)
             if tokens:

@@ -554,6 +554,18 @@ def to_json(value: Any) -> Any:
     return value.value if isinstance(value, enum.Enum) else value
 
 
+def to_sparse_json(value: Any) -> Any:
+    """As to_json, without the fields that have their defaults: an engine that does not know them yet needs none."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return to_json(value)
+    said = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    return {f.name: to_sparse_json(said[f.name]) for f in dataclasses.fields(value) if said[f.name] != _default(f)}
+
+
+def _default(field_: Any) -> Any:
+    return field_.default if field_.default_factory is dataclasses.MISSING else field_.default_factory()
+
+
 def from_json(cls: Type[T], value: Any, where: str = "") -> T:
     """What json.loads gave -> an instance of the dataclass `cls`, or a ProtocolError that names the place."""
     result: T = _decode(cls, value, where or cls.__name__)

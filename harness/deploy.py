@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 import sqlite3
 import threading
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from harness.transport import Transport
 
 ENGINE_SOURCE = Path(engine.protocol.__file__).parent
 NOT_DEPLOYED = ("offline", "__pycache__", "tests")
+TEST_DELAY_VARIABLE, TEST_DELAY_FILE = "EDGEMOE_TEST_DELAY", "test_delay"  # as engine/slowdown.py has them
 FRESH_NS = 2_000_000_000
 DEFAULT_UPLOADS = 4
 TURN_POLL_S = 0.2
@@ -85,8 +88,8 @@ class EngineBundle:
     content: bytes
 
     @classmethod
-    def of(cls, source: Path) -> EngineBundle:
-        """`source`: the folder `engine`. Only what a device needs goes in."""
+    def of(cls, source: Path, *, test_delay: str = "") -> EngineBundle:
+        """`source`: the folder `engine`. Only what a device needs goes in. `test_delay`: see engine/slowdown.py."""
         files = sorted(
             path
             for path in source.rglob("*")
@@ -94,15 +97,32 @@ class EngineBundle:
         )
         if not (source / "__main__.py").is_file():
             raise UsageError(f"{source} is not an engine: it has no __main__.py")
-        digest, packed = hashlib.sha256(), io.BytesIO()
+        content = {f"engine/{path.relative_to(source).as_posix()}": path.read_bytes() for path in files}
+        if test_delay:
+            content[f"engine/{TEST_DELAY_FILE}"] = test_delay.encode()
+        packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w") as archive:
-            for path in files:
-                name, content = f"engine/{path.relative_to(source).as_posix()}", path.read_bytes()
-                digest.update(f"{name}\0{len(content)}\0".encode() + content)
+            for name, data in content.items():
                 info = zipfile.ZipInfo(name)  # without a time: the same engine is the same bytes
                 info.compress_type = zipfile.ZIP_DEFLATED
-                archive.writestr(info, content)
-        return cls(digest.hexdigest(), packed.getvalue())
+                archive.writestr(info, data)
+        return cls(_hash(content), packed.getvalue())
+
+    @classmethod
+    def packed(cls, content: bytes) -> EngineBundle:
+        """One that was packed before; its hash is that of what is in it. Raises ValueError where it is damaged."""
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                return cls(_hash({name: archive.read(name) for name in archive.namelist()}), content)
+        except (zipfile.BadZipFile, zlib.error, OSError, NotImplementedError) as error:
+            raise ValueError(str(error)) from None
+
+
+def _hash(content: dict[str, bytes]) -> str:
+    digest = hashlib.sha256()
+    for name, data in content.items():
+        digest.update(f"{name}\0{len(data)}\0".encode() + data)
+    return digest.hexdigest()
 
 
 _bundles: dict[Path, EngineBundle] = {}
@@ -113,7 +133,7 @@ def engine_bundle(source: Path) -> EngineBundle:
     """EngineBundle.of, packed once for all the devices of this process."""
     with _bundling:
         if source not in _bundles:
-            _bundles[source] = EngineBundle.of(source)
+            _bundles[source] = EngineBundle.of(source, test_delay=os.environ.get(TEST_DELAY_VARIABLE, ""))
         return _bundles[source]
 
 

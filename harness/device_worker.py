@@ -6,7 +6,7 @@ import contextlib
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from device_inventory.inventory import Device
 from engine.errors import ProtocolError
 from engine.protocol import RunRequest
+from harness.deploy import EngineBundle
 from harness.errors import DeviceBusyError, DeviceError, HostKeyError, RemoteTimeoutError, UnreachableError
 from harness.health import HealthBook
 from harness.matrix import Matrix
@@ -59,10 +60,13 @@ class Surroundings:
         random: Callable[[], float] = random.random,
         pause: Callable[[threading.Event, float], object] = threading.Event.wait,
         estimate: Estimator = lambda session, measurement, request: None,
+        canary: bool = False,
+        engines: Mapping[str, EngineBundle] | None = None,
     ) -> None:
         """`earlier`: the runs of this sweep from before it was resumed; `estimate` is asked before each run.
 
-        `pause` waits so many seconds, or until the event that stops the sweep.
+        `pause` waits so many seconds, or until the event that stops the sweep. `canary`: every device has to prove
+        itself before its first cell. `engines`: those that measurements name, by hash.
         """
         self.attempts: Counter[tuple[str, int]] = Counter()
         self.answers = Answers()
@@ -80,6 +84,8 @@ class Surroundings:
         self.now = now
         self.random = random
         self.estimate = estimate
+        self.canary = canary
+        self.engines = engines or {}
         self.stopping = threading.Event()
         self._pause = pause
 
@@ -195,6 +201,8 @@ class DeviceWorker:
             if self.unusable is not None:
                 return attempt.without_engine(self._unusable_status, Fault.UNTRIED, self.unusable)
             session = self._held()
+            if attempt.measurement.engine_sha256:
+                session.use(self._around.engines[attempt.measurement.engine_sha256])
             attempt = replace(attempt, lease_token=self._lease_token)
             request = self._prepared(session, attempt)
             attempt = replace(attempt, estimate=self._around.estimate(session, attempt.measurement, request))
@@ -249,7 +257,7 @@ class DeviceWorker:
         if state.health is Health.MAINTENANCE:
             reason = f"{name}: {state.reason} since {state.since[:16]}: `edgemoe-farm devices health {name} --good`"
             self._give_up(reason, RunStatus.SKIPPED)
-        elif state.health is Health.QUARANTINED and (failure := self._canary_failure()):
+        elif (self._around.canary or state.health is Health.QUARANTINED) and (failure := self._canary_failure()):
             self._give_up(_quarantined(name, state, failure), _status_of(failure))
         self._is_admitted = True
 
@@ -321,10 +329,10 @@ def _status_of(error: DeviceError) -> RunStatus:
 
 
 def _quarantined(name: str, state: DeviceHealth, failure: DeviceError) -> str:
-    return (
-        f"{name}: quarantined after {state.faults_in_a_row} failures in a row ({state.reason}), and the canary run "
-        f"failed ({failure}): see `edgemoe-farm doctor {name}`, then `edgemoe-farm devices health {name} --canary`"
-    )
+    why = f"the canary run failed ({failure})"
+    if state.health is Health.QUARANTINED:
+        why = f"quarantined after {state.faults_in_a_row} failures in a row ({state.reason}), and {why}"
+    return f"{name}: {why}: see `edgemoe-farm doctor {name}`, then `edgemoe-farm devices health {name} --canary`"
 
 
 class _Stopped(Exception):
@@ -376,7 +384,7 @@ class _Attempt:
         if outcome.load is not None and failure is None:
             fault = Fault.WRONG_ANSWER
             failure = self.around.answers.disagreement(
-                self.identity, self.measurement.cell, request, outcome.load, outcome.samples
+                self.identity, self.measurement.cell, request, outcome.load, outcome.samples, engine_sha256
             )
         if outcome.load is None or failure is not None:
             reasons = (failure or "", *outcome.reasons)

@@ -3,6 +3,8 @@
 FarmError                 names the device, file or key and the remedy            exit code
 ├── UsageError            a matrix, inventory, checkpoint or argument is wrong    2
 ├── TakenOverError        another controller measures the sweep now               1
+├── InfrastructureError   the farm failed where an exit code of 1 says something else  4
+├── LockedError           another nightly run of the configuration is at work     4
 └── DeviceError           infrastructure: a device cannot be used                 4
     ├── UnreachableError  no connection, or lost and not regained in time
     │   └── LeaseLostError  so long that another controller has taken the device
@@ -28,6 +30,14 @@ class UsageError(FarmError):
 
 class TakenOverError(FarmError):
     pass
+
+
+class InfrastructureError(FarmError):
+    exit_code = 4
+
+
+class LockedError(FarmError):
+    exit_code = 4
 
 
 class DeviceError(FarmError):

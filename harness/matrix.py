@@ -6,30 +6,14 @@ inventory or the containers is checked in harness/plan.py.
 
 from __future__ import annotations
 
-import re
-import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from engine.errors import ProtocolError
-from engine.protocol import (
-    BACKENDS,
-    MOST_LANES,
-    MOST_TIMELINE_STEPS,
-    PAGE_CACHES,
-    READERS,
-    ExpertBudget,
-    Sampling,
-    Settle,
-    size_of,
-)
+from engine.protocol import BACKENDS, MOST_LANES, MOST_TIMELINE_STEPS, PAGE_CACHES, READERS, Sampling, Settle
 from harness.errors import UsageError
+from harness.tables import DEFAULT_BUDGET, Table, cause, distinct, read_toml
 
-DEFAULT_BUDGET = "default"  # the strategy's own
 TIMELINE_STEPS = 4  # by default: of a model with 12 layers a record grows by some 8 kB
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MAX_TEXT_BYTES = 64 << 20
 _MAX_TOKEN_CHARACTERS = 32  # a longer token than any text has on average: what is beyond needs no tokenising
 
@@ -118,20 +102,13 @@ class Matrix:
 
 def read_matrix(path: Path) -> Matrix:
     """A matrix file -> Matrix, or a UsageError that names file, key and what is known."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: the matrix cannot be read: {_cause(error)}") from None
+    text = read_toml(path, "matrix")
     return parse_matrix(text, source=str(path), folder=path.resolve().parent)
 
 
 def parse_matrix(text: str, *, source: str, folder: Path) -> Matrix:
     """The text of a matrix -> Matrix; `source` is its name in messages, `folder` where its relative paths start."""
-    try:
-        content = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(f"{source}: not TOML: {error}") from None
-    top = _Table(content, source)
+    top = Table.parse(text, source)
     strategies = top.texts("strategies")
     matrix = Matrix(
         name=top.name("name"),
@@ -160,12 +137,12 @@ def parse_matrix(text: str, *, source: str, folder: Path) -> Matrix:
         conditions=_wanted(top.table("conditions")),
     )
     top.finish()
-    _distinct([c.name for c in matrix.containers], source, "containers")
-    _distinct([w.name for w in matrix.workloads], source, "workloads")
+    distinct([c.name for c in matrix.containers], source, "containers")
+    distinct([w.name for w in matrix.workloads], source, "workloads")
     return matrix
 
 
-def _timeline_steps(top: _Table) -> int:
+def _timeline_steps(top: Table) -> int:
     warmups = top.integer("warmups", 1, 0, 1000)
     steps = top.integer("timeline_steps", TIMELINE_STEPS if warmups else 0, 0, MOST_TIMELINE_STEPS)
     if steps and not warmups:
@@ -173,14 +150,14 @@ def _timeline_steps(top: _Table) -> int:
     return steps
 
 
-def _container(table: _Table, folder: Path) -> ContainerFile:
+def _container(table: Table, folder: Path) -> ContainerFile:
     profile, trace = (folder / name if name else None for name in (table.text("profile", ""), table.text("trace", "")))
     container = ContainerFile(table.name("name"), folder / table.text("path"), profile, trace)
     table.finish()
     return container
 
 
-def _workload(table: _Table, folder: Path) -> Workload:
+def _workload(table: Table, folder: Path) -> Workload:
     name = table.name("name")
     given = [key for key in ("prompts", "text_file", "tokens") if key in table]
     if len(given) != 1:
@@ -216,7 +193,7 @@ def _workload(table: _Table, folder: Path) -> Workload:
     return workload
 
 
-def _accuracy(table: _Table, folder: Path) -> Accuracy:
+def _accuracy(table: Table, folder: Path) -> Accuracy:
     tokens = table.integer("tokens", 256, 2, 1 << 20)
     context = table.integer("context", 128, 2, 1 << 20)
     text = _read_text(folder / table.text("text_file"), table.where)
@@ -224,7 +201,7 @@ def _accuracy(table: _Table, folder: Path) -> Accuracy:
     return Accuracy(text[: tokens * _MAX_TOKEN_CHARACTERS], tokens, context)
 
 
-def _wanted(table: _Table) -> Wanted:
+def _wanted(table: Table) -> Wanted:
     usual = Wanted()
     wanted = Wanted(
         max_wait_s=table.number("max_wait_s", usual.max_wait_s, 0.0, 86400.0),
@@ -260,142 +237,11 @@ def _read_text(path: Path, where: str) -> str:
             raise UsageError(f"{where}: text_file {path} is over {_MAX_TEXT_BYTES >> 20} MiB: give a smaller one")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{where}: text_file {path} cannot be read: {_cause(error)}") from None
+        raise UsageError(f"{where}: text_file {path} cannot be read: {cause(error)}") from None
 
 
-def _device_budgets(top: _Table) -> dict[str, tuple[str, ...]]:
+def _device_budgets(top: Table) -> dict[str, tuple[str, ...]]:
     table = top.table("device_expert_budgets")
     budgets = {device: table.budgets(device) for device in table}
     table.finish()
     return budgets
-
-
-def _cause(error: OSError | UnicodeDecodeError) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else f"not UTF-8 at byte {error.start}"
-
-
-def _distinct(names: list[str], source: str, key: str) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"{source}: {key}: the name {name!r} is given twice: rename one")
-
-
-class _Table:
-    """A TOML table being read: every key is taken by its type, and a key that nobody took is an error."""
-
-    def __init__(self, content: dict[str, Any], where: str) -> None:
-        self.where = where
-        self._content = content
-        self._taken: set[str] = set()
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._content
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._content)
-
-    def finish(self) -> None:
-        for key in self._content:
-            if key not in self._taken:
-                raise UsageError(f"{self.where}: unknown key {key[:64]!r} (known: {', '.join(sorted(self._taken))})")
-
-    def _take(self, key: str, kind: type | tuple[type, ...], expected: str, default: Any = None) -> Any:
-        self._taken.add(key)
-        value = self._content.get(key, default)
-        if value is None:
-            raise UsageError(f"{self.where}: {key} is missing: it must be {expected}")
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise UsageError(f"{self.where}: {key} must be {expected}, not {str(value)[:64]!r}")
-        return value
-
-    def text(self, key: str, default: str | None = None) -> str:
-        value: str = self._take(key, str, "a text", default)
-        return value
-
-    def name(self, key: str) -> str:
-        value = self.text(key)
-        if not _NAME.fullmatch(value):
-            raise UsageError(
-                f"{self.where}: {key} {value[:64]!r} must be 1-64 of letters, digits, dot, dash, underscore"
-            )
-        return value
-
-    def flag(self, key: str, default: bool) -> bool:
-        value: bool = self._take(key, bool, "true or false", default)
-        return value
-
-    def integer(self, key: str, default: int, low: int, high: int) -> int:
-        value: int = self._take(key, int, f"a whole number from {low} to {high}", default)
-        self._within(key, value, low, high)
-        return value
-
-    def number(self, key: str, default: float, low: float, high: float) -> float:
-        value = float(self._take(key, (int, float), f"a number from {low:g} to {high:g}", default))
-        self._within(key, value, low, high)
-        return value
-
-    def _within(self, key: str, value: float, low: float, high: float) -> None:
-        if not low <= value <= high:  # also refuses nan
-            raise UsageError(f"{self.where}: {key} is {value}: it must be from {low:g} to {high:g}")
-
-    def size(self, key: str) -> int:
-        text = self.text(key)
-        size = size_of(text)
-        if size is None or size < 1 << 20:
-            raise UsageError(f'{self.where}: {key} {text[:64]!r} must be a size of at least 1 MiB, such as "512MiB"')
-        return size
-
-    def texts(self, key: str, default: tuple[str, ...] | None = None, *, any_text: bool = False) -> tuple[str, ...]:
-        expected = "a list of texts, not empty"
-        values = self._take(key, (list, tuple), expected, default)
-        if not values or not all(isinstance(v, str) and v for v in values):
-            raise UsageError(f"{self.where}: {key} must be {expected}")
-        if not any_text:
-            _distinct(list(values), self.where, key)
-        return tuple(values)
-
-    def choices(self, key: str, known: tuple[str, ...], default: tuple[str, ...] | None = None) -> tuple[str, ...]:
-        values = self.texts(key, default)
-        for value in values:
-            if value not in known:
-                raise UsageError(f"{self.where}: {key}: unknown {value[:64]!r} (known: {', '.join(known)})")
-        return values
-
-    def choice(self, key: str, known: tuple[str, ...], default: str) -> str:
-        value = self.text(key, default)
-        if value not in known:
-            raise UsageError(f"{self.where}: {key}: unknown {value[:64]!r} (known: {', '.join(known)})")
-        return value
-
-    def budgets(self, key: str, default: tuple[str, ...] | None = None) -> tuple[str, ...]:
-        """Each in its one spelling, so that a budget written in two ways is one cell."""
-        budgets = []
-        for value in self.texts(key, default):
-            try:
-                budgets.append(DEFAULT_BUDGET if value == DEFAULT_BUDGET else str(ExpertBudget.parse(value)))
-            except ProtocolError as error:
-                raise UsageError(f"{self.where}: {key}: {error}, or default") from None
-        _distinct(budgets, self.where, key)
-        return tuple(budgets)
-
-    def token_lists(self, key: str) -> tuple[tuple[int, ...], ...]:
-        expected = "a list of lists of token ids"
-        values = self._take(key, list, expected)
-        for prompt in values:
-            if not isinstance(prompt, list) or not prompt:
-                raise UsageError(f"{self.where}: {key} must be {expected}, none of them empty")
-            for token in prompt:
-                if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < 1 << 31:
-                    raise UsageError(f"{self.where}: {key}: {str(token)[:32]!r} is not a token id (0 to 2**31 - 1)")
-        if not values:
-            raise UsageError(f"{self.where}: {key} must be {expected}, not empty")
-        return tuple(tuple(prompt) for prompt in values)
-
-    def table(self, key: str) -> _Table:
-        return _Table(self._take(key, dict, "a table", {}), f"{self.where}: {key}")
-
-    def tables(self, key: str) -> list[_Table]:
-        values = self._take(key, list, f"tables, written [[{key}]]")
-        if not values or not all(isinstance(v, dict) for v in values):
-            raise UsageError(f"{self.where}: {key} must be tables, written [[{key}]]")
-        return [_Table(v, f"{self.where}: {key}[{i}]") for i, v in enumerate(values)]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from device_inventory.inventory import Device, Inventory
 from engine.protocol import ExpertBudget, Passage, RunRequest, Sampling, size_of, to_json
 from harness.errors import UsageError
-from harness.matrix import DEFAULT_BUDGET, ContainerFile, Matrix, Workload
+from harness.matrix import ContainerFile, Matrix, Workload
+from harness.tables import DEFAULT_BUDGET
 from reports.records import Cell
 
 SCRIPTED = "scripted device: nothing was measured"
@@ -38,6 +39,7 @@ class Measurement:
     prompts: tuple[tuple[int, ...], ...]
     workload: Workload
     passages: tuple[Passage, ...]  # to be predicted after all that is timed
+    engine_sha256: str = ""  # of the engine that measures it; empty: the one that the farm has
 
     @property
     def key(self) -> tuple[str, int]:
@@ -67,8 +69,29 @@ class Plan:
         """What is left when `done`, pairs of cell key and block, needs no more."""
         gone = set(done)
         left = tuple(m for m in self.measurements if m.key not in gone)
-        still = {m.cell.device for m in left}
-        return Plan(self.matrix, tuple(d for d in self.devices if d.name in still), left)
+        return self._of(left)
+
+    def in_turns(self, planned: Sequence[tuple[str, int]], engines: Sequence[str]) -> Plan:
+        """Some of its cells, in the order and the blocks of `planned`, each by the engine that stands beside it.
+
+        Only what is timed: an older engine need not know the rest. Raises UsageError for a cell of another plan.
+        """
+        by_key = {m.cell.key: m for m in self.measurements}
+        for key, _ in planned:
+            if key not in by_key:
+                raise UsageError(
+                    f"{key} is not in the matrix {self.matrix.name} any more: restore it, or the inventory"
+                )
+        return self._of(
+            tuple(
+                replace(by_key[key], block=block, passages=(), engine_sha256=engine)
+                for (key, block), engine in zip(planned, engines, strict=True)
+            )
+        )
+
+    def _of(self, measurements: tuple[Measurement, ...]) -> Plan:
+        still = {m.cell.device for m in measurements}
+        return Plan(self.matrix, tuple(d for d in self.devices if d.name in still), measurements)
 
 
 def make_plan(

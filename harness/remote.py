@@ -14,7 +14,17 @@ from typing import Any, TypeVar
 
 from device_inventory import Device
 from engine.errors import ProtocolError
-from engine.protocol import ArithmeticTimes, DeviceFacts, RunRequest, Settle, StorageRates, from_json, loads, to_json
+from engine.protocol import (
+    ArithmeticTimes,
+    DeviceFacts,
+    RunRequest,
+    Settle,
+    StorageRates,
+    from_json,
+    loads,
+    to_json,
+    to_sparse_json,
+)
 from harness import agent
 from harness.bootstrap import WheelCache, bootstrap
 from harness.collect import Collector, Ending, OnEvent, conditions, judge, printable
@@ -22,6 +32,7 @@ from harness.deploy import (
     ENGINE_SOURCE,
     IS_THERE,
     REMOVE,
+    EngineBundle,
     HashCache,
     Place,
     UploadTurns,
@@ -198,7 +209,7 @@ class RemoteSession:
                 self._transport.name, self._place.root, holder or Holder.this_process(), self._agent,
                 wait_s=wait_s, step_s=step_s, outage_s=idle_s + reconnect_s, clock=clock,
             )  # fmt: skip
-            self.engine_sha256, self._engine = self._deploy_engine(engine_source or ENGINE_SOURCE)
+            self._deploy_engine(engine_bundle(engine_source or ENGINE_SOURCE))
             self.facts = read_facts(self._transport, self.python, self._engine)
         except BaseException:
             self._transport.close()
@@ -246,6 +257,11 @@ class RemoteSession:
             )
         return self._there[source]
 
+    def use(self, bundle: EngineBundle) -> None:
+        """Deploys another engine by content hash: it is the one that runs from now on. Raises DeviceError."""
+        if bundle.sha256 != self.engine_sha256:
+            self._persist(lambda: self._deploy_engine(bundle), lambda: None)
+
     def deployed(self, source: Path) -> str | None:
         """The path on the device of a container or profile that is there; nothing is sent."""
         target = self._place.blob(self._cache.sha256(source), source)
@@ -273,7 +289,7 @@ class RemoteSession:
         """
         end = self._end if keep else self._discard
         run = self._place.run(request.run_id)
-        text = json.dumps(to_json(request), allow_nan=False)
+        text = json.dumps(to_sparse_json(request), allow_nan=False)
         arguments = [self.python.path, "-m", "engine", "run", "--request", f"{run}/request.json"]
         collected = Collector(request, text, on_event)
         plan = {
@@ -397,15 +413,13 @@ class RemoteSession:
             command = partial(self._agent, "install", python=missing.bare, deadline_s=UNPACK_DEADLINE_S)
             return bootstrap(self._transport, self._place, missing, wheels, self._cache, command)
 
-    def _deploy_engine(self, source: Path) -> tuple[str, str]:
-        """The engine's hash, and its folder on the device."""
-        bundle = engine_bundle(source)
+    def _deploy_engine(self, bundle: EngineBundle) -> None:
         folder = self._place.engine(bundle.sha256)
         seen = self._transport.run(["sh", "-c", IS_THERE, "sh", folder], deadline_s=self._step_s, check=False)
         if seen.exit_status != 0:
             self._agent("install", folder, stdin=bundle.content)
             self._engine_bytes_sent += len(bundle.content)
-        return bundle.sha256, folder
+        self.engine_sha256, self._engine = bundle.sha256, folder
 
     def _remove(self, run: str) -> None:
         """After a run that has ended: far cheaper than `discard`, which starts a Python to look for survivors."""

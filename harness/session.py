@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from engine.protocol import ArithmeticTimes, DeviceFacts, Load, RunRequest, Sample, StorageRates, Totals
+from harness.deploy import EngineBundle
 from reports.records import Conditions, Fault, RunStatus
 
 
@@ -48,6 +49,10 @@ class Session(Protocol):
 
     def put(self, source: Path, *, progress: Callable[[int], None] | None = None) -> str:
         """Deploys a container or profile by content hash; returns its path on the device."""
+        ...
+
+    def use(self, bundle: EngineBundle) -> None:
+        """Deploys another engine by content hash: it is the one that runs from now on. Raises DeviceError."""
         ...
 
     def deployed(self, source: Path) -> str | None:

@@ -108,8 +108,9 @@ def _doubts(request: RunRequest, seen: Conditions) -> list[str]:
 class Answers:
     """Same trace, same answer: the tokens of the ok runs so far, by what must make them equal.
 
-    Devices are not compared with one another (their arithmetic may round differently), nor strategies that change the
-    precision of an expert or the routing: those have an accuracy, not an answer.
+    Devices are not compared with one another (their arithmetic may round differently), nor are engines (reports/gate.py
+    does that), nor strategies that change the precision of an expert or the routing: those have an accuracy, not an
+    answer.
     """
 
     def __init__(self) -> None:
@@ -119,10 +120,16 @@ class Answers:
     def know(self, run: Run) -> None:
         """Takes the answer of a run that is in the records already."""
         if run.status is RunStatus.OK and run.request and run.load:
-            self.disagreement(run.id, run.cell, run.request, run.load, run.samples)
+            self.disagreement(run.id, run.cell, run.request, run.load, run.samples, run.engine_sha256)
 
     def disagreement(
-        self, run_id: str, cell: Cell, request: RunRequest, load: Load, samples: tuple[Sample, ...]
+        self,
+        run_id: str,
+        cell: Cell,
+        request: RunRequest,
+        load: Load,
+        samples: tuple[Sample, ...],
+        engine_sha256: str = "",
     ) -> str | None:
         """Compares a run with those before; remembers it and returns None where nothing differs, else says what."""
         found: dict[tuple[object, ...], tuple[str, array[int]]] = {}
@@ -139,6 +146,7 @@ class Answers:
                 request.stop_at_eos,
                 load.strategy.get("precision"),
                 load.backend,
+                engine_sha256,
                 sample.prompt,
                 repetition,
             )

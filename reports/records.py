@@ -1,7 +1,8 @@
 """Records: raw and complete, valid or not constructed. Everything else is derived from them and never stored.
 
-History of VERSION: 1 first; since then Run.estimate, Run.fault, Run.conditions, Run.lease_token and what the history in
-engine.protocol lists (of late Sample.layers, Sample.timeline and Conditions.resident) were added, which may be missing.
+History of VERSION: 1 first; since then Run.estimate, Run.fault, Run.conditions, Run.lease_token, Sweep.engines and what
+the history in engine.protocol lists (of late Sample.layers, Sample.timeline and Conditions.resident) were added, which
+may be missing.
 """
 
 from __future__ import annotations
@@ -199,19 +200,21 @@ class Sweep:
     """One execution of a matrix."""
 
     id: str  # e.g. 20261123-221500-3f2a
-    name: str  # of the matrix
+    name: str  # of the matrix; where it is not all of that, with a purpose: "demo (confirmation)"
     matrix_toml: str  # as it was read
     baseline: str  # the strategy against which the others are compared
     planned: tuple[tuple[str, int], ...]  # (cell key, block) of everything that was to be measured
     started_at: str
     farm_version: str
     matrix_folder: str = ""  # on the controller: where the matrix's relative paths start, for `run --resume`
+    engines: tuple[str, ...] = ()  # of each of `planned`, where several take turns; empty: the one that the farm has
 
     def __post_init__(self) -> None:
         where = f"sweep {self.id or '(without id)'}"
         _require(bool(self.id) and bool(self.name), f"{where}: id and name must not be empty")
         _require(bool(self.planned), f"{where}: nothing was planned")
         _require(len(set(self.planned)) == len(self.planned), f"{where}: a cell is planned twice in one block")
+        _require(len(self.engines) in (0, len(self.planned)), f"{where}: engines and what is planned differ in length")
         require_utc(self.started_at, f"{where}: started_at")
 
 

@@ -89,14 +89,15 @@ def test_every_command_has_help_and_stands_in_the_readme(name: str, command: cli
     assert f"`{name}`" in README or f"`edgemoe-farm {name}`" in README, f"{name} is not in README.md"
 
 
-def test_the_exit_codes_of_the_readme_are_those_of_the_help() -> None:
+@pytest.mark.parametrize(("arguments", "table"), [(["--help"], slice(6)), (["nightly", "--help"], slice(6, None))])
+def test_the_exit_codes_of_the_readme_are_those_of_the_help(arguments: list[str], table: slice) -> None:
     help_text = subprocess.run(
-        [sys.executable, "-c", "from harness.cli import main; main(['--help'])"],
+        [sys.executable, "-c", f"from harness.cli import main; main({arguments})"],
         capture_output=True, text=True, check=True, timeout=60,
     ).stdout  # fmt: skip
     rows = [line.strip("| ").split(" | ") for line in README.splitlines() if line[:3].strip("| ").isdigit()]
-    assert len(rows) == 6
-    for code, meaning in rows:
+    assert len(rows) == 6 + 7
+    for code, meaning in rows[table]:
         lines = [line for line in help_text.splitlines() if line.split()[:1] == [code]]
         assert any(meaning[:30] in line for line in lines), code
 

@@ -12,6 +12,8 @@ from engine.errors import ContainerError, EngineError, RequestError
 from harness.cli.demo import demo
 from harness.cli.devices import devices, probe, trust
 from harness.cli.doctor import doctor
+from harness.cli.gate import ack, baseline, gate
+from harness.cli.nightly import nightly
 from harness.cli.options import CONTEXT, EXIT_CODES, FARM_VERSION, printable
 from harness.cli.results import report, results
 from harness.cli.run import run
@@ -63,7 +65,9 @@ def main(debug: bool) -> None:
     """
 
 
-for _command in (devices, trust, probe, doctor, run, report, results, serve, strategies, demo):
+for _command in (
+    devices, trust, probe, doctor, run, nightly, gate, baseline, ack, report, results, serve, strategies, demo,
+):  # fmt: skip
     main.add_command(_command)
 # Work with models needs nothing of the farm, and the farm nothing of it.
 if importlib.util.find_spec("harness.cli.model") is not None:

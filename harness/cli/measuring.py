@@ -30,8 +30,9 @@ from engine.strategies import STRATEGIES
 from harness.cli.estimating import CellEstimator
 from harness.cli.options import FARM_VERSION, cache_folder, printable
 from harness.cli.strategies import traits
-from harness.deploy import DEFAULT_UPLOADS, HashCache, UploadTurns
+from harness.deploy import DEFAULT_UPLOADS, ENGINE_SOURCE, HashCache, UploadTurns, engine_bundle
 from harness.device_worker import Listener, Surroundings
+from harness.engines import EngineStore
 from harness.errors import UsageError
 from harness.lease import WAIT_S, Holder
 from harness.matrix import Accuracy, Matrix, parse_matrix
@@ -93,18 +94,19 @@ def _passages(accuracy: Accuracy, container: Path) -> tuple[Passage, ...]:
     return tuple(passages)
 
 
-def new_sweep(plan: Plan, database: ResultsDatabase) -> Sweep:
-    """Stores what is about to be measured."""
+def new_sweep(plan: Plan, database: ResultsDatabase, *, purpose: str = "") -> Sweep:
+    """Stores what is about to be measured; `purpose` is for one that is not all of its matrix."""
     now = datetime.now(UTC)
     sweep = Sweep(
         id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
-        name=plan.matrix.name,
+        name=f"{plan.matrix.name} ({purpose})" if purpose else plan.matrix.name,
         matrix_toml=plan.matrix.toml,
         baseline=plan.matrix.baseline,
         planned=tuple(m.key for m in plan.measurements),
         started_at=now.isoformat(),
         farm_version=FARM_VERSION,
         matrix_folder=str(plan.matrix.folder),
+        engines=engines if any(engines := tuple(m.engine_sha256 for m in plan.measurements)) else (),
     )
     database.add_sweep(sweep)
     return sweep
@@ -114,6 +116,8 @@ def plan_again(sweep: Sweep, inventory: Inventory, database: ResultsDatabase, *,
     """What `sweep` still lacks. Raises UsageError where inventory or containers are no longer what they were."""
     matrix = parse_matrix(sweep.matrix_toml, source=f"matrix of sweep {sweep.id}", folder=Path(sweep.matrix_folder))
     plan = plan_matrix(matrix, inventory)
+    if sweep.engines:
+        plan = plan.in_turns(sweep.planned, sweep.engines)
     for key in dict.fromkeys(key for key, _ in set(sweep.planned) - {m.key for m in plan.measurements}):
         raise UsageError(
             f"sweep {sweep.id}: {key} was planned, but the inventory or a strategy has changed: restore it"
@@ -146,11 +150,18 @@ def measure(
     wait_s: float = WAIT_S,
     uploads: int = DEFAULT_UPLOADS,
     summary: bool = True,
+    canary: bool = False,
+    kept: EngineStore | None = None,
 ) -> int:
     """Measures `plan` until its end, the deadline or a signal; shows progress and `summary`; returns the exit code.
 
-    `wait_s`: for a device that another controller uses.
+    `wait_s`: for a device that another controller uses; `canary`: each device proves itself first; `kept`: where
+    engines are kept, the farm's own from now on. Raises UsageError where the plan names one that is not.
     """
+    engines = {}
+    if kept is not None:
+        kept.keep(engine_bundle(ENGINE_SOURCE))
+        engines = {name: kept.get(name) for name in {m.engine_sha256 for m in plan.measurements} - {""}}
     holder = Holder.this_process(sweep.id)
     turns, speed = UploadTurns(uploads), speed_of(plan.devices)
     surroundings = Surroundings(
@@ -168,6 +179,8 @@ def measure(
         farm_version=FARM_VERSION,
         earlier=database.stream(sweep_id=sweep.id),
         estimate=CellEstimator(),
+        canary=canary,
+        engines=engines,
     )
     totals = dict(Counter(m.cell.device for m in plan.measurements))
     for other in presence.others():

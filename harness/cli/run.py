@@ -26,6 +26,7 @@ from harness.cli.options import (
     wait_option,
 )
 from harness.deploy import DEFAULT_UPLOADS
+from harness.engines import EngineStore, engines_folder
 from harness.errors import UsageError
 from harness.matrix import read_matrix
 from harness.plan import Plan
@@ -102,7 +103,7 @@ def run(
         raise UsageError("run: --retry-failed goes with --resume")
     measured = partial(
         measure, known_hosts=known_hosts, deadline_s=deadline_s, offline=offline, as_json=as_json, wait_s=wait_s,
-        uploads=uploads,
+        uploads=uploads, kept=EngineStore(engines_folder()),
     )  # fmt: skip
     inventory = load_inventory(inventory_path)
     if matrix is not None:

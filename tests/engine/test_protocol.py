@@ -24,6 +24,7 @@ from engine.protocol import (
     from_json,
     loads,
     to_json,
+    to_sparse_json,
 )
 
 budgets = st.one_of(
@@ -153,3 +154,13 @@ def test_expert_budgets_as_people_write_them(text: str, budget: ExpertBudget) ->
 def test_expert_budgets_that_say_nothing(text: str) -> None:
     with pytest.raises(ProtocolError):
         ExpertBudget.parse(text)
+
+
+def test_a_request_says_only_what_an_older_engine_may_have_to_know():
+    request = RunRequest("r", "c", "edgemoe", ((1,),), 2, sampling=Sampling(temperature=1.0))
+    sparse = to_sparse_json(request)
+    assert sparse == {
+        "run_id": "r", "container": "c", "strategy": "edgemoe", "prompts": [[1]], "max_new_tokens": 2,
+        "sampling": {"temperature": 1.0},
+    }  # fmt: skip
+    assert from_json(RunRequest, sparse) == request

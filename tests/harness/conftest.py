@@ -24,6 +24,7 @@ from engine.protocol import (
     StorageRates,
     Totals,
 )
+from harness.deploy import EngineBundle
 from harness.device_worker import Estimator, Surroundings
 from harness.errors import UnreachableError
 from harness.matrix import parse_matrix
@@ -147,6 +148,9 @@ class ScriptedSession:
             progress(1)
         return f"store/{source.name}"
 
+    def use(self, bundle: EngineBundle) -> None:
+        self.engine_sha256 = bundle.sha256
+
     def deployed(self, source: Path) -> str | None:
         return f"store/{source.name}"
 
@@ -228,6 +232,7 @@ class Bench:
         self.farm.stored = lambda device: {run.id for run in self.database.runs(device=device)}
         self.sweep: Sweep | None = None
         self.estimate: Estimator = lambda session, measurement, request: None
+        self.canary, self.engines = False, dict[str, EngineBundle]()
         self.pauses: list[float] = []  # between attempts, and before canary runs
         self._seconds = itertools.count()
 
@@ -248,11 +253,13 @@ class Bench:
             self.sweep = Sweep(
                 "20260101-000000-abcd", plan.matrix.name, plan.matrix.toml, plan.matrix.baseline,
                 tuple(m.key for m in plan.measurements), "2026-01-01T00:00:00+00:00", "0.1.0", str(self.folder),
+                tuple(m.engine_sha256 for m in plan.measurements if m.engine_sha256),
             )  # fmt: skip
             self.database.add_sweep(self.sweep)
         around = Surroundings(
             self.sweep, self.farm.open_session, farm_version="0.1.0", earlier=self.runs(), now=self.now,
             random=lambda: 1.0, pause=lambda stopping, seconds: self.pauses.append(seconds), estimate=self.estimate,
+            canary=self.canary, engines=self.engines,
         )  # fmt: skip
         return SweepRunner(plan, self.database, self.witness, around, **options)
 

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 
 from engine.protocol import Course, Sampling
+from harness.deploy import EngineBundle
 from harness.errors import (
     DeviceBusyError,
+    DeviceError,
     DiskFullError,
     HostKeyError,
     PythonMissingError,
     UnfitError,
     UnreachableError,
+    UsageError,
 )
 from harness.run import tally
 from harness.session import Outcome
@@ -27,6 +30,34 @@ from tests.harness.conftest import load_of, ok, samples_of
 
 def statuses(runs) -> set[RunStatus]:
     return {run.status for run in runs}
+
+
+def test_engines_take_turns_on_one_device(bench):
+    plan, old = bench.plan(), EngineBundle("0" * 64, b"old")
+    key = plan.measurements[0].cell.key
+    turns = plan.in_turns([(key, 0), (key, 1), (key, 2), (key, 3)], ["0" * 64, "1" * 64, "1" * 64, "0" * 64])
+    bench.engines = {bundle.sha256: bundle for bundle in (old, EngineBundle("1" * 64, b"new"))}
+    runs = bench.measure(turns)
+    assert [(run.cell.key, run.block, run.engine_sha256[0]) for run in runs] == [
+        (key, 0, "0"), (key, 1, "1"), (key, 2, "1"), (key, 3, "0"),
+    ]  # fmt: skip
+    assert bench.sweep.engines == ("0" * 64, "1" * 64, "1" * 64, "0" * 64)
+
+
+def test_a_cell_that_the_matrix_does_not_have_cannot_be_measured_again(bench):
+    with pytest.raises(UsageError, match="pi/none is not in the matrix scripted any more"):
+        bench.plan().in_turns([("pi/none", 0)], ["0" * 64])
+
+
+def test_a_canary_run_comes_first_where_it_is_asked_for(bench):
+    bench.canary = True
+    plan = bench.plan(devices=("pi", "jet"))
+    bench.farm.canary_error = lambda device: DeviceError("jet: arithmetic differs") if device == "jet" else None
+    runs = bench.measure(plan)
+    assert sorted(bench.farm.canaries) == ["jet", "pi"]
+    assert {run.status for run in runs if run.cell.device == "pi"} == {RunStatus.OK}
+    (reason,) = {run.reasons[0] for run in runs if run.cell.device == "jet"}
+    assert "jet: the canary run failed (jet: arithmetic differs): see `edgemoe-farm doctor jet`" in reason
 
 
 def test_everything_planned_is_measured_once(bench) -> None:

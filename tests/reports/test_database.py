@@ -76,6 +76,15 @@ def test_a_resumed_sweep_measures_what_is_missing_or_was_unreachable(database, m
     assert (lost.cell.key, 1) in database.done(sweep.id, again=())
 
 
+def test_what_was_measured_again_of_a_sweep_is_not_the_latest(database, make):
+    sweep = make.sweep(make.runs())
+    database.add_sweep(sweep)
+    again = replace(sweep, id="20261124", name="demo (confirmation)", started_at="2026-11-24T22:15:00+00:00")
+    database.add_sweep(again)
+    assert database.sweep("latest") == sweep
+    assert database.sweep("20261124") == again
+
+
 def test_a_sweep_is_found_by_its_beginning_or_as_the_latest(database, make):
     with pytest.raises(UnknownSweepError, match="run a matrix first"):
         database.sweep("latest")
