@@ -110,22 +110,7 @@ class ResultsDatabase(ControllerRows, BaselineRows):
 
         Waits for a server that is away, by `pause` where it is given (see Patience); then raises OutageError.
         """
-        row = {
-            "id": run.id,
-            "sweep_id": run.sweep_id,
-            "cell": run.cell.key,
-            "block": run.block,
-            "device": run.cell.device,
-            "container": run.cell.container,
-            "strategy": run.cell.strategy,
-            "workload": run.cell.workload,
-            "status": run.status.value,
-            "verdict": run.verdict.value,
-            "started_at": run.started_at,
-            "engine_sha256": run.engine_sha256,
-            "record": json.dumps(run_to_json(run), allow_nan=False),  # ASCII: what no database can store is escaped
-        }
-        self._add(schema.runs, row, f"run {run.id}", pause)
+        self._add(schema.runs, run_row(run, run_to_json(run)), f"run {run.id}", pause)
 
     def runs(
         self,
@@ -252,6 +237,25 @@ class ResultsDatabase(ControllerRows, BaselineRows):
                     raise
         if stored not in (None, row["record"]):
             raise DatabaseError(f"{what} is in the results database already, with other content: give a new id")
+
+
+def run_row(run: Run, record: dict[str, Any]) -> dict[str, Any]:
+    """What is searched of a run, and its whole record."""
+    return {
+        "id": run.id,
+        "sweep_id": run.sweep_id,
+        "cell": run.cell.key,
+        "block": run.block,
+        "device": run.cell.device,
+        "container": run.cell.container,
+        "strategy": run.cell.strategy,
+        "workload": run.cell.workload,
+        "status": run.status.value,
+        "verdict": run.verdict.value,
+        "started_at": run.started_at,
+        "engine_sha256": run.engine_sha256,
+        "record": json.dumps(record, allow_nan=False),  # ASCII: what no database can store is escaped
+    }
 
 
 def _is_result(record: str) -> bool:
