@@ -2,9 +2,7 @@
 
 An SQLite file by default, a PostgreSQL server where several controllers share one (see connection.py). A run is one
 row: the columns that are searched, and the complete record as JSON, from which the Run is rebuilt. Nothing derived is
-stored.
-
-History of SCHEMA: 1 first; since then the tables health_marks and controllers were added, which are made where missing.
+stored. The tables stand in schema.py; methods beside what they are about, in controllers.py, baselines.py, history.py.
 """
 
 from __future__ import annotations
@@ -23,12 +21,11 @@ from reports.connection import Patience, Pause, Place, cause
 from reports.controllers import ControllerRows
 from reports.errors import DatabaseError, RecordError, UnknownSweepError
 from reports.health import RECENT, DeviceHealth, HealthMark, Mark, health_of, is_evidence
+from reports.migrations import prepare
 from reports.records import Run, RunStatus, Sweep, run_from_json, run_to_json, sweep_from_json, sweep_to_json
 from reports.transactions import explained
 
-SCHEMA = 1
 LATEST = "latest"
-_CREATING = 0x656467656D6F65  # of PostgreSQL's advisory locks: two controllers may make one database at once
 
 
 class ResultsDatabase(ControllerRows, BaselineRows):
@@ -51,7 +48,7 @@ class ResultsDatabase(ControllerRows, BaselineRows):
                 )
         database = cls(where.connect(), patience or Patience())
         try:
-            database._prepare(where.name, create)
+            prepare(database._engine, where.name, create)
         except sa.exc.SQLAlchemyError as error:
             database.close()
             raise DatabaseError(f"cannot open the results database {where.name}: {cause(error)}") from None
@@ -193,26 +190,6 @@ class ResultsDatabase(ControllerRows, BaselineRows):
         return self._read(f"the health of {device}", act)
 
     # --- how --------------------------------------------------------------------------------------------------------
-
-    def _prepare(self, name: str, create: bool) -> None:
-        with self._writer.begin() as connection:
-            if connection.dialect.name == "postgresql":
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATING)))
-            tables = set(sa.inspect(connection).get_table_names())
-            if not tables and create:
-                schema.metadata.create_all(connection)
-                connection.execute(sa.insert(schema.version).values(version=SCHEMA))
-                return
-            if not tables:
-                raise DatabaseError(f"no results in {name}: run a matrix first, or name another database")
-            if schema.version.name not in tables:
-                raise DatabaseError(f"{name} is not a results database of the farm: name another one")
-            version = connection.execute(sa.select(sa.func.max(schema.version.c.version))).scalar()
-            if version != SCHEMA:
-                raise DatabaseError(
-                    f"{name} has schema version {version} where {SCHEMA} is known: use the farm that wrote it"
-                )
-            schema.metadata.create_all(connection)  # what was added since
 
     def _add(self, table: sa.Table, row: dict[str, Any], what: str, pause: Pause | None = None) -> None:
         same_id = sa.select(table.c.record).where(table.c.id == row["id"])
