@@ -218,10 +218,13 @@ class Watcher:
         self._deadline_s = settle["max_wait_s"] + READY_GRACE_S
         self._said, say = os.pipe()
         stop, self._stop = os.pipe()
+        # Held back until it means the child's end there, whatever it means to whoever forks: else it could be lost.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever it means to whoever forks
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
                 for handle in (self._said, self._stop, *not_for_it):
                     os.close(handle)
                 os.setsid()
@@ -230,6 +233,7 @@ class Watcher:
             except BaseException as error:  # noqa: BLE001 - whatever it is, this is no supervisor
                 os.write(say, f"{type(error).__name__}: {error}".encode())
                 os._exit(1)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(say)
         os.close(stop)
 

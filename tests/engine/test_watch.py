@@ -239,10 +239,14 @@ def test_the_child_says_what_it_waits_for(tmp_path: Path) -> None:
 def test_a_child_that_fails_says_why_and_one_that_is_ended_stops_the_run(tmp_path: Path) -> None:
     broken = Watcher({"max_wait_s": 1.0}, str(tmp_path / "watched.json"))
     assert "AttributeError" in (broken.wait_until_ready(lambda line: None) or "")
-    ended = Watcher(to_json(Settle(max_wait_s=600, max_load=-1.0)), str(tmp_path / "watched.json"))
-    os.kill(ended.pid, signal.SIGTERM)
-    with pytest.raises(InterruptedError):
-        ended.wait_until_ready(lambda line: None)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # what the supervisor does is not for its child
+    try:
+        ended = Watcher(to_json(Settle(max_wait_s=600, max_load=-1.0)), str(tmp_path / "watched.json"))
+        os.kill(ended.pid, signal.SIGTERM)
+        with pytest.raises(InterruptedError):
+            ended.wait_until_ready(lambda line: None)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_watch_survives_json() -> None:
