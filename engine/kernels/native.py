@@ -264,15 +264,15 @@ def _known_results() -> List[Tuple[Expert, np.ndarray, np.ndarray]]:
     # Any numbers between -1 and 1 do, and numpy.random takes longer to import than all of this.
     numbers = np.sin(np.arange(1.0, 3 * 45 * 70 + 1) ** 2).astype(np.float32)
     x = numbers[:140].reshape(2, 70)
-    known = []
+    known: List[Tuple[Expert, np.ndarray, np.ndarray]] = []
     shapes = [MatrixShape("gate", 45, 70), MatrixShape("up", 45, 70), MatrixShape("down", 70, 45)]
     weights = {s.name: w.reshape(s.rows, s.columns) for s, w in zip(shapes, np.split(numbers, 3))}
     for precision in (*FLOATS, *BITS):
         layout = RecordLayout.of(
             Format(precision) if precision in FLOATS else Format(precision, 32, symmetric=False), shapes
         )
-        gated = layout.unpack(layout.pack(weights))
-        plain = {"wi": gated["up"], "wo": gated["down"]}
+        gated: Expert = layout.unpack(layout.pack(weights))
+        plain: Expert = {"wi": gated["up"], "wo": gated["down"]}
         known += [(gated, x, reference.swiglu(gated, x)), (plain, x, reference.relu_ffn(plain, x))]
     return known
 
