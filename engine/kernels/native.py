@@ -271,8 +271,8 @@ def _known_results() -> List[Tuple[Expert, np.ndarray, np.ndarray]]:
         layout = RecordLayout.of(
             Format(precision) if precision in FLOATS else Format(precision, 32, symmetric=False), shapes
         )
-        gated: Expert = layout.unpack(layout.pack(weights))
-        plain: Expert = {"wi": gated["up"], "wo": gated["down"]}
+        gated = layout.unpack(layout.pack(weights))
+        plain = Expert({"wi": gated["up"], "wo": gated["down"]})
         known += [(gated, x, reference.swiglu(gated, x)), (plain, x, reference.relu_ffn(plain, x))]
     return known
 
