@@ -79,17 +79,21 @@ class ResultsDatabase(ControllerRows, BaselineRows):
         return [sweep_from_json(_parsed(record)) for (record,) in self._rows("sweeps", query)]
 
     def sweep(self, name: str) -> Sweep:
-        """By id, by the unique beginning of one, or `latest`. Raises UnknownSweepError."""
-        query = sa.select(schema.sweeps.c.record)
+        """By id, by the unique beginning of one, `latest`, or a matrix's name for its latest; `~2` after it goes back.
+
+        That far before it, among the sweeps of the same matrix. Raises UnknownSweepError.
+        """
+        name, _, back = name.partition("~")
+        if back and not (back.isascii() and back.isdigit()):
+            raise UnknownSweepError(f"~{back} does not say how far back: write {name or LATEST}~1 for the sweep before")
+        query, table = sa.select(schema.sweeps.c.record), schema.sweeps.c
+        newest = query.order_by(table.started_at.desc(), table.id.desc()).limit(1)
         if name == LATEST:
-            queries = [query.order_by(schema.sweeps.c.started_at.desc(), schema.sweeps.c.id.desc()).limit(1)]
+            queries = [newest]
         else:
-            beginning = schema.sweeps.c.id.startswith(name, autoescape=True)
-            queries = [
-                query.where(schema.sweeps.c.id == name),
-                query.where(beginning).order_by(schema.sweeps.c.id).limit(2),
-            ]
-        found = next(filter(None, (self._rows("sweeps", each) for each in queries)), [])
+            beginning = query.where(table.id.startswith(name, autoescape=True)).order_by(table.id).limit(2)
+            queries = [query.where(table.id == name), beginning, newest.where(table.name == name)]
+        found = next(filter(None, (self._rows("sweeps", each) for each in queries)), []) if name else []
         if not found:
             what = (
                 "no sweep yet: run a matrix first" if name == LATEST else f"no sweep {name!r}: see the list of sweeps"
@@ -98,9 +102,36 @@ class ResultsDatabase(ControllerRows, BaselineRows):
         if len(found) > 1:
             ids = " and ".join(sweep_from_json(_parsed(record)).id for (record,) in found)
             raise UnknownSweepError(f"{name!r} begins more than one sweep, {ids} among them: give more of the id")
-        return sweep_from_json(_parsed(found[0][0]))
+        sweep = sweep_from_json(_parsed(found[0][0]))
+        steps = int(back[:9] or 0)
+        earlier = self.sweeps_before(sweep, steps) if steps else [sweep]
+        if len(earlier) < max(1, steps):
+            raise UnknownSweepError(
+                f"{name}~{back}: matrix {sweep.name} has {len(earlier)} sweeps before {sweep.id}: go less far back"
+            )
+        return earlier[-1]
+
+    def sweeps_before(self, sweep: Sweep, limit: int) -> list[Sweep]:
+        """Those of the same matrix, the newest first."""
+        table = schema.sweeps.c
+        earlier = sa.tuple_(table.started_at, table.id) < (sweep.started_at, sweep.id)
+        query = sa.select(table.record).where(table.name == sweep.name, earlier)
+        query = query.order_by(table.started_at.desc(), table.id.desc()).limit(limit)
+        return [sweep_from_json(_parsed(record)) for (record,) in self._rows("sweeps", query)]
+
+    def engines(self, beginning: str) -> list[tuple[str, str]]:
+        """(SHA-256, the newest sweep's id) of the engines whose hash begins so, at most two."""
+        table = schema.runs.c
+        hashes = sa.select(table.engine_sha256).where(table.engine_sha256.startswith(beginning, autoescape=True))
+        found = [sha256 for (sha256,) in self._rows("engines", hashes.distinct().limit(2))]
+        newest = sa.select(table.sweep_id).order_by(table.started_at.desc(), table.id.desc()).limit(1)
+        return [(each, self._rows("engines", newest.where(table.engine_sha256 == each))[0][0]) for each in found]
 
     # --- runs -------------------------------------------------------------------------------------------------------
+
+    def run(self, run_id: str) -> Run | None:
+        query = sa.select(schema.runs.c.record).where(schema.runs.c.id == run_id)
+        return next((run_from_json(_parsed(record)) for (record,) in self._rows("runs", query)), None)
 
     def add_run(self, run: Run, *, pause: Pause | None = None) -> None:
         """Durable on return. Idempotent; another run of the same id is a DatabaseError.
@@ -143,6 +174,11 @@ class ResultsDatabase(ControllerRows, BaselineRows):
         ):
             for record in result.scalars():
                 yield run_from_json(_parsed(record))
+
+    def records(self, sweep_id: str, status: RunStatus) -> list[str]:
+        """As they are stored: for statistics over more runs than there is time to decode."""
+        query = sa.select(schema.runs.c.record).where(schema.runs.c.sweep_id == sweep_id)
+        return [record for (record,) in self._rows("runs", query.where(schema.runs.c.status == status.value))]
 
     def done(self, sweep_id: str, *, again: Collection[RunStatus] = (RunStatus.UNREACHABLE,)) -> set[tuple[str, int]]:
         """The (cell key, block) pairs that a resumed sweep need not measure.
