@@ -26,7 +26,7 @@ import functools
 import json
 import sys
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional, Tuple, Type, TypeVar, Union, get_type_hints
+from typing import Any, Dict, FrozenSet, Optional, Tuple, Type, TypeVar, Union, get_type_hints
 
 from engine.errors import ProtocolError
 
@@ -618,14 +618,9 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise ProtocolError(f"{where}: expected an object, got {type(value).__name__}")
-        fields = {f.name: f for f in dataclasses.fields(kind)}
-        needed = {
-            n
-            for n, f in fields.items()
-            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        }
-        _same_keys(value, needed, set(fields), where)
-        hints = _hints(kind)  # type: ignore[arg-type]
+        hints, needed = _fields(kind)  # type: ignore[arg-type]
+        if not needed <= value.keys() <= hints.keys():
+            _same_keys(value, needed, hints.keys(), where)
         return kind(**{name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})  # type: ignore[operator]
     origin: Any = getattr(kind, "__origin__", None)
     arguments: Tuple[Any, ...] = getattr(kind, "__args__", ())
@@ -640,6 +635,8 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
             return tuple(_decode(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(arguments, value)))
         if arguments[0] is int and all(type(item) is int and -(1 << 63) < item < 1 << 63 for item in value):
             return tuple(value)  # by far the most
+        if arguments[0] is float and all(type(item) is float and abs(item) <= sys.float_info.max for item in value):
+            return tuple(value)
         return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
@@ -668,8 +665,11 @@ def _shown(value: Any) -> str:
 
 
 @functools.lru_cache(maxsize=None)
-def _hints(kind: Any) -> Dict[str, Any]:
-    return get_type_hints(kind)
+def _fields(kind: Any) -> Tuple[Dict[str, Any], FrozenSet[str]]:
+    """(type of each, which must be given)."""
+    hints, fields = get_type_hints(kind), dataclasses.fields(kind)
+    needed = [f for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    return {f.name: hints[f.name] for f in fields}, frozenset(f.name for f in needed)
 
 
 def _same_keys(value: Dict[str, Any], needed: Any, known: Any, where: str) -> None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from itertools import chain
 
 from reports import units
-from reports.metrics import METRICS, tpot_s
+from reports.answers import is_lossy
+from reports.metrics import METRICS
 from reports.records import Run, RunStatus, Sweep, Verdict, last_attempts
-from reports.statistics import SpeedUp, Summary, speed_up, summarize
+from reports.statistics import Ratio, Summary, speed_up, summarize
 
 Variant = tuple[str, str]  # strategy, expert budget as asked for
 
@@ -24,7 +25,7 @@ class Row:
     runs: tuple[Run, ...]
     verdict: Verdict
     summaries: dict[str, Summary | None]
-    speed_up: SpeedUp | None
+    speed_up: Ratio | None
     no_speed_up: str  # why there is none
 
     @property
@@ -44,11 +45,7 @@ class Row:
 
     @property
     def is_lossy(self) -> bool:
-        """Whether it uses another precision than the container's stored one, or other experts than the router's."""
-        engaged = [run.load.strategy for run in self.runs if run.load]
-        return any(
-            parts.get("precision", "stored") != "stored" or parts.get("relief", "none") != "none" for parts in engaged
-        )
+        return any(map(is_lossy, self.runs))
 
     @property
     def keeps_all_experts(self) -> bool:
@@ -110,7 +107,7 @@ def _row(variant: Variant, baseline: str, chosen: dict[Variant, tuple[Run, ...]]
         if reference and runs[0].verdict is not Verdict.VALID:
             reason = "its runs are suspect"
         elif reference:
-            ratio = speed_up(tpot_s, reference, runs)
+            ratio = speed_up(reference, runs)
             reason = "" if ratio else "no block in which both were measured"
     summaries = {name: summarize(metric, runs) for name, metric in METRICS.items()}
     return Row(*variant, runs, runs[0].verdict, summaries, ratio, reason)

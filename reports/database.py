@@ -2,9 +2,7 @@
 
 An SQLite file by default, a PostgreSQL server where several controllers share one (see connection.py). A run is one
 row: the columns that are searched, and the complete record as JSON, from which the Run is rebuilt. Nothing derived is
-stored.
-
-History of SCHEMA: 1 first; since then the tables health_marks and controllers were added, which are made where missing.
+stored. The tables stand in schema.py; methods beside what they are about, in controllers.py, baselines.py, history.py.
 """
 
 from __future__ import annotations
@@ -23,12 +21,11 @@ from reports.connection import Patience, Pause, Place, cause
 from reports.controllers import ControllerRows
 from reports.errors import DatabaseError, RecordError, UnknownSweepError
 from reports.health import RECENT, DeviceHealth, HealthMark, Mark, health_of, is_evidence
+from reports.migrations import prepare
 from reports.records import Run, RunStatus, Sweep, run_from_json, run_to_json, sweep_from_json, sweep_to_json
 from reports.transactions import explained
 
-SCHEMA = 1
 LATEST = "latest"
-_CREATING = 0x656467656D6F65  # of PostgreSQL's advisory locks: two controllers may make one database at once
 
 
 class Recorded(NamedTuple):
@@ -59,7 +56,7 @@ class ResultsDatabase(ControllerRows, BaselineRows):
                 )
         database = cls(where.connect(), patience or Patience())
         try:
-            database._prepare(where.name, create)
+            prepare(database._engine, where.name, create)
         except sa.exc.SQLAlchemyError as error:
             database.close()
             raise DatabaseError(f"cannot open the results database {where.name}: {cause(error)}") from None
@@ -90,18 +87,21 @@ class ResultsDatabase(ControllerRows, BaselineRows):
         return [sweep_from_json(_parsed(record)) for (record,) in self._rows("sweeps", query)]
 
     def sweep(self, name: str) -> Sweep:
-        """By id, by the unique beginning of one, or `latest`. Raises UnknownSweepError."""
-        query = sa.select(schema.sweeps.c.record)
+        """By id, by the unique beginning of one, `latest`, or a matrix's name for its latest; `~2` after it goes back.
+
+        That far before it, among the sweeps of the same matrix. Raises UnknownSweepError.
+        """
+        name, _, back = name.partition("~")
+        if back and not (back.isascii() and back.isdigit()):
+            raise UnknownSweepError(f"~{back} does not say how far back: write {name or LATEST}~1 for the sweep before")
+        query, table = sa.select(schema.sweeps.c.record), schema.sweeps.c
+        newest = query.order_by(table.started_at.desc(), table.id.desc()).limit(1)
         if name == LATEST:
-            whole = query.where(schema.sweeps.c.name.not_like("% (%"))  # not what was measured again of another sweep
-            queries = [whole.order_by(schema.sweeps.c.started_at.desc(), schema.sweeps.c.id.desc()).limit(1)]
+            queries = [newest.where(table.name.not_like("% (%"))]  # not what was measured again of another sweep
         else:
-            beginning = schema.sweeps.c.id.startswith(name, autoescape=True)
-            queries = [
-                query.where(schema.sweeps.c.id == name),
-                query.where(beginning).order_by(schema.sweeps.c.id).limit(2),
-            ]
-        found = next(filter(None, (self._rows("sweeps", each) for each in queries)), [])
+            beginning = query.where(table.id.startswith(name, autoescape=True)).order_by(table.id).limit(2)
+            queries = [query.where(table.id == name), beginning, newest.where(table.name == name)]
+        found = next(filter(None, (self._rows("sweeps", each) for each in queries)), []) if name else []
         if not found:
             what = (
                 "no sweep yet: run a matrix first" if name == LATEST else f"no sweep {name!r}: see the list of sweeps"
@@ -110,40 +110,52 @@ class ResultsDatabase(ControllerRows, BaselineRows):
         if len(found) > 1:
             ids = " and ".join(sweep_from_json(_parsed(record)).id for (record,) in found)
             raise UnknownSweepError(f"{name!r} begins more than one sweep, {ids} among them: give more of the id")
-        return sweep_from_json(_parsed(found[0][0]))
+        sweep = sweep_from_json(_parsed(found[0][0]))
+        steps = int(back[:9] or 0)
+        earlier = self.sweeps_before(sweep, steps) if steps else [sweep]
+        if len(earlier) < max(1, steps):
+            raise UnknownSweepError(
+                f"{name}~{back}: matrix {sweep.name} has {len(earlier)} sweeps before {sweep.id}: go less far back"
+            )
+        return earlier[-1]
+
+    def sweeps_before(self, sweep: Sweep, limit: int) -> list[Sweep]:
+        """Those of the same matrix, the newest first."""
+        table = schema.sweeps.c
+        earlier = sa.tuple_(table.started_at, table.id) < (sweep.started_at, sweep.id)
+        query = sa.select(table.record).where(table.name == sweep.name, earlier)
+        query = query.order_by(table.started_at.desc(), table.id.desc()).limit(limit)
+        return [sweep_from_json(_parsed(record)) for (record,) in self._rows("sweeps", query)]
+
+    def engines(self, beginning: str) -> list[tuple[str, str]]:
+        """(SHA-256, the newest sweep's id) of the engines whose hash begins so, at most two."""
+        table = schema.runs.c
+        hashes = sa.select(table.engine_sha256).where(table.engine_sha256.startswith(beginning, autoescape=True))
+        found = [sha256 for (sha256,) in self._rows("engines", hashes.distinct().limit(2))]
+        newest = sa.select(table.sweep_id).order_by(table.started_at.desc(), table.id.desc()).limit(1)
+        return [(each, self._rows("engines", newest.where(table.engine_sha256 == each))[0][0]) for each in found]
 
     def recorded(self, sweep_id: str | None = None) -> dict[str, Recorded]:
         """How far each sweep with a record is, or one of them; no record is read for that."""
-        cell = schema.runs.c.cell + sa.literal("/") + sa.cast(_runs.c.block, sa.String)
+        cell = schema.runs.c.cell + sa.literal("/") + sa.cast(schema.runs.c.block, sa.String)
         numbers = sa.func.count(), sa.func.count(cell.distinct()), sa.func.max(schema.runs.c.started_at)
-        query = sa.select(schema.runs.c.sweep_id, *numbers).group_by(_runs.c.sweep_id)
+        query = sa.select(schema.runs.c.sweep_id, *numbers).group_by(schema.runs.c.sweep_id)
         if sweep_id is not None:
             query = query.where(schema.runs.c.sweep_id == sweep_id)
         return {identity: Recorded(*found) for identity, *found in self._rows("runs", query)}
 
     # --- runs -------------------------------------------------------------------------------------------------------
 
+    def run(self, run_id: str) -> Run | None:
+        query = sa.select(schema.runs.c.record).where(schema.runs.c.id == run_id)
+        return next((run_from_json(_parsed(record)) for (record,) in self._rows("runs", query)), None)
+
     def add_run(self, run: Run, *, pause: Pause | None = None) -> None:
         """Durable on return. Idempotent; another run of the same id is a DatabaseError.
 
         Waits for a server that is away, by `pause` where it is given (see Patience); then raises OutageError.
         """
-        row = {
-            "id": run.id,
-            "sweep_id": run.sweep_id,
-            "cell": run.cell.key,
-            "block": run.block,
-            "device": run.cell.device,
-            "container": run.cell.container,
-            "strategy": run.cell.strategy,
-            "workload": run.cell.workload,
-            "status": run.status.value,
-            "verdict": run.verdict.value,
-            "started_at": run.started_at,
-            "engine_sha256": run.engine_sha256,
-            "record": json.dumps(run_to_json(run), allow_nan=False),  # ASCII: what no database can store is escaped
-        }
-        self._add(schema.runs, row, f"run {run.id}", pause)
+        self._add(schema.runs, run_row(run, run_to_json(run)), f"run {run.id}", pause)
 
     def runs(
         self,
@@ -179,6 +191,11 @@ class ResultsDatabase(ControllerRows, BaselineRows):
         ):
             for record in result.scalars():
                 yield run_from_json(_parsed(record))
+
+    def records(self, sweep_id: str, status: RunStatus) -> list[str]:
+        """As they are stored: for statistics over more runs than there is time to decode."""
+        query = sa.select(schema.runs.c.record).where(schema.runs.c.sweep_id == sweep_id)
+        return [record for (record,) in self._rows("runs", query.where(schema.runs.c.status == status.value))]
 
     def done(self, sweep_id: str, *, again: Collection[RunStatus] = (RunStatus.UNREACHABLE,)) -> set[tuple[str, int]]:
         """The (cell key, block) pairs that a resumed sweep need not measure.
@@ -227,26 +244,6 @@ class ResultsDatabase(ControllerRows, BaselineRows):
 
     # --- how --------------------------------------------------------------------------------------------------------
 
-    def _prepare(self, name: str, create: bool) -> None:
-        with self._writer.begin() as connection:
-            if connection.dialect.name == "postgresql":
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATING)))
-            tables = set(sa.inspect(connection).get_table_names())
-            if not tables and create:
-                schema.metadata.create_all(connection)
-                connection.execute(sa.insert(schema.version).values(version=SCHEMA))
-                return
-            if not tables:
-                raise DatabaseError(f"no results in {name}: run a matrix first, or name another database")
-            if schema.version.name not in tables:
-                raise DatabaseError(f"{name} is not a results database of the farm: name another one")
-            version = connection.execute(sa.select(sa.func.max(schema.version.c.version))).scalar()
-            if version != SCHEMA:
-                raise DatabaseError(
-                    f"{name} has schema version {version} where {SCHEMA} is known: use the farm that wrote it"
-                )
-            schema.metadata.create_all(connection)  # what was added since
-
     def _add(self, table: sa.Table, row: dict[str, Any], what: str, pause: Pause | None = None) -> None:
         same_id = sa.select(table.c.record).where(table.c.id == row["id"])
 
@@ -270,6 +267,25 @@ class ResultsDatabase(ControllerRows, BaselineRows):
                     raise
         if stored not in (None, row["record"]):
             raise DatabaseError(f"{what} is in the results database already, with other content: give a new id")
+
+
+def run_row(run: Run, record: dict[str, Any]) -> dict[str, Any]:
+    """What is searched of a run, and its whole record."""
+    return {
+        "id": run.id,
+        "sweep_id": run.sweep_id,
+        "cell": run.cell.key,
+        "block": run.block,
+        "device": run.cell.device,
+        "container": run.cell.container,
+        "strategy": run.cell.strategy,
+        "workload": run.cell.workload,
+        "status": run.status.value,
+        "verdict": run.verdict.value,
+        "started_at": run.started_at,
+        "engine_sha256": run.engine_sha256,
+        "record": json.dumps(record, allow_nan=False),  # ASCII: what no database can store is escaped
+    }
 
 
 def _is_result(record: str) -> bool:

@@ -4,7 +4,8 @@ ReportError               one line for a person, naming the run, file or key and
 ├── RecordError           a record is malformed, or its parts contradict one another               2
 ├── DatabaseError         the results database cannot be opened, read or written                   2
 │   └── OutageError       its server was away for longer than one waits                            1
-└── UnknownSweepError     no sweep, or more than one, answers to that id                           2
+├── UnknownSweepError     no sweep, or more than one, answers to that id                           2
+└── SelectionError        a selector names no part of a sweep, or one that is not there            2
 """
 
 from __future__ import annotations
@@ -27,4 +28,8 @@ class OutageError(DatabaseError):
 
 
 class UnknownSweepError(ReportError):
+    pass
+
+
+class SelectionError(ReportError):
     pass

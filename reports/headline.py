@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from reports import units
 from reports.comparison import Group, Row
 from reports.records import Verdict
-from reports.statistics import SpeedUp
+from reports.statistics import Ratio
 
 
 def headline(groups: Sequence[Group]) -> str:
@@ -58,10 +58,10 @@ def _rank(row: Row) -> tuple[bool, float]:
     return row.verdict is Verdict.VALID, row.speed_up.ratio if row.speed_up else 0.0
 
 
-def _speed(speed: SpeedUp, baseline: str) -> str:
+def _speed(speed: Ratio, baseline: str) -> str:
     if speed.low is None or speed.high is None:
         way, ratio = ("faster", speed.ratio) if speed.ratio >= 1 else ("slower", 1 / speed.ratio)
-        return f"generated a token {_times(ratio)} {way} than {baseline} in the one pair of samples there is"
+        return f"generated a token {_times(ratio)} {way} than {baseline} in the one block there is"
     if not speed.conclusive:
         interval = units.interval(speed.low, speed.high)
         return f"is neither measurably faster nor slower than {baseline} (speed-up, 95 % interval {interval})"

@@ -1,12 +1,19 @@
 """The tables of the results database: what they are in its newest schema. How older ones become so: migrations/.
 
 A run is one row: the columns that are searched, and the complete record as JSON, from which the Run is rebuilt. Nothing
-derived is stored.
+derived is stored. A change here takes a step there, and its number below: tests hold that both lead to the same.
+
+History of VERSION: 1.
+History of REVISION: 1 (the first releases, some without health_marks and controllers); 2 with baselines,
+acknowledgements, nights, and the index of a device's runs.
 """
 
 from __future__ import annotations
 
 import sqlalchemy as sa
+
+VERSION = 1  # older farms refuse another one
+REVISION = 2  # Alembic's: older farms go on beside a newer one
 
 
 def text(length: int) -> sa.String:
@@ -17,6 +24,10 @@ def text(length: int) -> sa.String:
 metadata = sa.MetaData()
 
 version = sa.Table("farm_schema", metadata, sa.Column("version", sa.Integer, primary_key=True, autoincrement=False))
+
+revision = sa.Table(
+    "alembic_version", metadata, sa.Column("version_num", sa.String(32), primary_key=True, nullable=False)
+)
 
 # --- raw records ----------------------------------------------------------------------------------------------------
 
@@ -46,6 +57,7 @@ runs = sa.Table(
     sa.Column("engine_sha256", text(64), nullable=False, index=True),
     sa.Column("record", sa.Text, nullable=False),
     sa.Index("ix_runs_sweep", "sweep_id", "started_at"),
+    sa.Index("ix_runs_device", "device", "started_at"),
     sa.Index("ix_runs_history", "device", "container", "strategy", "workload", "started_at"),
 )
 

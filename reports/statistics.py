@@ -1,28 +1,33 @@
-"""Statistics of raw samples: medians with their spread, and speed-ups with an interval. Deterministic: seeded.
+"""Statistics of raw samples: medians with their spread, and ratios of two sides with an interval.
 
-Samples of one run share its process and its moment, and are no independent witnesses of one another. What is
-resampled is therefore first the interleaved block, then the samples within it.
+Samples of one run share its process and its moment, and are no independent witnesses of one another. So a run has one
+value, and what varies is the runs: in pairs where both sides ran in the same interleaved blocks, as what drifts is then
+in both, else each side by itself. Ratios are of logarithms: twice as fast is as far from equal as half as fast.
+
+The interval is Student's, of the blocks' ratios (Welch's, of the runs, where there are no pairs). It covers what it
+says from three runs on; bootstraps of so few do not (tests/reports/test_coverage.py simulates both).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import geometric_mean, median
 
 import numpy as np
 
-from engine.protocol import Sample
-from reports.metrics import Metric
+from reports.metrics import METRICS, Metric
 from reports.records import Run
 
-RESAMPLES = 2000
 CONFIDENCE = 0.95
-SEED = 20230828
+POWER = 0.80  # with which a change of the minimum detectable size is found
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Of one metric over the values of several runs, in the metric's unit."""
+    """Of one metric over several runs, in the metric's unit."""
 
     median: float
     low_quartile: float
@@ -32,91 +37,127 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class SpeedUp:
-    """Baseline over candidate: above 1 the candidate is faster. The interval is None where one pair is all there is."""
+class Ratio:
+    """One side over the other. Without an interval where there is but one block, or one run on a side."""
 
     ratio: float
-    low: float | None
-    high: float | None
-    blocks: int
-    pairs: int
+    low: float | None = None
+    high: float | None = None
+    error: float | None = None  # standard error of the ratio's logarithm
+    freedom: float = 0.0  # degrees of freedom of that error
+    blocks: int | None = None  # pairs; None: not paired
 
     @property
     def conclusive(self) -> bool:
         """Whether the interval leaves out 1, which is no difference."""
         return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
 
+    @property
+    def inverse(self) -> Ratio:
+        low, high = (None if bound is None else 1 / bound for bound in (self.high, self.low))
+        return Ratio(1 / self.ratio, low, high, self.error, self.freedom, self.blocks)
+
+    def minimum_detectable(self, margin: float = 0.0) -> float | None:
+        """The change, as a share, that is found with POWER: conclusive, and larger than `margin`."""
+        if self.error is None:
+            return None
+        power = student(POWER, self.freedom) * self.error
+        certain = student((1 + CONFIDENCE) / 2, self.freedom) * self.error
+        return math.expm1(max(certain, math.log1p(margin)) + power)
+
 
 def summarize(metric: Metric, runs: Iterable[Run]) -> Summary | None:
-    """None where no run can tell."""
+    """Of all samples. None where no run can tell."""
     by_run = [values for run in runs if (values := metric.values(run))]
-    if not by_run:
+    return _summary([value for values in by_run for value in values], len(by_run)) if by_run else None
+
+
+def summarize_runs(metric: Metric, runs: Iterable[Run]) -> Summary | None:
+    """Of the runs' values: the medians that ratios are made of."""
+    values = [value for run in runs if (value := run_value(metric, run)) is not None]
+    return _summary(values, len(values)) if values else None
+
+
+def run_value(metric: Metric, run: Run) -> float | None:
+    """Of each prompt the median of its repetitions; of those the geometric mean, as prompts may differ tenfold."""
+    if metric.per_sample is None:
+        return metric.of(run)
+    by_prompt: dict[int, list[float]] = defaultdict(list)
+    for sample in run.timed_samples:
+        value = metric.per_sample(run, sample)
+        if value is not None:
+            by_prompt[sample.prompt].append(value)
+    medians = [median(values) for values in by_prompt.values()]
+    if not medians:
         return None
-    values = [value for values in by_run for value in values]
+    return geometric_mean(medians) if min(medians) > 0 else sum(medians) / len(medians)
+
+
+def ratio(metric: Metric, baseline: Sequence[Run], candidate: Sequence[Run]) -> Ratio | None:
+    """Candidate over baseline: of the blocks in which both ran, or of all runs where that is less than two blocks.
+
+    None where a side has no value, or one that has no logarithm.
+    """
+    before, after = _logarithms(metric, baseline), _logarithms(metric, candidate)
+    shared = sorted(before.keys() & after.keys())
+    if len(shared) > 1 or (shared and len(before) == len(after) == 1):
+        return paired_ratio([after[block] - before[block] for block in shared])
+    return unpaired_ratio(list(before.values()), list(after.values())) if before and after else None
+
+
+def speed_up(baseline: Sequence[Run], candidate: Sequence[Run]) -> Ratio | None:
+    """Baseline over candidate of the time per token, from the blocks in which both ran: above 1 it is faster."""
+    tpot = METRICS["tpot_s"]
+    before, after = _logarithms(tpot, baseline), _logarithms(tpot, candidate)
+    shared = sorted(before.keys() & after.keys())
+    return paired_ratio([before[block] - after[block] for block in shared]) if shared else None
+
+
+def paired_ratio(differences: Sequence[float]) -> Ratio:
+    """From the logarithms of the blocks' ratios: their median, with the interval of scipy.stats.ttest_1samp."""
+    n, typical = len(differences), median(differences)
+    if n < 2:
+        return Ratio(math.exp(typical), blocks=n)
+    values = np.array(differences)
+    error = float(values.std(ddof=1)) / math.sqrt(n)
+    return _with_interval(typical, float(values.mean()), error, n - 1, n)
+
+
+def unpaired_ratio(before: Sequence[float], after: Sequence[float]) -> Ratio:
+    """From the logarithms of the runs' values: the difference of their medians, with the interval of Welch's test."""
+    typical = median(after) - median(before)
+    if min(len(before), len(after)) < 2:
+        return Ratio(math.exp(typical))
+    shares = [float(np.var(values, ddof=1)) / len(values) for values in (before, after)]
+    error = math.sqrt(sum(shares))
+    parts = [share**2 / (len(values) - 1) for share, values in zip(shares, (before, after), strict=True)]
+    freedom = sum(shares) ** 2 / sum(parts) if sum(parts) > 0 else len(before) + len(after) - 2
+    return _with_interval(typical, float(np.mean(after) - np.mean(before)), error, freedom, None)
+
+
+def student(share: float, freedom: float) -> float:
+    """The quantile of Student's distribution."""
+    from scipy.special import stdtrit  # takes longer to import than most commands take
+
+    return float(stdtrit(freedom, share))
+
+
+def _with_interval(typical: float, middle: float, error: float, freedom: float, blocks: int | None) -> Ratio:
+    """The interval is about the mean, the estimate the median, which a run that something else disturbed moves less.
+
+    It lies outside the interval in rare, lopsided cases: these are widened.
+    """
+    half = student((1 + CONFIDENCE) / 2, freedom) * error
+    low, high = min(middle - half, typical), max(middle + half, typical)
+    return Ratio(math.exp(typical), math.exp(low), math.exp(high), error, freedom, blocks)
+
+
+def _logarithms(metric: Metric, runs: Iterable[Run]) -> dict[tuple[str, int], float]:
+    """By sweep and block. Without values that have no logarithm."""
+    values = {(run.sweep_id, run.block): run_value(metric, run) for run in runs}
+    return {block: math.log(value) for block, value in values.items() if value is not None and value > 0}
+
+
+def _summary(values: Sequence[float], runs: int) -> Summary:
     low, middle, high = (float(q) for q in np.quantile(values, (0.25, 0.5, 0.75)))
-    return Summary(middle, low, high, values=len(values), runs=len(by_run))
-
-
-def speed_up(
-    value: Callable[[Run, Sample], float | None],
-    baseline: Sequence[Run],
-    candidate: Sequence[Run],
-    *,
-    seed: int = SEED,
-) -> SpeedUp | None:
-    """The ratio of the medians over pairs of samples: same block, same prompt, same repetition.
-
-    The interval is the percentile interval of a bootstrap over blocks, then over the pairs in each. With one block it
-    tells the variation within that block and nothing of the drift between blocks. None without a pair.
-    """
-    blocks = _pairs_by_block(value, baseline, candidate)
-    if not blocks:
-        return None
-    every = np.concatenate(blocks)  # (pairs, 2)
-    ratio = float(_ratio_of_medians(every))
-    if len(every) == 1:
-        return SpeedUp(ratio, None, None, blocks=1, pairs=1)
-    ratios = _ratio_of_medians(_resampled(blocks, np.random.Generator(np.random.PCG64(seed))))
-    tail = (1 - CONFIDENCE) / 2
-    low, high = (float(q) for q in np.quantile(ratios, (tail, 1 - tail)))
-    return SpeedUp(ratio, low, high, blocks=len(blocks), pairs=len(every))
-
-
-def _pairs_by_block(
-    value: Callable[[Run, Sample], float | None], baseline: Sequence[Run], candidate: Sequence[Run]
-) -> list[np.ndarray]:
-    """One array (pairs, 2) for each block that has both: column 0 the baseline, column 1 the candidate."""
-
-    def by_key(runs: Sequence[Run]) -> dict[tuple[int, int, int], float]:
-        found = {(run.block, s.prompt, s.repetition): value(run, s) for run in runs for s in run.timed_samples}
-        return {key: v for key, v in found.items() if v}
-
-    ours, theirs = by_key(baseline), by_key(candidate)
-    shared = sorted(ours.keys() & theirs.keys())
-    return [
-        np.array([(ours[key], theirs[key]) for key in shared if key[0] == block])
-        for block in sorted({key[0] for key in shared})
-    ]
-
-
-def _resampled(blocks: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """(RESAMPLES, blocks * pairs in the largest, 2): blocks drawn with replacement, then pairs within each.
-
-    Where blocks differ in size, NaN fills the smaller ones up.
-    """
-    sizes = np.array([len(pairs) for pairs in blocks])
-    table = np.full((len(blocks), sizes.max(), 2), np.nan)
-    for row, pairs in zip(table, blocks, strict=True):
-        row[: len(pairs)] = pairs
-    block = rng.integers(len(blocks), size=(RESAMPLES, len(blocks)))
-    pair = (rng.random((RESAMPLES, len(blocks), sizes.max())) * sizes[block][..., None]).astype(int)
-    drawn = table[block[..., None], pair]  # (RESAMPLES, blocks, largest, 2)
-    drawn[np.arange(sizes.max()) >= sizes[block][..., None]] = np.nan
-    resampled: np.ndarray = drawn.reshape(RESAMPLES, -1, 2)
-    return resampled
-
-
-def _ratio_of_medians(pairs: np.ndarray) -> np.ndarray:
-    """(..., pairs, 2) -> (...)."""
-    medians = np.nanmedian(pairs, axis=-2)
-    return np.asarray(medians[..., 0] / medians[..., 1])
+    return Summary(middle, low, high, values=len(values), runs=runs)

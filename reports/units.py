@@ -9,6 +9,7 @@ import math
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 SPACE = "\u202f"  # narrow and unbreakable: between groups of digits, and between a number and its unit
 ABSENT = "–"
@@ -77,6 +78,11 @@ def interval(low: float, high: float) -> str:
 def plain(value: str) -> str:
     """Text from a stranger, fit to be shown: what is invisible, or turns or breaks the line, becomes U+FFFD."""
     return "".join(c if c in "\n\t" or unicodedata.category(c) not in _INVISIBLE else "\ufffd" for c in value)
+
+
+def inert(value: Any) -> Any:
+    """A stranger's text must not become a formula in someone's spreadsheet."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def moment(iso: str) -> str:
