@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
-
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import IO, TYPE_CHECKING, Any
 
 from engine.protocol import DeviceFacts, to_json
+from reports import units
 from reports.errors import ReportError
 from reports.files import replacing
 from reports.metrics import METRICS
 from reports.records import Run, run_to_json
+
+if TYPE_CHECKING:  # pandas and pyarrow take half a second to import, which every command would pay
+    import pandas as pd
 
 _ROWS_PER_GROUP = 200
 _FACTS = tuple(f.name for f in fields(DeviceFacts) if f.name not in ("core_kinds", "now"))  # the flat ones
@@ -52,18 +52,22 @@ def _jsonl(runs: Iterable[Run], file: IO[bytes]) -> int:
 
 def _csv(runs: Iterable[Run], file: IO[bytes]) -> int:
     n = 0
-    file.write(",".join(_SCHEMA.names).encode() + b"\n")
+    file.write(",".join(_COLUMNS).encode() + b"\n")
     for frame in _frames(runs):
-        file.write(frame.map(_inert).to_csv(header=False, index=False).encode())
+        file.write(frame.map(units.inert).to_csv(header=False, index=False).encode())
         n += len(frame)
     return n
 
 
 def _parquet(runs: Iterable[Run], file: IO[bytes]) -> int:
     n = 0
-    with pq.ParquetWriter(file, _SCHEMA, compression="zstd") as writer:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([(name, getattr(pa, _type(name))()) for name in _COLUMNS])
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for frame in _frames(runs):
-            writer.write_table(pa.Table.from_pandas(frame, schema=_SCHEMA, preserve_index=False))
+            writer.write_table(pa.Table.from_pandas(frame, schema=schema, preserve_index=False))
             n += len(frame)
     return n
 
@@ -71,46 +75,41 @@ def _parquet(runs: Iterable[Run], file: IO[bytes]) -> int:
 _FORMATS: dict[str, Callable[[Iterable[Run], IO[bytes]], int]] = {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet}
 FORMATS = tuple(_FORMATS)
 
-_SCHEMA = pa.schema(
-    [
-        *((name, pa.string()) for name in ("id", "sweep_id", "device", "container", "container_sha256", "strategy")),
-        *((name, pa.string()) for name in ("expert_budget", "workload", "workload_sha256", "page_cache")),
-        ("block", pa.int64()),
-        *((name, pa.string()) for name in ("status", "verdict", "reasons", "emulated", "started_at", "ended_at")),
-        *((name, pa.string()) for name in ("farm_version", "engine_sha256", "command", "log_tail")),
-        *(
-            (f"facts_{name}", pa.int64() if name == "cores" or name.endswith("_bytes") else pa.string())
-            for name in _FACTS
-        ),
-        *((name, pa.float64()) for name in METRICS),
-        *((name, pa.string()) for name in _RAW),
-    ]
-)
+_INTEGERS = ("block", "facts_cores")
+_COLUMNS = (
+    "id", "sweep_id", "device", "container", "container_sha256", "strategy", "expert_budget", "workload",
+    "workload_sha256", "page_cache", "block", "status", "verdict", "reasons", "emulated", "started_at", "ended_at",
+    "farm_version", "engine_sha256", "command", "log_tail", *(f"facts_{name}" for name in _FACTS), *METRICS, *_RAW,
+)  # fmt: skip
+
+
+def _type(column: str) -> str:
+    """Of pyarrow's."""
+    if column in METRICS:
+        return "float64"
+    return "int64" if column in _INTEGERS or (column.startswith("facts_") and column.endswith("_bytes")) else "string"
 
 
 def _frames(runs: Iterable[Run]) -> Iterator[pd.DataFrame]:
     """A few hundred rows at a time: an export of years fits any memory."""
+    import pandas as pd
+
     rows = map(_encodable, _rows(runs))
     while group := list(islice(rows, _ROWS_PER_GROUP)):
-        yield pd.DataFrame(group, columns=_SCHEMA.names, dtype=object)
+        yield pd.DataFrame(group, columns=_COLUMNS, dtype=object)
 
 
 def _rows(runs: Iterable[Run]) -> Iterator[dict[str, Any]]:
-    """The columns of _SCHEMA, in its order."""
+    """_COLUMNS, in its order."""
     for run in runs:
-        values = {name: getattr(run, name) for name in _SCHEMA.names if hasattr(run, name)}
+        values = {name: getattr(run, name) for name in _COLUMNS if hasattr(run, name)}
         values |= to_json(run.cell)
         values |= {"status": run.status.value, "verdict": run.verdict.value}
         values |= {"reasons": "; ".join(run.reasons), "emulated": "; ".join(run.emulated)}
         values |= {f"facts_{name}": getattr(run.facts, name, None) for name in _FACTS}
         values |= {name: metric.of(run) for name, metric in METRICS.items()}
         values |= {name: json.dumps(to_json(getattr(run, name)), allow_nan=False) for name in _RAW}
-        yield {name: values[name] for name in _SCHEMA.names}
-
-
-def _inert(value: Any) -> Any:
-    """A device's text must not become a formula in someone's spreadsheet."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+        yield {name: values[name] for name in _COLUMNS}
 
 
 def _encodable(row: dict[str, Any]) -> dict[str, Any]:

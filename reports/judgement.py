@@ -234,7 +234,8 @@ def _mark(worse: Ratio, threshold: float, noise: float | None, smallest: float |
             return Mark.INCONCLUSIVE, f"no more than sweeps of one engine differ here ({noise:.1%})"
         reason = "" if noise is not None or worse.blocks else "how sweeps of one engine differ here is not known yet"
         return (Mark.WORSE if worse.ratio > 1 else Mark.BETTER), reason
-    if min(smallest, smallest if noise is None else noise) > max(BLIND, threshold):
+    seen = worse.minimum_detectable() or 0.0
+    if min(seen, seen if noise is None else noise) > max(BLIND, threshold):
         return Mark.INCONCLUSIVE, f"only a change of {smallest:.0%} would have been found: measure more blocks"
     return Mark.UNCHANGED, ""
 

@@ -9,22 +9,44 @@ import click
 
 from device_inventory import InventoryError
 from engine.errors import ContainerError, EngineError, RequestError
-from harness.cli.demo import demo
-from harness.cli.devices import devices, probe, trust
-from harness.cli.doctor import doctor
-from harness.cli.gate import ack, baseline, gate
-from harness.cli.nightly import nightly
 from harness.cli.options import CONTEXT, EXIT_CODES, FARM_VERSION, printable
-from harness.cli.results import report, results
-from harness.cli.run import run
-from harness.cli.serve import serve
-from harness.cli.strategies import strategies
 from harness.errors import FarmError
 from reports.errors import ReportError
+
+# Which file has a command: it is imported when it is called, so that none waits for what another one needs.
+_HOMES = {
+    "ack": "gate",
+    "baseline": "gate",
+    "compare": "compare",
+    "demo": "demo",
+    "devices": "devices",
+    "doctor": "doctor",
+    "gate": "gate",
+    "nightly": "nightly",
+    "probe": "devices",
+    "report": "results",
+    "results": "results",
+    "run": "run",
+    "serve": "serve",
+    "strategies": "strategies",
+    "trust": "devices",
+}
+# Work with models needs nothing of the farm, and the farm nothing of it.
+if importlib.util.find_spec("harness.cli.model") is not None:
+    _HOMES |= {"bench": "bench", "estimate": "estimating", "model": "model"}
 
 
 class _Farm(click.Group):
     """Catches what was raised on purpose, once: a line that names the cause and the remedy, and the exit code."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted(_HOMES)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in _HOMES:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"harness.cli.{_HOMES[name]}"), name)
+        return command
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -63,14 +85,3 @@ def main(debug: bool) -> None:
       edgemoe-farm run matrix.toml                      measure
       edgemoe-farm report latest -o page.html           look
     """
-
-
-for _command in (
-    devices, trust, probe, doctor, run, nightly, gate, baseline, ack, report, results, serve, strategies, demo,
-):  # fmt: skip
-    main.add_command(_command)
-# Work with models needs nothing of the farm, and the farm nothing of it.
-if importlib.util.find_spec("harness.cli.model") is not None:
-    main.add_command(importlib.import_module("harness.cli.model").model)
-    main.add_command(importlib.import_module("harness.cli.bench").bench)
-    main.add_command(importlib.import_module("harness.cli.estimating").estimate)

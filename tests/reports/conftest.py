@@ -111,10 +111,10 @@ def run(
     return replace(complete, **changes)
 
 
-def failed(status=RunStatus.FAILED, reason="the engine ended with exit status 3", **changes) -> Run:
+def failed(status=RunStatus.FAILED, reason="the engine ended with exit status 3", *, fault=None, **changes) -> Run:
     """A run without an answer."""
-    verdict = {"verdict": Verdict.INVALID, "reasons": (reason,)}
-    return replace(run(**changes), status=status, **verdict, facts=None, load=None, samples=(), totals=None)
+    ended = {"verdict": Verdict.INVALID, "reasons": (reason,), "fault": fault}
+    return replace(run(**changes), status=status, **ended, facts=None, load=None, samples=(), totals=None)
 
 
 def runs(devices=tuple(DEVICES), blocks=3, **changes) -> list[Run]:
