@@ -91,6 +91,17 @@ def test_the_first_release_migrates_to_the_newest_without_loss(old):
     assert (again.before, again.after, again.backup) == (schema.REVISION, schema.REVISION, None)
 
 
+def test_what_later_farms_of_the_first_revision_had_made_is_kept(old):
+    engine = Place.parse(old).connect()
+    schema.marks.create(engine)
+    schema.controllers.create(engine)
+    engine.dispose()
+    change(old, "INSERT INTO health_marks VALUES (1, 'pi4', 'maintenance', '2026-11-23T22:15:00+00:00', 'a new fan')")
+    with ResultsDatabase.open(old, create=False) as database:
+        assert "a new fan" in database.health("pi4").reason
+    assert differences(old) == []
+
+
 def test_a_file_is_copied_before_it_is_migrated(tmp_path):
     file = tmp_path / "farm.db"
     with closing(sqlite3.connect(file)) as connection:

@@ -16,12 +16,13 @@ def upgrade() -> None:
     op.create_table(
         "health_marks",
         sa.Column("id", sa.Integer, primary_key=True),
-        sa.Column("device", text(200), nullable=False, index=True),
+        sa.Column("device", text(200), nullable=False),
         sa.Column("mark", text(20), nullable=False),
         sa.Column("at", text(40), nullable=False),
         sa.Column("note", sa.Text, nullable=False),
         if_not_exists=True,
     )
+    op.create_index("ix_health_marks_device", "health_marks", ["device"], if_not_exists=True)
     op.create_table(
         "controllers",
         sa.Column("id", text(100), primary_key=True),
