@@ -137,7 +137,8 @@ def _storage_rate(rows: Sequence[Row]) -> float | None:
 
 def _arithmetic_rate(rows: Sequence[Row]) -> float | None:
     """Tokens/s of the row that computed fastest, had it never waited."""
-    computing = [seconds for row in rows if not row.is_lossy and (seconds := time_parts(row).get("compute", 0.0)) > 0]
+    parts = [time_parts(row) for row in rows if not row.is_lossy]
+    computing = [seconds for part in parts if (seconds := sum(part.values()) - part.get("stall", 0.0)) > 0]
     return 1 / min(computing) if computing else None
 
 

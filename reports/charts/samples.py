@@ -108,24 +108,28 @@ def distribution_chart(rows: Sequence[Row], series: dict[str, int], place: str) 
 
 
 def memory_chart(rows: Sequence[Row], series: dict[str, int], place: str) -> Plot | None:
-    """Peak memory so far after each repetition of a row's first run, warm-ups included, over the time it generated."""
-    courses = [(row, course) for row in rows if (course := _memory(row.runs[0]))]
+    """Resident memory over the time of a row's first run, as seen from beside it; where nobody looked, the peak so far
+    after each repetition."""
+    seen = [(row, course) for row in rows if (course := _resident(row.runs[0]))]
+    courses = seen or [(row, course) for row in rows if (course := _peaks(row.runs[0]))]
     if not courses:
         return None
-    scale = units.scale("bytes", [course[-1][1] for _, course in courses])
+    scale = units.scale("bytes", [max(n for _, n in course) for _, course in courses])
     seconds = units.scale("s", [max(course[-1][0] for _, course in courses)])
     x_ticks = nice_ticks(max(course[-1][0] for _, course in courses) / seconds.divisor, most=4)
-    y_ticks = nice_ticks(max(course[-1][1] for _, course in courses) / scale.divisor, most=4)
+    y_ticks = nice_ticks(max(n for _, course in courses for _, n in course) / scale.divisor, most=4)
     x, y = x_axis(0.0, x_ticks[-1] * seconds.divisor), y_axis(0.0, y_ticks[-1] * scale.divisor)
-    strokes, told = [], []
+    draw, told = line if seen else steps, []
+    strokes = []
     for row, course in courses:
-        strokes.append(Stroke("line", steps([(x.at(t), y.at(n)) for t, n in course]), series[row.strategy]))
-        told.append(f"{row.name} from {scale.text(course[0][1])} to {scale.text(course[-1][1])}")
+        points = [(x.at(t), y.at(n)) for t, n in course]
+        strokes.append(Stroke("line", draw(points), series[row.strategy]))
+        told.append(f"{row.name} up to {scale.text(max(n for _, n in course))}")
     return Plot(
         "Memory over time",
-        f"Peak resident memory on {place} in the course of one run: {'; '.join(told)}.",
-        f"{seconds.symbol} of generating, first run",
-        f"{scale.symbol}, peak so far",
+        f"Resident memory on {place} in the course of one run: {'; '.join(told)}.",
+        f"{seconds.symbol}, first run" if seen else f"{seconds.symbol} of generating, first run",
+        f"{scale.symbol} resident" if seen else f"{scale.symbol}, peak so far",
         x.ticks(x_ticks, seconds.divisor),
         y.ticks(y_ticks, scale.divisor),
         tuple(strokes),
@@ -133,7 +137,12 @@ def memory_chart(rows: Sequence[Row], series: dict[str, int], place: str) -> Plo
     )
 
 
-def _memory(run: Run) -> list[tuple[float, float]]:
+def _resident(run: Run) -> list[tuple[float, float]]:
+    series = run.conditions.resident if run.conditions else None
+    return list(zip(series.time_s, map(float, series.values), strict=True)) if series else []
+
+
+def _peaks(run: Run) -> list[tuple[float, float]]:
     """(seconds of generating so far, peak resident bytes so far), after each repetition."""
     course, elapsed = [], 0.0
     for sample in run.samples:
@@ -143,15 +152,32 @@ def _memory(run: Run) -> list[tuple[float, float]]:
     return course
 
 
+PARTS = {
+    "stall": "waiting for experts", "experts": "experts", "dequantise": "dequantising", "attention": "attention, router",
+    "head": "head", "other": "other", "compute": "computing",
+}  # fmt: skip
+
+
 def time_parts(row: Row) -> dict[str, float]:
-    """Mean seconds of a decoded token by what they were spent on."""
+    """Mean seconds of a decoded token by PARTS. How what is no waiting divides was seen in the warm-ups that kept a
+    timeline; without one it is `compute`."""
     samples = [s for run in row.runs for s in run.timed_samples if len(s.steps.time_s) > 1]
     if not samples:
         return {}
-    return {
-        "stall": _mean([s.steps.stall_s[1:] for s in samples]),
-        "compute": max(0.0, _mean([s.steps.time_s[1:] for s in samples]) - _mean([s.steps.stall_s[1:] for s in samples])),
-    }
+    stall = _mean([s.steps.stall_s[1:] for s in samples])
+    compute = max(0.0, _mean([s.steps.time_s[1:] for s in samples]) - stall)
+    phases: dict[str, float] = {}
+    for sample in (s for run in row.runs for s in run.samples if s.timeline is not None):
+        assert sample.timeline is not None
+        for name, seconds in sample.timeline.phases_s.items():
+            phases[name] = phases.get(name, 0.0) + (seconds or 0.0)
+        phases["decode"] = phases.get("decode", 0.0) + sum(sample.steps.time_s[1:])
+    seen = {name: phases.get(name, 0.0) for name in ("experts", "dequantise", "attention", "head")}
+    seen["experts"] = max(0.0, seen["experts"] - seen["dequantise"])
+    seen["other"] = max(0.0, phases.get("decode", 0.0) - phases.get("stall", 0.0) - sum(seen.values()))
+    if not sum(seen.values()):
+        return {"stall": stall, "compute": compute}
+    return {"stall": stall} | {name: compute * part / sum(seen.values()) for name, part in seen.items()}
 
 
 def decode_times(row: Row) -> list[Sequence[float]]:
