@@ -20,8 +20,8 @@ from harness.process import owner
 from harness.tables import Table, read_toml
 from reports.confirmation import ALARM
 from reports.files import replacing
-from reports.gate import ACCURACY, Limits
-from reports.judgement import GATED
+from reports.gate import Limits
+from reports.judgement import ACCURACY, GATED
 
 _MOST_WORSE = 10.0
 _STATE_VERSION = 1

@@ -32,12 +32,12 @@ def answers(runs: Iterable[Run]) -> Answers:
     return found
 
 
-def changed_answer(before: Answers, after: Answers) -> str | None:
-    """In words, which prompt is answered otherwise, and from which token on. None where none is."""
+def first_change(before: Answers, after: Answers) -> tuple[object, int] | None:
+    """Which prompt is answered otherwise, and from which token on. None where none is."""
     for key, tokens in after.items():
         known = before.get(key, tokens)
         if known != tokens:
             pairs = zip(known, tokens, strict=False)
             at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(known), len(tokens)))
-            return f"the answer to prompt {key[-2]} differs from token {at} on"
+            return key[-2], at
     return None

@@ -12,13 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from reports import units
-from reports.judgement import ANSWER, GATED, RESULT, Comparison, Judged, Mark
+from reports.answers import answers, first_change
+from reports.judgement import ACCURACY, ANSWER, GATED, RESULT, RESULT_FAULTS, Comparison, Judged, Mark
 from reports.metrics import METRICS
 from reports.night import Finding, Kind
-from reports.records import Cell, Fault, Run, RunStatus, Sweep, Verdict, last_attempts
-
-ACCURACY = "perplexity"
-_RESULT_FAULTS = (Fault.ENGINE, Fault.OUT_OF_MEMORY, Fault.TIMED_OUT, Fault.WRONG_ANSWER)
+from reports.records import Cell, Fault, Run, RunStatus, Sweep, Verdict, by_cell, last_attempts
 
 
 @dataclass(frozen=True)
@@ -43,12 +41,6 @@ class Measured:
     @classmethod
     def of(cls, sweep: Sweep, runs: Iterable[Run]) -> Measured:
         return cls(sweep, tuple(last_attempts(runs)))
-
-    def by_cell(self) -> dict[str, list[Run]]:
-        found: dict[str, list[Run]] = defaultdict(list)
-        for run in self.runs:
-            found[run.cell.key].append(run)
-        return found
 
 
 def worsening(judged: Judged) -> float | None:
@@ -100,7 +92,7 @@ def describe(metric: str, ratio: float, low: float | None, high: float | None) -
 
 def _results(baseline: Measured, candidate: Measured) -> Iterable[Finding]:
     """Of each cell that was planned, and of each that the baseline has: is there a result?"""
-    before, after = baseline.by_cell(), candidate.by_cell()
+    before, after = by_cell(baseline.runs), by_cell(candidate.runs)
     planned: dict[str, int] = defaultdict(int)
     for key, _ in candidate.sweep.planned:
         planned[key] += 1
@@ -112,14 +104,14 @@ def _results(baseline: Measured, candidate: Measured) -> Iterable[Finding]:
         runs = after.get(key, [])
         failed = [run for run in runs if run.status is not RunStatus.OK]
         known = {run.status for run in before.get(key, [])}
-        result = next((run for run in failed if run.fault in _RESULT_FAULTS), None)
+        result = next((run for run in failed if run.fault in RESULT_FAULTS), None)
         if result is not None and result.fault is Fault.WRONG_ANSWER:
             yield Finding(Kind.REGRESSION, result.reasons[0], result.cell, ANSWER)
         elif result is not None and RunStatus.OK in known:
             yield Finding(Kind.REGRESSION, f"{result.status.value}: {result.reasons[0]}", result.cell, RESULT)
         elif result is not None and known != {result.status}:  # the baseline does not know the cell
             yield Finding(Kind.MISSING, f"{result.status.value}: {result.reasons[0]}", result.cell, RESULT)
-        missing = blocks - len(runs) + sum(run.fault not in _RESULT_FAULTS for run in failed)
+        missing = blocks - len(runs) + sum(run.fault not in RESULT_FAULTS for run in failed)
         if missing:
             reason = f": {failed[0].reasons[0]}" if failed else ", never tried"
             cell = next(iter(runs or before.get(key, [])), None)
@@ -139,35 +131,14 @@ def _results(baseline: Measured, candidate: Measured) -> Iterable[Finding]:
 
 def _answers(baseline: Measured, candidate: Measured) -> Iterable[Finding]:
     """Lossless strategies must say what they said: same container, same prompts, same kind of kernels."""
-    known: dict[tuple[object, ...], tuple[int, ...]] = {}
-    for run in baseline.runs:
-        known.update(_tokens(run))
-    for runs in candidate.by_cell().values():
-        changed = [
-            (run, key) for run in runs for key, tokens in _tokens(run).items() if known.get(key, tokens) != tokens
-        ]
-        if changed:
-            run, key = changed[0]
-            was, now = known[key], _tokens(run)[key]
-            at = next((i for i, pair in enumerate(zip(was, now, strict=False)) if pair[0] != pair[1]), len(was))
-            reason = f"the answer to prompt {key[-2]} is another than the baseline's from token {at} on"
+    before = by_cell(baseline.runs)
+    for key, runs in by_cell(candidate.runs).items():
+        known = answers(before.get(key, []))
+        change = next(((run, found) for run in runs if (found := first_change(known, answers([run])))), None)
+        if change is not None:
+            run, (prompt, at) = change
+            reason = f"the answer to prompt {prompt} is another than the baseline's from token {at} on"
             yield Finding(Kind.REGRESSION, reason, run.cell, ANSWER)
-
-
-def _tokens(run: Run) -> dict[tuple[object, ...], tuple[int, ...]]:
-    """By all that must make them equal; nothing of lossy runs, and of those that are no result."""
-    if run.status is not RunStatus.OK or run.load is None or run.request is None:
-        return {}
-    if run.load.strategy.get("relief", "none") != "none" or run.load.strategy.get("precision", "stored") != "stored":
-        return {}
-    cell, request = run.cell, run.request
-    common = (cell.key, cell.container_sha256, cell.workload_sha256, request.max_new_tokens, request.stop_at_eos)
-    return {
-        (*common, run.load.backend, s.prompt, (s.repetition, s.warmup) if request.sampling.temperature else None): (
-            s.tokens
-        )
-        for s in run.samples
-    }
 
 
 def _accuracy(comparison: Comparison, limits: Limits) -> Iterable[Finding]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from reports.baselines import Acknowledgement
 from reports.confirmation import Suspicion, decide, paired_ratios
 from reports.database import ResultsDatabase
-from reports.gate import ACCURACY, Limits, Measured, describe, hard_findings, judge_suspects, suspects
-from reports.judgement import Comparison, Mark
+from reports.gate import Limits, Measured, describe, hard_findings, judge_suspects, suspects
+from reports.judgement import ACCURACY, Comparison, Mark
 from reports.night import Confirmation, Finding, Kind, Night, Trend, exit_code, with_history
-from reports.records import Run
+from reports.records import Run, by_cell
 from reports.trends import NIGHTS, recent_worsening
 
 ROUNDS = 3
@@ -123,7 +123,7 @@ def _suspicions(
 
 
 def _engines(side: Measured) -> Mapping[str, str]:
-    return {key: runs[-1].engine_sha256 for key, runs in side.by_cell().items()}
+    return {key: runs[-1].engine_sha256 for key, runs in by_cell(side.runs).items()}
 
 
 def _confirm(suspicions: Sequence[Suspicion], rounds: int, again: Again) -> list[Confirmation]:

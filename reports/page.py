@@ -27,7 +27,7 @@ from reports.database import ResultsDatabase
 from reports.files import replacing
 from reports.headline import headline, sentence
 from reports.metrics import METRICS
-from reports.records import Run, RunStatus, Sweep, Verdict, last_attempts
+from reports.records import Run, RunStatus, Sweep, Verdict, by_cell, last_attempts
 
 _SERIES = 8  # colours in page.css
 _TABLE = (
@@ -361,13 +361,9 @@ def _distinct(values: Iterable[str]) -> str:
 
 
 def _raw(last: Sequence[Run]) -> list[RawCell]:
-    by_cell: dict[str, list[Run]] = defaultdict(list)
-    for run in last:
-        if run.samples:
-            by_cell[run.cell.key].append(run)
     return [
         RawCell(f"raw-{i}", key, emulated_conditions(runs), tuple(_raw_run(run) for run in runs))
-        for i, (key, runs) in enumerate(by_cell.items())
+        for i, (key, runs) in enumerate(by_cell(run for run in last if run.samples).items())
     ]
 
 

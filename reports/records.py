@@ -8,7 +8,7 @@ may be missing.
 from __future__ import annotations
 
 import enum
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -224,6 +224,14 @@ def last_attempts(runs: Iterable[Run]) -> list[Run]:
     for run in sorted(runs, key=lambda run: (run.started_at, run.id)):
         last[run.cell.key, run.block] = run
     return list(last.values())
+
+
+def by_cell(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """By the key of their cell, both in the order of the runs."""
+    found: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        found[run.cell.key].append(run)
+    return found
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------

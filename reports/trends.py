@@ -9,7 +9,7 @@ from reports.change_points import change_points
 from reports.gate import Measured, worse_share
 from reports.metrics import METRICS
 from reports.night import ChangePoint, Night, Trend, TrendPoint
-from reports.records import Run, RunStatus, Verdict
+from reports.records import Run, RunStatus, Verdict, by_cell
 from reports.statistics import summarize
 
 NIGHTS = 60  # that are looked back at
@@ -25,7 +25,7 @@ def trends(candidate: Measured, metrics: Iterable[str], earlier: Sequence[Night]
         for trend in night.trends:
             past.setdefault(_series(trend), []).extend(trend.points[-1:])
     found = []
-    for runs in candidate.by_cell().values():
+    for runs in by_cell(candidate.runs).values():
         valid = [run for run in runs if run.status is RunStatus.OK and run.verdict is Verdict.VALID]
         for metric in metrics:
             summary = summarize(METRICS[metric], valid)
