@@ -135,6 +135,13 @@ class ResultsDatabase(ControllerRows, BaselineRows):
         newest = sa.select(table.sweep_id).order_by(table.started_at.desc(), table.id.desc()).limit(1)
         return [(each, self._rows("engines", newest.where(table.engine_sha256 == each))[0][0]) for each in found]
 
+    def engines_of(self, sweep_id: str, status: RunStatus | None = None) -> set[str]:
+        """SHA-256 of those that measured a sweep, of its runs of `status`; no record is read for that."""
+        query = sa.select(schema.runs.c.engine_sha256).where(schema.runs.c.sweep_id == sweep_id).distinct()
+        if status is not None:
+            query = query.where(schema.runs.c.status == status.value)
+        return {sha256 for (sha256,) in self._rows("engines", query)}
+
     def recorded(self, sweep_id: str | None = None) -> dict[str, Recorded]:
         """How far each sweep with a record is, or one of them; no record is read for that."""
         cell = schema.runs.c.cell + sa.literal("/") + sa.cast(schema.runs.c.block, sa.String)

@@ -173,7 +173,10 @@ def list_baselines(results_place: str, as_json: bool) -> None:
     """
     kept = EngineStore(engines_folder())
     with open_results(results_place) as database:
-        rows = [(b, all(e in kept for e in _engines(database, b.sweep_id))) for b in database.baselines()]
+        rows = [
+            (b, all(engine in kept for engine in database.engines_of(b.sweep_id, RunStatus.OK)))
+            for b in database.baselines()
+        ]
     if as_json:
         print_json([{**vars(b), "engine_kept": is_kept} for b, is_kept in rows])
         return
@@ -186,7 +189,7 @@ def list_baselines(results_place: str, as_json: bool) -> None:
 
 def _pin(database: ResultsDatabase, name: str, run: str, note: str) -> None:
     sweep = _of_a_matrix(database, run)
-    engines = _engines(database, sweep.id)
+    engines = database.engines_of(sweep.id, RunStatus.OK)
     if not engines:
         raise UsageError(f"sweep {sweep.id} has no result that is ok: pin another one")
     database.pin(Baseline(name, sweep.id, _now().isoformat(), owner(), note))
@@ -214,10 +217,6 @@ def _pinned(database: ResultsDatabase, name: str) -> Baseline:
         known = ", ".join(b.name for b in database.baselines()) or "none"
         raise UsageError(f"no baseline {name} (known: {known}): `edgemoe-farm baseline pin {name} RUN`")
     return found
-
-
-def _engines(database: ResultsDatabase, sweep_id: str) -> set[str]:
-    return {run.engine_sha256 for run in database.stream(sweep_id=sweep_id, status=RunStatus.OK)}
 
 
 # --- acknowledgements -------------------------------------------------------------------------------------------------

@@ -176,11 +176,7 @@ class _NightRun:
             with replacing(folder / name) as file:
                 file.write(content)
         prune_reports(self._config)
-        wanted = {
-            run.engine_sha256
-            for baseline in self._database.baselines()
-            for run in self._database.stream(sweep_id=baseline.sweep_id)
-        }
+        wanted = {engine for b in self._database.baselines() for engine in self._database.engines_of(b.sweep_id)}
         self._kept.prune(days=self._config.keep_engines_days, wanted=wanted)
         return page
 
