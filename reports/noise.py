@@ -82,6 +82,7 @@ def _glance(record: str) -> Run:
 
 
 def _variant(cell: Cell) -> str:
+    """Cell.key_on_device, of what is only a glance at one."""
     return "/".join((cell.container, cell.strategy, cell.expert_budget, cell.workload, cell.page_cache))
 
 

@@ -111,9 +111,12 @@ class Cell:
     @property
     def key(self) -> str:
         """Identifies the cell within a sweep."""
-        return "/".join(
-            (self.device, self.container, self.strategy, self.expert_budget, self.workload, self.page_cache)
-        )
+        return f"{self.device}/{self.key_on_device}"
+
+    @property
+    def key_on_device(self) -> str:
+        """The same on all devices."""
+        return "/".join((self.container, self.strategy, self.expert_budget, self.workload, self.page_cache))
 
 
 @dataclass(frozen=True)
