@@ -115,8 +115,20 @@ class Place:
                 f"{self.name} needs the driver of PostgreSQL: pip install 'psycopg[binary]>=3.2'"
             ) from None
 
+        driver: Any = engine.dialect.loaded_dbapi
+
+        class Cursor(driver.ServerCursor):  # type: ignore[misc]
+            def close(self) -> None:
+                """Also where its server went away meanwhile: the driver complains of one that stays open."""
+                try:
+                    super().close()
+                except driver.Error:
+                    super().close()  # of a lost connection: nothing is asked of the server any more
+                    raise
+
         @sa.event.listens_for(engine, "connect")
         def configure(connection: DBAPIConnection, _: object) -> None:
+            connection.server_cursor_factory = Cursor
             connection.autocommit = True
             connection.cursor().execute(_SETTINGS)
             connection.autocommit = False
