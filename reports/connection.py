@@ -118,8 +118,17 @@ class Place:
         driver: Any = engine.dialect.loaded_dbapi
 
         class Cursor(driver.ServerCursor):  # type: ignore[misc]
+            """Closed also where its server goes away: SQLAlchemy forgets it then, and the driver complains."""
+
+            def execute(self, *arguments: Any, **options: Any) -> Any:
+                try:
+                    return super().execute(*arguments, **options)
+                except driver.Error:
+                    if self.connection.closed:
+                        self.close()
+                    raise
+
             def close(self) -> None:
-                """Also where its server went away meanwhile: the driver complains of one that stays open."""
                 try:
                     super().close()
                 except driver.Error:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import sqlalchemy as sa
 
 from reports.connection import Patience, Place
 from reports.controllers import Controller
@@ -177,6 +178,10 @@ def test_waiting_ends_at_the_deadline_with_the_remedy_and_without_the_password(p
         assert database.runs() == [run]
 
 
+def open_cursors():
+    return [each for each in gc.get_objects() if isinstance(each, psycopg.ServerCursor) and not each.closed]
+
+
 def test_a_server_that_goes_away_while_it_is_read_leaves_no_cursor_open(postgresql, make):
     with ResultsDatabase.open(postgresql.emptied()) as database:
         database.add_sweep(make.sweep(runs := many(make, 120)))
@@ -190,8 +195,21 @@ def test_a_server_that_goes_away_while_it_is_read_leaves_no_cursor_open(postgres
                 reading.close()
         finally:
             postgresql.start()
-        left = [each for each in gc.get_objects() if isinstance(each, psycopg.ServerCursor) and not each.closed]
-        assert left == []
+        assert open_cursors() == []
+
+
+def test_a_server_that_went_away_before_it_is_asked_leaves_no_cursor_open(postgresql):
+    engine = Place.parse(postgresql.emptied()).connect()
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SELECT 1")
+        postgresql.crash()
+        try:
+            with pytest.raises(sa.exc.OperationalError):
+                connection.execution_options(yield_per=50).exec_driver_sql("SELECT 1")
+        finally:
+            postgresql.start()
+        assert open_cursors() == []
+    engine.dispose()
 
 
 def test_a_mistake_is_not_waited_for(place, make):
