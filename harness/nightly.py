@@ -63,7 +63,7 @@ def read_nightly(path: Path) -> NightlyConfig:
         matrix=folder / top.text("matrix"),
         baseline=top.name("baseline"),
         reports=folder / top.text("reports", "nightly"),
-        limits=Limits(worse),
+        limits=worse,
         pairs=confirmation.integer("pairs", 10, 2, 1000),
         rounds=confirmation.integer("rounds", 3, 1, 20),
         deadline_s=parse_duration(deadline) or _refuse_deadline(path, deadline),

@@ -63,7 +63,7 @@ class ChangePoint:
 
 @dataclass(frozen=True)
 class TrendPoint:
-    """One night of one cell and metric: median and quartiles, in the metric's unit."""
+    """One night of one cell and metric: median and quartiles of its runs, in the metric's unit."""
 
     sweep_id: str
     started_at: str

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from reports.baselines import Acknowledgement
 from reports.confirmation import Suspicion, decide, paired_ratios
 from reports.database import ResultsDatabase
-from reports.gate import Limits, Measured, describe, hard_findings, judge_suspects, suspects
-from reports.judgement import ACCURACY, Comparison, Mark
+from reports.gate import Limits, Measured, describe, findings_of, hard_findings, suspects
+from reports.judgement import ACCURACY, GATED, Comparison, Mark
 from reports.night import Confirmation, Finding, Kind, Night, Trend, exit_code, with_history
 from reports.records import Run, by_cell
 from reports.trends import NIGHTS, recent_worsening
@@ -25,7 +25,7 @@ Again = Callable[[Sequence[Suspicion], int], tuple[str, Sequence[Run]] | None]
 class Context:
     """What a night is judged by."""
 
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = field(default_factory=lambda: GATED)
     rounds: int = ROUNDS
     acknowledgements: Sequence[Acknowledgement] = ()
 
@@ -47,12 +47,9 @@ def without_baseline(name: str, candidate: Measured, trends: tuple[Trend, ...], 
     return Night(candidate.sweep.id, name, at, exit_code([finding]), findings=(finding,), trends=trends)
 
 
-def judge_sweep(
-    name: str, comparison: Comparison, baseline: Measured, candidate: Measured, context: Context, at: str
-) -> Night:
+def judge_sweep(name: str, comparison: Comparison, candidate: Measured, context: Context, at: str) -> Night:
     """As judge_night, by the intervals that there are: nothing is measured again."""
-    findings = hard_findings(comparison, baseline, candidate, context.limits)
-    findings += judge_suspects(suspects(comparison, context.limits))
+    findings = hard_findings(comparison, candidate) + findings_of(comparison.judged)
     return _night(name, comparison, candidate, findings, context, at)
 
 
@@ -68,7 +65,7 @@ def judge_night(
     at: str,
 ) -> Night:
     """`is_kept`: whether an engine, by its hash, can still be deployed; `at`: now, UTC."""
-    findings = hard_findings(comparison, baseline, candidate, context.limits)
+    findings = hard_findings(comparison, candidate)
     suspicions, dismissed = _suspicions(comparison, baseline, candidate, trends, context.limits)
     findings += dismissed
     confirmable = [s for s in suspicions if is_kept(s.old_sha256)]
@@ -112,13 +109,11 @@ def _suspicions(
             reason = f"{what}, of the baseline's own engine: the device has changed"
             dismissed.append(Finding(Kind.INCONCLUSIVE, reason, judged.cell, judged.metric))
     for trend in trends:
-        limit, key = limits.worse.get(trend.metric), trend.cell.key
+        limit, key = limits.get(trend.metric), trend.cell.key
         is_new = key in old and old[key] != new.get(key)
         if limit is not None and trend.metric != ACCURACY and is_new and recent_worsening(trend, limit):
             wanted[key, trend.metric] = trend.cell
-    found = [
-        Suspicion(cell, metric, limits.worse[metric], old[key], new[key]) for (key, metric), cell in wanted.items()
-    ]
+    found = [Suspicion(cell, metric, limits[metric], old[key], new[key]) for (key, metric), cell in wanted.items()]
     return found, dismissed
 
 

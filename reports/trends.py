@@ -10,7 +10,7 @@ from reports.gate import Measured, worse_share
 from reports.metrics import METRICS
 from reports.night import ChangePoint, Night, Trend, TrendPoint
 from reports.records import Run, RunStatus, Verdict, by_cell
-from reports.statistics import summarize
+from reports.statistics import summarize_runs
 
 NIGHTS = 60  # that are looked back at
 RECENT_NIGHTS = 3  # within which a change is news
@@ -28,7 +28,7 @@ def trends(candidate: Measured, metrics: Iterable[str], earlier: Sequence[Night]
     for runs in by_cell(candidate.runs).values():
         valid = [run for run in runs if run.status is RunStatus.OK and run.verdict is Verdict.VALID]
         for metric in metrics:
-            summary = summarize(METRICS[metric], valid)
+            summary = summarize_runs(METRICS[metric], valid)
             if summary is None:
                 continue
             point = TrendPoint(

@@ -18,10 +18,11 @@ from harness.process import owner
 from reports.baselines import Acknowledgement, Baseline
 from reports.database import LATEST, ResultsDatabase
 from reports.files import replacing
-from reports.gate import Limits, Measured
+from reports.gate import Measured
 from reports.judgement import ANSWER, GATED, RESULT, Side, compare_sides
 from reports.night_summary import junit, markdown, payload
 from reports.nightly import Context, judge_sweep
+from reports.noise import noise_before
 from reports.records import RunStatus, Sweep
 
 _METRICS = (*GATED, ANSWER, RESULT)
@@ -78,7 +79,7 @@ def gate(
     allowed = dict(GATED)
     if config is not None:
         settings = read_nightly(config)
-        allowed, name = dict(settings.limits.worse), settings.baseline
+        allowed, name = dict(settings.limits), settings.baseline
     allowed.update(limits)
     at = _now().isoformat()
     with open_results(results_place) as database:
@@ -87,9 +88,10 @@ def gate(
         against = database.sweep(pinned.sweep_id)
         baseline = Measured.of(against, database.runs(sweep_id=against.id))
         candidate = Measured.of(sweep, database.runs(sweep_id=sweep.id))
-        comparison = compare_sides(Side(pinned.name, baseline.runs), Side(sweep.id, candidate.runs))
-        known = Context(Limits(allowed), acknowledgements=database.acknowledgements(at=at))
-    night = judge_sweep(sweep.name, comparison, baseline, candidate, known, at)
+        sides = Side(pinned.name, baseline.runs), Side(sweep.id, candidate.runs)
+        comparison = compare_sides(*sides, allowed, noise=noise_before(database, sweep, allowed))
+        known = Context(allowed, acknowledgements=database.acknowledgements(at=at))
+    night = judge_sweep(sweep.name, comparison, candidate, known, at)
     for path, content in ((junit_file, junit(night)), (markdown_file, markdown(night).encode())):
         if path is not None:
             with replacing(path) as file:
