@@ -167,6 +167,7 @@ def _tokens(run: Run) -> dict[tuple[object, ...], tuple[int, ...]]:
             s.tokens
         )
         for s in run.samples
+        if s.timeline is None  # else it is cut short
     }
 
 
