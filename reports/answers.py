@@ -27,6 +27,8 @@ def answers(runs: Iterable[Run]) -> Answers:
             continue
         common = (run.cell.container_sha256, run.cell.workload_sha256, request.max_new_tokens, request.stop_at_eos)
         for s in run.samples:
+            if s.timeline is not None:  # cut short
+                continue
             repetition = (s.repetition, s.warmup) if request.sampling.temperature else None
             found.setdefault((*common, load.backend, s.prompt, repetition), s.tokens)
     return found

@@ -81,10 +81,11 @@ class ResultsDatabase(ControllerRows, BaselineRows):
         row = {"id": sweep.id, "name": sweep.name, "started_at": sweep.started_at}
         self._add(schema.sweeps, {**row, "record": json.dumps(sweep_to_json(sweep))}, f"sweep {sweep.id}")
 
-    def sweeps(self) -> list[Sweep]:
-        """All, the oldest first."""
-        query = sa.select(schema.sweeps.c.record).order_by(schema.sweeps.c.started_at, schema.sweeps.c.id)
-        return [sweep_from_json(_parsed(record)) for (record,) in self._rows("sweeps", query)]
+    def sweeps(self, *, latest: int | None = None) -> list[Sweep]:
+        """All, or the `latest` so many, the oldest first."""
+        table = schema.sweeps.c
+        query = sa.select(table.record).order_by(table.started_at.desc(), table.id.desc()).limit(latest)
+        return [sweep_from_json(_parsed(record)) for (record,) in reversed(self._rows("sweeps", query))]
 
     def sweep(self, name: str) -> Sweep:
         """By id, by the unique beginning of one, `latest`, or a matrix's name for its latest; `~2` after it goes back.

@@ -426,7 +426,8 @@ def _conditions(run: Run) -> str:
 
 def _sample_title(sample: Sample) -> str:
     faults = "unknown" if sample.major_faults is None else str(sample.major_faults)
-    kind = "warm-up" if sample.warmup else f"repetition {sample.repetition + 1}"
+    untimed = "warm-up" if sample.timeline is None else "for the timeline"
+    kind = untimed if sample.warmup else f"repetition {sample.repetition + 1}"
     peak = "unknown" if sample.peak_resident_bytes is None else units.text(sample.peak_resident_bytes, "bytes")
     return f"prompt {sample.prompt + 1}, {kind}; major faults {faults}; peak memory so far {peak}"
 
