@@ -74,7 +74,8 @@ def as_csv(comparison: Comparison) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\r\n")  # RFC 4180; a lone \r of a text is quoted, too
     writer.writeheader()
-    writer.writerows({name: units.inert(value) for name, value in row.items()} for row in rows)
+    for row in rows:
+        writer.writerow({k: units.inert(units.plain(v)) if isinstance(v, str) else v for k, v in row.items()})
     return text.getvalue()
 
 
