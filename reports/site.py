@@ -16,8 +16,9 @@ from urllib.parse import quote, unquote
 
 from reports import units
 from reports.controllers import Controller
-from reports.database import LATEST, Recorded, ResultsDatabase
+from reports.database import LATEST, ResultsDatabase
 from reports.errors import ReportError, UnknownSweepError
+from reports.history import Recorded
 from reports.page import render_html, self_contained
 from reports.records import Sweep
 

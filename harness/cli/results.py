@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -12,12 +13,13 @@ from rich.table import Table
 from engine.protocol import to_json
 from harness.cli.options import json_option, open_results, print_json, printable, results_option
 from harness.presence import is_alive
-from harness.run import Tally, tally
+from harness.run import Tally
 from reports.controllers import Controller
 from reports.database import LATEST
 from reports.export import FORMATS, export
+from reports.history import Endings
 from reports.page import render
-from reports.records import RunStatus, last_attempts, run_to_json
+from reports.records import RunStatus, Sweep, Verdict, last_attempts, run_to_json
 
 
 @click.command()
@@ -45,9 +47,11 @@ def results() -> None:
 
 
 @results.command("list")
+@click.option("--name", help="Only the sweeps of this matrix.")
+@click.option("--last", type=click.IntRange(min=1), metavar="N", help="Only the last so many.")
 @results_option
 @json_option
-def list_sweeps(results_place: str, as_json: bool) -> None:
+def list_sweeps(name: str | None, last: int | None, results_place: str, as_json: bool) -> None:
     """List the sweeps, the oldest first, and which controllers measure them.
 
     A sweep is `running`, `complete`, `incomplete`, or `stale`: its controller was lost and `run --resume` goes on.
@@ -55,11 +59,13 @@ def list_sweeps(results_place: str, as_json: bool) -> None:
     \b
     Examples:
       edgemoe-farm results list
+      edgemoe-farm results list --name nightly --last 14
       edgemoe-farm results list --results postgresql://farm@lab/farm
     """
     with open_results(results_place) as database:
         controllers = {controller.sweep_id: controller for controller in database.controllers()}
-        rows = [(sweep, tally(sweep, database.stream(sweep_id=sweep.id))) for sweep in database.sweeps()]
+        endings = database.endings()
+        rows = [(sweep, _tally(sweep, endings.get(sweep.id, {}))) for sweep in database.sweeps(name=name, last=last)]
     if as_json:
         print_json(
             [
@@ -90,6 +96,15 @@ def list_sweeps(results_place: str, as_json: bool) -> None:
             state += f", silent for {controller.silent_s / 60:.0f} min"
         table.add_row(printable(sweep.id), printable(sweep.name), *map(str, numbers), state)
     Console(highlight=False, markup=False).print(table)
+
+
+def _tally(sweep: Sweep, endings: Endings) -> Tally:
+    """What `harness.run.tally` says, as far as the list shows it, without reading a record."""
+    counts: Counter[RunStatus] = Counter()
+    for (status, _), n in endings.items():
+        counts[status] += n
+    suspect = sum(n for (_, verdict), n in endings.items() if verdict is Verdict.SUSPECT)
+    return Tally(counts=dict(counts), missing=len(sweep.planned) - sum(counts.values()), suspect=suspect)
 
 
 def _state(controller: Controller | None, result: Tally) -> str:
