@@ -71,8 +71,7 @@ class ResultsDatabase(HistoryRows, ControllerRows, BaselineRows):
 
     def add_sweep(self, sweep: Sweep) -> None:
         """Idempotent; another sweep of the same id is a DatabaseError."""
-        row = {"id": sweep.id, "name": sweep.name, "started_at": sweep.started_at}
-        self._add(schema.sweeps, {**row, "record": json.dumps(sweep_to_json(sweep))}, f"sweep {sweep.id}")
+        self._add(schema.sweeps, sweep_row(sweep), f"sweep {sweep.id}")
 
     def sweep(self, name: str) -> Sweep:
         """By id, by the unique beginning of one, `latest`, or a matrix's name for its latest; `~2` after it goes back.
@@ -136,18 +135,25 @@ class ResultsDatabase(HistoryRows, ControllerRows, BaselineRows):
         return self._read("runs", lambda: list(stream(sweep_id=sweep_id, status=status, **wanted)))
 
     def stream(
-        self, *, sweep_id: str | None = None, status: RunStatus | None = None, **wanted: str | None
+        self,
+        *,
+        sweep_id: str | None = None,
+        status: RunStatus | None = None,
+        since: str | None = None,
+        **wanted: str | None,
     ) -> Iterator[Run]:
-        """As `runs`, one after another: for more than fits the memory."""
+        """As `runs`, one after another: for more than fits the memory. `since`: started then or later, UTC."""
         with explained("runs cannot be read"):
-            yield from self._stream(sweep_id=sweep_id, status=status, **wanted)
+            yield from self._stream(sweep_id=sweep_id, status=status, since=since, **wanted)
 
-    def _stream(self, *, status: RunStatus | None, **wanted: str | None) -> Iterator[Run]:
+    def _stream(self, *, status: RunStatus | None, since: str | None = None, **wanted: str | None) -> Iterator[Run]:
         query = sa.select(schema.runs.c.record).order_by(schema.runs.c.started_at, schema.runs.c.id)
         conditions = {**wanted, "status": None if status is None else status.value}
         for column, value in conditions.items():
             if value is not None:
                 query = query.where(schema.runs.c[column] == value)
+        if since is not None:
+            query = query.where(schema.runs.c.started_at >= since)
         with (
             self._engine.connect() as connection,
             connection.execution_options(yield_per=50).execute(query) as result,
@@ -230,6 +236,12 @@ class ResultsDatabase(HistoryRows, ControllerRows, BaselineRows):
                     raise
         if stored not in (None, row["record"]):
             raise DatabaseError(f"{what} is in the results database already, with other content: give a new id")
+
+
+def sweep_row(sweep: Sweep) -> dict[str, Any]:
+    """What is searched of a sweep, and its whole record."""
+    row = {"id": sweep.id, "name": sweep.name, "started_at": sweep.started_at}
+    return {**row, "record": json.dumps(sweep_to_json(sweep))}
 
 
 def run_row(run: Run, record: dict[str, Any]) -> dict[str, Any]:

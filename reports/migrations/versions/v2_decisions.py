@@ -56,7 +56,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "nights",
-        sa.Column("sweep_id", text(100), sa.ForeignKey("sweeps.id"), primary_key=True),
+        sa.Column("sweep_id", text(100), primary_key=True),
         sa.Column("name", text(200), nullable=False),
         sa.Column("baseline_sweep_id", text(100)),
         sa.Column("at", text(40), nullable=False),
