@@ -211,6 +211,8 @@ def _entries(source: str) -> Iterator[Iterator[Entry]]:
     if file is None or _is_database(file):
         with ResultsDatabase.open(source, create=False) as database:
             yield entries_of(database)
+    elif not file.is_file():
+        raise UsageError(f"results import: no file {file}: give a database, an export or a bundle")
     elif is_bundle(file):
         yield bundle.read(file).entries
     else:
