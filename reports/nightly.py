@@ -36,7 +36,8 @@ def load_night(database: ResultsDatabase, sweep_id: str) -> Night | None:
     if record is None:
         return None
     earlier = database.nights(name=record.name, before=record, last=NIGHTS)
-    return with_history(Night.from_json(record.record), [Night.from_json(other.record) for other in earlier])
+    before = [Night.from_json(other.record, trends_only=True) for other in earlier]
+    return with_history(Night.from_json(record.record), before)
 
 
 def without_baseline(name: str, candidate: Measured, trends: tuple[Trend, ...], hint: str, at: str) -> Night:
