@@ -622,6 +622,8 @@ _CONTENT: Dict[str, Dict[str, Any]] = {
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:
+    if kind is str and type(value) is str:
+        return value  # by far the most
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise ProtocolError(f"{where}: expected an object, got {type(value).__name__}")
@@ -641,7 +643,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
                 raise ProtocolError(f"{where}: expected {len(arguments)} entries, got {len(value)}")
             return tuple(_decode(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(arguments, value)))
         if arguments[0] is int and all(type(item) is int and -(1 << 63) < item < 1 << 63 for item in value):
-            return tuple(value)  # by far the most
+            return tuple(value)  # columns of steps
         if arguments[0] is float and all(type(item) is float and abs(item) <= sys.float_info.max for item in value):
             return tuple(value)
         return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))

@@ -32,13 +32,12 @@ class Context:
 
 def load_night(database: ResultsDatabase, sweep_id: str) -> Night | None:
     """As it was judged, its trends with the points of the nights before it; None where that sweep was no night's."""
-    record = next((record for record in database.nights() if record.sweep_id == sweep_id), None)
+    record = database.night(sweep_id)
     if record is None:
         return None
-    earlier = [
-        other for other in database.nights(name=record.name) if (other.at, other.sweep_id) < (record.at, sweep_id)
-    ]
-    return with_history(Night.from_json(record.record), [Night.from_json(other.record) for other in earlier[-NIGHTS:]])
+    earlier = database.nights(name=record.name, before=record, last=NIGHTS)
+    before = [Night.from_json(other.record, trends_only=True) for other in earlier]
+    return with_history(Night.from_json(record.record), before)
 
 
 def without_baseline(name: str, candidate: Measured, trends: tuple[Trend, ...], hint: str, at: str) -> Night:

@@ -284,3 +284,8 @@ def require_utc(text: str, where: str, *, optional: bool = False) -> None:
     except ValueError:
         utc = False
     _require(utc, f"{where} {text[:40]!r} is not a UTC time like 2026-11-23T22:15:00+00:00")
+
+
+def instant(utc: str) -> datetime:
+    """Times are compared as such: a second and its first fraction are not in the order of their text."""
+    return datetime.fromisoformat(utc)

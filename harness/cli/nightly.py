@@ -218,7 +218,7 @@ class _NightRun:
         config = self._config
         candidate = Measured.of(sweep, self._database.runs(sweep_id=sweep.id))
         records = [r for r in self._database.nights(name=config.name, last=NIGHTS) if r.sweep_id != sweep.id]
-        earlier = [Night.from_json(record.record) for record in records]
+        earlier = [Night.from_json(record.record, trends_only=True) for record in records]
         lines = trends(candidate, config.limits, earlier)
         pinned = self._database.baseline(config.baseline)
         if pinned is None:
