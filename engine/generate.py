@@ -287,26 +287,10 @@ def run(request: RunRequest, emit: Emit, *, clock: Callable[[], float] = time.pe
             meters.evict_from_page_cache(container.path)  # the non-experts, which are in ordinary memory now
         emit("loaded", load=engine.load_report(clock() - load_start, resident_fraction, storage))
         for repetition in range(-request.warmups, request.repetitions):
-            for index, prompt in enumerate(request.prompts):
-                faults = meters.major_faults()
-                traced = repetition == -1 and index == len(request.prompts) - 1
-                tokens, steps = engine.generate(
-                    prompt, request.max_new_tokens, request.sampling,
-                    stop_at_eos=request.stop_at_eos, deadline=deadline,
-                    timeline_steps=request.timeline_steps if traced else 0,
-                )  # fmt: skip
-                faults_after = meters.major_faults()
-                sample = Sample(
-                    prompt=index,
-                    repetition=repetition if repetition >= 0 else repetition + request.warmups,
-                    warmup=repetition < 0,
-                    tokens=tokens,
-                    steps=steps,
-                    major_faults=None if faults is None or faults_after is None else faults_after - faults,
-                    peak_resident_bytes=meters.peak_resident_bytes(),
-                    recall=engine.supply.take_recall(),
-                    layers=engine.supply.take_layer_counts(),
-                    timeline=engine.take_timeline(),
+            warmup = repetition < 0
+            for index in range(len(request.prompts)):
+                sample = _sample(
+                    engine, request, index, repetition + request.warmups if warmup else repetition, warmup, deadline
                 )
                 emit("sample", sample=sample)
         totals = Totals(
@@ -316,10 +300,47 @@ def run(request: RunRequest, emit: Emit, *, clock: Callable[[], float] = time.pe
             storage_read_bytes=meters.storage_read_bytes(),
             page_cache_resident_fraction=meters.page_cache_resident_fraction(container.path),
         )
+        if request.timeline_steps:
+            last = len(request.prompts) - 1
+            emit("sample", sample=_sample(engine, request, last, request.warmups, True, deadline, timeline=True))
         nats = tuple(max(0.0, engine.nats(passage, deadline=deadline)) for passage in request.passages)
     finally:
         engine.close()
     emit("finished", totals=replace(totals, passage_nats=nats))
+
+
+def _sample(
+    engine: Engine,
+    request: RunRequest,
+    prompt: int,
+    repetition: int,
+    warmup: bool,
+    deadline: float,
+    *,
+    timeline: bool = False,
+) -> Sample:
+    faults = meters.major_faults()
+    tokens, steps = engine.generate(
+        request.prompts[prompt],
+        request.timeline_tokens if timeline else request.max_new_tokens,
+        request.sampling,
+        stop_at_eos=request.stop_at_eos,
+        deadline=deadline,
+        timeline_steps=request.timeline_steps if timeline else 0,
+    )
+    faults_after = meters.major_faults()
+    return Sample(
+        prompt=prompt,
+        repetition=repetition,
+        warmup=warmup,
+        tokens=tokens,
+        steps=steps,
+        major_faults=None if faults is None or faults_after is None else faults_after - faults,
+        peak_resident_bytes=meters.peak_resident_bytes(),
+        recall=engine.supply.take_recall(),
+        layers=engine.supply.take_layer_counts(),
+        timeline=engine.take_timeline(),
+    )
 
 
 def _predictor(strategy: Strategy, profile: Optional[PathProfile], model: Model) -> Optional[Predictor]:

@@ -164,7 +164,7 @@ class RunRequest:
     passages: Tuple[Passage, ...] = ()  # predicted after all that is timed: what a lossy strategy loses
     memory_limit_bytes: Optional[int] = None  # under which the engine's process is started, see engine.limits
     settle: Optional[Settle] = None  # None: the engine starts at once, and nothing is asked of the device's state
-    timeline_steps: int = 0  # that the last warm-up keeps a timeline of: nothing that is timed has one
+    timeline_steps: int = 0  # of a timeline, for which the last prompt is begun once more after all that is timed
 
     def __post_init__(self) -> None:
         _require(bool(self.run_id), "run_id is empty")
@@ -188,7 +188,11 @@ class RunRequest:
         _require(limit is None or 1 << 20 <= limit < 1 << 62, "memory_limit_bytes must be at least 1048576")
         within = 0 <= self.timeline_steps <= MOST_TIMELINE_STEPS
         _require(within, f"timeline_steps must be between 0 and {MOST_TIMELINE_STEPS}")
-        _require(not self.timeline_steps or self.warmups > 0, "timeline_steps needs a warm-up: ask for warmups")
+
+    @property
+    def timeline_tokens(self) -> int:
+        """That are generated for the timeline: its steps, and as many before them in which the prefill wears off."""
+        return min(self.max_new_tokens, 2 * self.timeline_steps + 1) if self.timeline_steps else 0
 
 
 @dataclass(frozen=True)
@@ -411,7 +415,7 @@ def _check_spans(spans: Union[ComputeSpans, LoadSpans], kinds: Tuple[str, ...], 
 
 @dataclass(frozen=True)
 class Timeline:
-    """Loads against compute in the last decode steps of a warm-up: times in microseconds since the first of them began.
+    """Loads against compute in a sample's last decode steps: times in microseconds since the first of them began.
 
     `phases_s` is of all the sample's decode steps: by COMPUTED, and under "dequantise" the part of "experts" in which
     weights were expanded, None where that is no step of its own: native kernels do it within their products.
@@ -435,7 +439,10 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Sample:
-    """One timed repetition of one prompt, raw, as the device saw it."""
+    """One repetition of one prompt, raw, as the device saw it.
+
+    With `warmup` it is not timed: it came before all that is, or after it, for a timeline, and then is cut short.
+    """
 
     prompt: int  # index into RunRequest.prompts
     repetition: int
@@ -615,6 +622,8 @@ _CONTENT: Dict[str, Dict[str, Any]] = {
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:
+    if kind is str and type(value) is str:
+        return value  # by far the most
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise ProtocolError(f"{where}: expected an object, got {type(value).__name__}")
@@ -634,7 +643,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
                 raise ProtocolError(f"{where}: expected {len(arguments)} entries, got {len(value)}")
             return tuple(_decode(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(arguments, value)))
         if arguments[0] is int and all(type(item) is int and -(1 << 63) < item < 1 << 63 for item in value):
-            return tuple(value)  # by far the most
+            return tuple(value)  # columns of steps
         if arguments[0] is float and all(type(item) is float and abs(item) <= sys.float_info.max for item in value):
             return tuple(value)
         return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))

@@ -45,6 +45,7 @@ class Collector:
         self.failure: tuple[str, str] | None = None  # kind, message
         self._request_sha256 = hashlib.sha256(request_text.encode()).hexdigest()
         self._expected_samples = len(request.prompts) * (request.warmups + request.repetitions)
+        self._most_samples = self._expected_samples + (request.timeline_steps > 0)
         tokens = max(request.max_new_tokens, len(request.passages))
         self._line_bytes = min(MAX_LINE_BYTES, LINE_BYTES + tokens * TOKEN_BYTES)
         self._on_event = on_event
@@ -85,11 +86,11 @@ class Collector:
         elif event == "loaded":
             self.load = content["load"]
         elif event == "sample":
-            if len(self.samples) == self._expected_samples:
-                raise ProtocolError(f"more than the {self._expected_samples} samples that were asked for")
+            if len(self.samples) == self._most_samples:
+                raise ProtocolError(f"more than the {self._most_samples} samples that were asked for")
             self.samples.append(content["sample"])
         elif event == "finished":
-            if len(self.samples) != self._expected_samples:
+            if len(self.samples) < self._expected_samples:
                 raise ProtocolError(f"finished with {len(self.samples)} of {self._expected_samples} samples")
             self.totals = content["totals"]
         else:

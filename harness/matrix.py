@@ -13,7 +13,7 @@ from engine.protocol import BACKENDS, MOST_LANES, MOST_TIMELINE_STEPS, PAGE_CACH
 from harness.errors import UsageError
 from harness.tables import DEFAULT_BUDGET, Table, cause, distinct, read_toml
 
-TIMELINE_STEPS = 4  # by default: of a model with 12 layers a record grows by some 8 kB
+TIMELINE_STEPS = 4  # by default: of a model with 8 layers a record grows by 5 kB
 _MAX_TEXT_BYTES = 64 << 20
 _MAX_TOKEN_CHARACTERS = 32  # a longer token than any text has on average: what is beyond needs no tokenising
 
@@ -94,7 +94,7 @@ class Matrix:
     blocks: int = 3
     deadline_s: float = 1800.0
     seed: int = 0
-    timeline_steps: int = TIMELINE_STEPS  # of the last warm-up; 0 where there is none
+    timeline_steps: int = TIMELINE_STEPS  # of each run, after all that is timed
     accuracy: Accuracy | None = None
     memory_limit_bytes: int | None = None  # of each engine process; a device of the inventory may have another
     conditions: Wanted = field(default_factory=Wanted)
@@ -131,7 +131,7 @@ def parse_matrix(text: str, *, source: str, folder: Path) -> Matrix:
         blocks=top.integer("blocks", 3, 1, 10000),
         deadline_s=top.number("deadline_s", 1800.0, 1.0, 30 * 86400.0),
         seed=top.integer("seed", 0, 0, (1 << 63) - 1),
-        timeline_steps=_timeline_steps(top),
+        timeline_steps=top.integer("timeline_steps", TIMELINE_STEPS, 0, MOST_TIMELINE_STEPS),
         accuracy=_accuracy(top.table("accuracy"), folder) if "accuracy" in top else None,
         memory_limit_bytes=top.size("memory_limit") if "memory_limit" in top else None,
         conditions=_wanted(top.table("conditions")),
@@ -140,14 +140,6 @@ def parse_matrix(text: str, *, source: str, folder: Path) -> Matrix:
     distinct([c.name for c in matrix.containers], source, "containers")
     distinct([w.name for w in matrix.workloads], source, "workloads")
     return matrix
-
-
-def _timeline_steps(top: Table) -> int:
-    warmups = top.integer("warmups", 1, 0, 1000)
-    steps = top.integer("timeline_steps", TIMELINE_STEPS if warmups else 0, 0, MOST_TIMELINE_STEPS)
-    if steps and not warmups:
-        raise UsageError(f"{top.where}: timeline_steps needs a warm-up, which keeps the timeline: set warmups to 1")
-    return steps
 
 
 def _container(table: Table, folder: Path) -> ContainerFile:

@@ -20,8 +20,8 @@ from harness.process import owner
 from harness.tables import Table, read_toml
 from reports.confirmation import ALARM
 from reports.files import replacing
-from reports.gate import ACCURACY, Limits
-from reports.judgement import GATED
+from reports.gate import Limits
+from reports.judgement import ACCURACY, GATED
 
 _MOST_WORSE = 10.0
 _STATE_VERSION = 1
@@ -63,7 +63,7 @@ def read_nightly(path: Path) -> NightlyConfig:
         matrix=folder / top.text("matrix"),
         baseline=top.name("baseline"),
         reports=folder / top.text("reports", "nightly"),
-        limits=Limits(worse),
+        limits=worse,
         pairs=confirmation.integer("pairs", 10, 2, 1000),
         rounds=confirmation.integer("rounds", 3, 1, 20),
         deadline_s=parse_duration(deadline) or _refuse_deadline(path, deadline),

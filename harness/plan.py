@@ -232,7 +232,7 @@ def make_request(
         passages=measurement.passages,
         memory_limit_bytes=memory_limit_bytes(matrix, device),
         settle=matrix.conditions.settle(baseline_c),
-        timeline_steps=matrix.timeline_steps,
+        timeline_steps=0 if measurement.engine_sha256 else matrix.timeline_steps,
     )
 
 

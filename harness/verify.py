@@ -136,6 +136,8 @@ class Answers:
         if load.strategy.get("relief", "none") != "none":
             return None
         for sample in samples:
+            if sample.timeline is not None:  # cut short
+                continue
             # Greedy repetitions of one prompt are equal; sampled ones are equal to their like in other runs.
             repetition = (sample.repetition, sample.warmup) if request.sampling.temperature else None
             key: tuple[object, ...] = (

@@ -27,17 +27,19 @@ def answers(runs: Iterable[Run]) -> Answers:
             continue
         common = (run.cell.container_sha256, run.cell.workload_sha256, request.max_new_tokens, request.stop_at_eos)
         for s in run.samples:
+            if s.timeline is not None:  # cut short
+                continue
             repetition = (s.repetition, s.warmup) if request.sampling.temperature else None
             found.setdefault((*common, load.backend, s.prompt, repetition), s.tokens)
     return found
 
 
-def changed_answer(before: Answers, after: Answers) -> str | None:
-    """In words, which prompt is answered otherwise, and from which token on. None where none is."""
+def first_change(before: Answers, after: Answers) -> tuple[object, int] | None:
+    """Which prompt is answered otherwise, and from which token on. None where none is."""
     for key, tokens in after.items():
         known = before.get(key, tokens)
         if known != tokens:
             pairs = zip(known, tokens, strict=False)
             at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(known), len(tokens)))
-            return f"the answer to prompt {key[-2]} differs from token {at} on"
+            return key[-2], at
     return None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
 from reports import schema
 from reports.errors import DatabaseError, RecordError
-from reports.records import Cell, require_utc
+from reports.records import Cell, instant, require_utc
 from reports.transactions import Transactions, explained
 
 
@@ -50,13 +49,13 @@ class Acknowledgement:
                 raise RecordError(f"{where}: {name} must not be empty")
         require_utc(self.at, f"{where}: at")
         require_utc(self.expires_at, f"{where}: expires_at")
-        if not _instant(self.at) < _instant(self.expires_at):
+        if not instant(self.at) < instant(self.expires_at):
             raise RecordError(f"{where}: it expires at {self.expires_at}, before it begins: give a later day")
 
     def covers(self, cell: Cell, metric: str, at: str) -> bool:
         """Whether a regression that is found `at` that time is this one."""
         is_same = (self.device, self.strategy, self.metric) == (cell.device, cell.strategy, metric)
-        return is_same and self.cell in ("", cell.key) and _instant(self.at) <= _instant(at) < _instant(self.expires_at)
+        return is_same and self.cell in ("", cell.key) and instant(self.at) <= instant(at) < instant(self.expires_at)
 
 
 @dataclass(frozen=True)
@@ -72,11 +71,6 @@ class NightRecord:
 
     def __post_init__(self) -> None:
         require_utc(self.at, f"night {self.sweep_id}: at")
-
-
-def _instant(utc: str) -> datetime:
-    """Times are compared as such: a second and its first fraction are not in the order of their text."""
-    return datetime.fromisoformat(utc)
 
 
 class BaselineRows(Transactions):
@@ -128,7 +122,7 @@ class BaselineRows(Transactions):
         """All, the oldest first; or those in force at a time."""
         query = sa.select(*_columns(schema.acknowledgements, Acknowledgement)).order_by(schema.acknowledgements.c.id)
         known = [Acknowledgement(*row) for row in self._rows("acknowledgements", query)]
-        return [a for a in known if at is None or _instant(a.at) <= _instant(at) < _instant(a.expires_at)]
+        return [a for a in known if at is None or instant(a.at) <= instant(at) < instant(a.expires_at)]
 
     def withdraw(self, acknowledgement: Acknowledgement) -> None:
         """As if it had never been said."""
@@ -147,12 +141,20 @@ class BaselineRows(Transactions):
         with explained(f"the night of sweep {night.sweep_id} cannot be stored"):
             self._write(act)
 
-    def nights(self, *, name: str | None = None, last: int | None = None) -> list[NightRecord]:
-        """All, or those of a matrix, the oldest first; or only the `last` of them."""
+    def night(self, sweep_id: str) -> NightRecord | None:
+        query = sa.select(*_columns(schema.nights, NightRecord)).where(schema.nights.c.sweep_id == sweep_id)
+        return next((NightRecord(*row) for row in self._rows("nights", query)), None)
+
+    def nights(
+        self, *, name: str | None = None, before: NightRecord | None = None, last: int | None = None
+    ) -> list[NightRecord]:
+        """All, those of a matrix or before another one, the oldest first; or only the `last` of them."""
         columns = schema.nights.c
         query = sa.select(*_columns(schema.nights, NightRecord)).order_by(columns.at.desc(), columns.sweep_id.desc())
         if name is not None:
             query = query.where(columns.name == name)
+        if before is not None:
+            query = query.where(sa.tuple_(columns.at, columns.sweep_id) < (before.at, before.sweep_id))
         return [NightRecord(*row) for row in reversed(self._rows("nights", query.limit(last)))]
 
 

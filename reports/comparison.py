@@ -139,7 +139,12 @@ def _other_tokens(rows: Sequence[Row]) -> tuple[str, ...] | None:
     expected: dict[tuple[str, int, int], tuple[int, ...]] = {}
     other = []
     for row in rows:
-        samples = [((run.cell.workload_sha256, s.prompt, s.repetition), s) for run in row.runs for s in run.samples]
+        samples = [
+            ((run.cell.workload_sha256, s.prompt, s.repetition), s)
+            for run in row.runs
+            for s in run.samples
+            if s.timeline is None  # else it is cut short
+        ]
         differs = [key for key, s in samples if expected.setdefault(key, s.tokens) != s.tokens]
         if differs:
             other.append(row.name)

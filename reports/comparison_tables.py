@@ -7,6 +7,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 from engine.protocol import to_json
@@ -69,11 +70,12 @@ def as_json(comparison: Comparison) -> str:
 
 def as_csv(comparison: Comparison) -> str:
     rows = pairs(comparison)
-    names = [*to_json(_NO_CELL), *(name for name in _COLUMNS)]
+    names = [*(f.name for f in fields(Cell)), *_COLUMNS]
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\r\n")  # RFC 4180; a lone \r of a text is quoted, too
     writer.writeheader()
-    writer.writerows({name: units.inert(value) for name, value in row.items()} for row in rows)
+    for row in rows:
+        writer.writerow({k: units.inert(units.plain(v)) if isinstance(v, str) else v for k, v in row.items()})
     return text.getvalue()
 
 
@@ -119,7 +121,6 @@ HEADINGS = ("device", "cell", "metric", "baseline", "candidate", "ratio", "95 % 
 def cells(judged: Judged) -> tuple[str, ...]:
     """The text of a row under HEADINGS."""
     cell = judged.cell
-    name = "/".join((cell.container, cell.strategy, cell.expert_budget, cell.workload, cell.page_cache))
     before, after = judged.baseline, judged.candidate
     metric = METRICS.get(judged.metric)
     texts = ["", ""]
@@ -132,7 +133,7 @@ def cells(judged: Judged) -> tuple[str, ...]:
     ratio = "" if judged.ratio is None else _ratio(judged.ratio)
     return (
         cell.device,
-        name,
+        cell.key_on_device,
         label,
         *texts,
         ratio,
@@ -174,7 +175,6 @@ def _latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in _one_line(text))
 
 
-_NO_CELL = Cell("-", "-", "", "-", "-", "-", "", "-")
 _COLUMNS = (
     "metric", "unit", "baseline", "candidate", "ratio", "ci_low", "ci_high", "verdict", "reason", "noise",
     "minimum_detectable",

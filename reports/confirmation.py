@@ -24,6 +24,7 @@ from reports.gate import describe, worse_share
 from reports.metrics import METRICS
 from reports.night import Confirmation
 from reports.records import Cell, Run, RunStatus, Verdict
+from reports.statistics import run_value
 
 ALARM = 0.01
 CONFIDENCE = 0.95  # of the interval that is shown, and by which a suspicion is dropped
@@ -53,7 +54,7 @@ def paired_ratios(suspicion: Suspicion, runs: Iterable[Run]) -> list[float]:
     """New over old, of blocks 2 i and 2 i + 1, where both are valid."""
     pairs: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
     for run in runs:
-        value = METRICS[suspicion.metric].of(run)
+        value = run_value(METRICS[suspicion.metric], run)
         if run.cell.key != suspicion.cell.key or run.status is not RunStatus.OK or run.verdict is not Verdict.VALID:
             continue
         if value is not None and value > 0:

@@ -115,8 +115,29 @@ class Place:
                 f"{self.name} needs the driver of PostgreSQL: pip install 'psycopg[binary]>=3.2'"
             ) from None
 
+        driver: Any = engine.dialect.loaded_dbapi
+
+        class Cursor(driver.ServerCursor):  # type: ignore[misc]
+            """Closed also where its server goes away: SQLAlchemy forgets it then, and the driver complains."""
+
+            def execute(self, *arguments: Any, **options: Any) -> Any:
+                try:
+                    return super().execute(*arguments, **options)
+                except driver.Error:
+                    if self.connection.closed:
+                        self.close()
+                    raise
+
+            def close(self) -> None:
+                try:
+                    super().close()
+                except driver.Error:
+                    super().close()  # of a lost connection: nothing is asked of the server any more
+                    raise
+
         @sa.event.listens_for(engine, "connect")
         def configure(connection: DBAPIConnection, _: object) -> None:
+            connection.server_cursor_factory = Cursor
             connection.autocommit = True
             connection.cursor().execute(_SETTINGS)
             connection.autocommit = False
@@ -148,7 +169,10 @@ def _sqlite(url: sa.URL) -> sa.Engine:
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
         # A reader that turns writer cannot wait for its turn (SQLITE_BUSY at once): writers say so from the start.
-        writes = connection.get_execution_options().get("writes", False)
+        options = connection.get_execution_options()
+        if options.get("isolation_level") == "AUTOCOMMIT":
+            return
+        writes = options.get("writes", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine

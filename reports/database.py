@@ -11,7 +11,7 @@ import itertools
 import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -19,24 +19,17 @@ from reports import schema
 from reports.baselines import BaselineRows
 from reports.connection import Patience, Pause, Place, cause
 from reports.controllers import ControllerRows
-from reports.errors import DatabaseError, RecordError, UnknownSweepError
+from reports.errors import DatabaseError, UnknownSweepError
 from reports.health import RECENT, DeviceHealth, HealthMark, Mark, health_of, is_evidence
+from reports.history import HistoryRows
 from reports.migrations import prepare
 from reports.records import Run, RunStatus, Sweep, run_from_json, run_to_json, sweep_from_json, sweep_to_json
-from reports.transactions import explained
+from reports.transactions import explained, parsed
 
 LATEST = "latest"
 
 
-class Recorded(NamedTuple):
-    """How far a sweep is."""
-
-    runs: int  # attempts, all of them
-    cells: int  # and blocks, with one attempt or more
-    last_started_at: str
-
-
-class ResultsDatabase(ControllerRows, BaselineRows):
+class ResultsDatabase(HistoryRows, ControllerRows, BaselineRows):
     """Safe to share between threads: one controller drives many devices. Several processes may use one database."""
 
     @classmethod
@@ -78,13 +71,7 @@ class ResultsDatabase(ControllerRows, BaselineRows):
 
     def add_sweep(self, sweep: Sweep) -> None:
         """Idempotent; another sweep of the same id is a DatabaseError."""
-        row = {"id": sweep.id, "name": sweep.name, "started_at": sweep.started_at}
-        self._add(schema.sweeps, {**row, "record": json.dumps(sweep_to_json(sweep))}, f"sweep {sweep.id}")
-
-    def sweeps(self) -> list[Sweep]:
-        """All, the oldest first."""
-        query = sa.select(schema.sweeps.c.record).order_by(schema.sweeps.c.started_at, schema.sweeps.c.id)
-        return [sweep_from_json(_parsed(record)) for (record,) in self._rows("sweeps", query)]
+        self._add(schema.sweeps, sweep_row(sweep), f"sweep {sweep.id}")
 
     def sweep(self, name: str) -> Sweep:
         """By id, by the unique beginning of one, `latest`, or a matrix's name for its latest; `~2` after it goes back.
@@ -108,9 +95,9 @@ class ResultsDatabase(ControllerRows, BaselineRows):
             )
             raise UnknownSweepError(what)
         if len(found) > 1:
-            ids = " and ".join(sweep_from_json(_parsed(record)).id for (record,) in found)
+            ids = " and ".join(sweep_from_json(parsed(record)).id for (record,) in found)
             raise UnknownSweepError(f"{name!r} begins more than one sweep, {ids} among them: give more of the id")
-        sweep = sweep_from_json(_parsed(found[0][0]))
+        sweep = sweep_from_json(parsed(found[0][0]))
         steps = int(back[:9] or 0)
         earlier = self.sweeps_before(sweep, steps) if steps else [sweep]
         if len(earlier) < max(1, steps):
@@ -119,36 +106,11 @@ class ResultsDatabase(ControllerRows, BaselineRows):
             )
         return earlier[-1]
 
-    def sweeps_before(self, sweep: Sweep, limit: int) -> list[Sweep]:
-        """Those of the same matrix, the newest first."""
-        table = schema.sweeps.c
-        earlier = sa.tuple_(table.started_at, table.id) < (sweep.started_at, sweep.id)
-        query = sa.select(table.record).where(table.name == sweep.name, earlier)
-        query = query.order_by(table.started_at.desc(), table.id.desc()).limit(limit)
-        return [sweep_from_json(_parsed(record)) for (record,) in self._rows("sweeps", query)]
-
-    def engines(self, beginning: str) -> list[tuple[str, str]]:
-        """(SHA-256, the newest sweep's id) of the engines whose hash begins so, at most two."""
-        table = schema.runs.c
-        hashes = sa.select(table.engine_sha256).where(table.engine_sha256.startswith(beginning, autoescape=True))
-        found = [sha256 for (sha256,) in self._rows("engines", hashes.distinct().limit(2))]
-        newest = sa.select(table.sweep_id).order_by(table.started_at.desc(), table.id.desc()).limit(1)
-        return [(each, self._rows("engines", newest.where(table.engine_sha256 == each))[0][0]) for each in found]
-
-    def recorded(self, sweep_id: str | None = None) -> dict[str, Recorded]:
-        """How far each sweep with a record is, or one of them; no record is read for that."""
-        cell = schema.runs.c.cell + sa.literal("/") + sa.cast(schema.runs.c.block, sa.String)
-        numbers = sa.func.count(), sa.func.count(cell.distinct()), sa.func.max(schema.runs.c.started_at)
-        query = sa.select(schema.runs.c.sweep_id, *numbers).group_by(schema.runs.c.sweep_id)
-        if sweep_id is not None:
-            query = query.where(schema.runs.c.sweep_id == sweep_id)
-        return {identity: Recorded(*found) for identity, *found in self._rows("runs", query)}
-
     # --- runs -------------------------------------------------------------------------------------------------------
 
     def run(self, run_id: str) -> Run | None:
         query = sa.select(schema.runs.c.record).where(schema.runs.c.id == run_id)
-        return next((run_from_json(_parsed(record)) for (record,) in self._rows("runs", query)), None)
+        return next((run_from_json(parsed(record)) for (record,) in self._rows("runs", query)), None)
 
     def add_run(self, run: Run, *, pause: Pause | None = None) -> None:
         """Durable on return. Idempotent; another run of the same id is a DatabaseError.
@@ -173,24 +135,31 @@ class ResultsDatabase(ControllerRows, BaselineRows):
         return self._read("runs", lambda: list(stream(sweep_id=sweep_id, status=status, **wanted)))
 
     def stream(
-        self, *, sweep_id: str | None = None, status: RunStatus | None = None, **wanted: str | None
+        self,
+        *,
+        sweep_id: str | None = None,
+        status: RunStatus | None = None,
+        since: str | None = None,
+        **wanted: str | None,
     ) -> Iterator[Run]:
-        """As `runs`, one after another: for more than fits the memory."""
+        """As `runs`, one after another: for more than fits the memory. `since`: started then or later, UTC."""
         with explained("runs cannot be read"):
-            yield from self._stream(sweep_id=sweep_id, status=status, **wanted)
+            yield from self._stream(sweep_id=sweep_id, status=status, since=since, **wanted)
 
-    def _stream(self, *, status: RunStatus | None, **wanted: str | None) -> Iterator[Run]:
+    def _stream(self, *, status: RunStatus | None, since: str | None = None, **wanted: str | None) -> Iterator[Run]:
         query = sa.select(schema.runs.c.record).order_by(schema.runs.c.started_at, schema.runs.c.id)
         conditions = {**wanted, "status": None if status is None else status.value}
         for column, value in conditions.items():
             if value is not None:
                 query = query.where(schema.runs.c[column] == value)
+        if since is not None:
+            query = query.where(schema.runs.c.started_at >= since)
         with (
             self._engine.connect() as connection,
             connection.execution_options(yield_per=50).execute(query) as result,
         ):
             for record in result.scalars():
-                yield run_from_json(_parsed(record))
+                yield run_from_json(parsed(record))
 
     def records(self, sweep_id: str, status: RunStatus) -> list[str]:
         """As they are stored: for statistics over more runs than there is time to decode."""
@@ -237,7 +206,7 @@ class ResultsDatabase(ControllerRows, BaselineRows):
                 )
                 marks = [HealthMark(name, Mark(mark), at, note) for name, mark, at, note in rows]
                 with connection.execution_options(yield_per=RECENT).execute(query) as rows:
-                    evidence = filter(is_evidence, map(run_from_json, map(_parsed, rows.scalars())))
+                    evidence = filter(is_evidence, map(run_from_json, map(parsed, rows.scalars())))
                     return health_of(itertools.islice(evidence, RECENT), marks)
 
         return self._read(f"the health of {device}", act)
@@ -269,6 +238,12 @@ class ResultsDatabase(ControllerRows, BaselineRows):
             raise DatabaseError(f"{what} is in the results database already, with other content: give a new id")
 
 
+def sweep_row(sweep: Sweep) -> dict[str, Any]:
+    """What is searched of a sweep, and its whole record."""
+    row = {"id": sweep.id, "name": sweep.name, "started_at": sweep.started_at}
+    return {**row, "record": json.dumps(sweep_to_json(sweep))}
+
+
 def run_row(run: Run, record: dict[str, Any]) -> dict[str, Any]:
     """What is searched of a run, and its whole record."""
     return {
@@ -289,15 +264,5 @@ def run_row(run: Run, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_result(record: str) -> bool:
-    fault = run_from_json(_parsed(record)).fault
+    fault = run_from_json(parsed(record)).fault
     return fault is None or not fault.is_infrastructure
-
-
-def _parsed(record: str) -> dict[str, Any]:
-    try:
-        value = json.loads(record)
-    except ValueError as error:
-        raise RecordError(f"a record in the results database is damaged: {error}: restore the database") from None
-    if not isinstance(value, dict):
-        raise RecordError("a record in the results database is damaged: not an object: restore the database")
-    return value

@@ -5,6 +5,7 @@ ReportError               one line for a person, naming the run, file or key and
 ├── DatabaseError         the results database cannot be opened, read or written                   2
 │   └── OutageError       its server was away for longer than one waits                            1
 ├── UnknownSweepError     no sweep, or more than one, answers to that id                           2
+├── BundleError           a bundle is damaged, or is none                                          2
 └── SelectionError        a selector names no part of a sweep, or one that is not there            2
 """
 
@@ -28,6 +29,10 @@ class OutageError(DatabaseError):
 
 
 class UnknownSweepError(ReportError):
+    pass
+
+
+class BundleError(ReportError):
     pass
 
 

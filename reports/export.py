@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from reports import units
 from reports.errors import ReportError
 from reports.files import replacing
 from reports.metrics import METRICS
-from reports.records import Run, run_to_json
+from reports.records import Run, Sweep, run_to_json, sweep_to_json
 
 if TYPE_CHECKING:  # pandas and pyarrow take half a second to import, which every command would pay
     import pandas as pd
@@ -28,12 +29,14 @@ _FACTS = tuple(f.name for f in fields(DeviceFacts) if f.name not in ("core_kinds
 _RAW = ("request", "facts", "load", "samples", "totals", "conditions", "extra")
 
 
-def export(runs: Iterable[Run], format_name: str, target: Path | IO[bytes]) -> int:
+def export(
+    runs: Iterable[Run], format_name: str, target: Path | IO[bytes], *, sweeps: Iterable[Sweep] | None = None
+) -> int:
     """Writes the runs to a file, which appears when it is complete, or to an open stream; returns how many.
 
-    Raises ReportError for an unknown format or an unwritable file.
+    `sweeps`, in JSON lines alone, come first. Raises ReportError for an unknown format or an unwritable file.
     """
-    write = _FORMATS.get(format_name)
+    write = _FORMATS.get(format_name) if sweeps is None else partial(_jsonl, sweeps=sweeps)
     if write is None:
         raise ReportError(f"unknown export format {format_name!r}: choose one of {', '.join(FORMATS)}")
     if isinstance(target, Path):
@@ -42,12 +45,18 @@ def export(runs: Iterable[Run], format_name: str, target: Path | IO[bytes]) -> i
     return write(runs, target)
 
 
-def _jsonl(runs: Iterable[Run], file: IO[bytes]) -> int:
+def _jsonl(runs: Iterable[Run], file: IO[bytes], *, sweeps: Iterable[Sweep] = ()) -> int:
+    for sweep in sweeps:
+        file.write(_line(sweep_to_json(sweep)))
     n = 0
     for run in runs:
-        file.write(json.dumps(run_to_json(run), allow_nan=False, separators=(",", ":")).encode() + b"\n")
+        file.write(_line(run_to_json(run)))
         n += 1
     return n
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
 def _csv(runs: Iterable[Run], file: IO[bytes]) -> int:

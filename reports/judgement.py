@@ -12,7 +12,7 @@ import enum
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from reports.answers import answers, changed_answer
+from reports.answers import answers, first_change
 from reports.matching import DEVICE, Pair, environment, match
 from reports.metrics import METRICS
 from reports.noise import Noise
@@ -27,7 +27,7 @@ BLIND = 0.10  # where only a larger change would have been found, nothing is sai
 ANSWER = "answer"  # instead of a metric: the tokens that were generated
 RESULT = "result"  # instead of a metric: whether there is one
 
-_RESULT_FAULTS = (Fault.OUT_OF_MEMORY, Fault.TIMED_OUT, Fault.WRONG_ANSWER, Fault.ENGINE)
+RESULT_FAULTS = (Fault.OUT_OF_MEMORY, Fault.TIMED_OUT, Fault.WRONG_ANSWER, Fault.ENGINE)
 _FAULT_OF = {  # in records from before faults were kept
     RunStatus.FAILED: Fault.ENGINE,
     RunStatus.OUT_OF_MEMORY: Fault.OUT_OF_MEMORY,
@@ -70,7 +70,7 @@ class Judged:
     @property
     def is_regression(self) -> bool:
         """Whether the engine is to blame, so far as one can tell."""
-        return self.mark is Mark.WORSE or (self.mark is Mark.FAILING and self.fault in _RESULT_FAULTS)
+        return self.mark is Mark.WORSE or (self.mark is Mark.FAILING and self.fault in RESULT_FAULTS)
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,9 @@ def _result(pair: Pair, before: Sequence[Run], after: Sequence[Run]) -> Iterator
     failed = [run for run in pair.candidate if run not in after]
     faults = {_fault(run) for run in pair.baseline if run not in before}
     if failed:
-        first = next((run for run in failed if _fault(run) in _RESULT_FAULTS), failed[0])
+        first = next((run for run in failed if _fault(run) in RESULT_FAULTS), failed[0])
         fault = _fault(first)
-        if fault in _RESULT_FAULTS and fault in faults and len(after) >= min(1, len(before)):
+        if fault in RESULT_FAULTS and fault in faults and len(after) >= min(1, len(before)):
             if not after:
                 yield judged(Mark.UNCHANGED, f"{first.status.value.replace('_', ' ')}, as in the baseline")
             return
@@ -170,18 +170,19 @@ def _result(pair: Pair, before: Sequence[Run], after: Sequence[Run]) -> Iterator
         yield judged(Mark.NEW, "not measured in the baseline")
     elif not before:
         was = pair.baseline[0].status.value.replace("_", " ")
-        yield judged(Mark.BETTER if faults & set(_RESULT_FAULTS) else Mark.NEW, f"the baseline's was {was}")
+        yield judged(Mark.BETTER if faults & set(RESULT_FAULTS) else Mark.NEW, f"the baseline's was {was}")
 
 
 def _answer(cell: Cell, before: Sequence[Run], after: Sequence[Run], across: Collection[str]) -> Iterator[Judged]:
     known, found = answers(before), answers(after)
     if not known.keys() & found.keys():
         return
-    reason, mark = changed_answer(known, found), Mark.UNCHANGED
-    if reason is not None:
+    change, mark, reason = first_change(known, found), Mark.UNCHANGED, ""
+    if change is not None:
         mark = Mark.INCONCLUSIVE if DEVICE in across else Mark.WORSE
-        reason += ": other devices may round otherwise" if DEVICE in across else ", of a lossless strategy"
-    yield _said(cell, ANSWER, mark, reason or "")
+        why = ": other devices may round otherwise" if DEVICE in across else ", of a lossless strategy"
+        reason = "the answer to prompt {} differs from token {} on".format(*change) + why
+    yield _said(cell, ANSWER, mark, reason)
 
 
 def _accuracy(cell: Cell, before: Sequence[Run], after: Sequence[Run], threshold: float) -> Iterator[Judged]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 from engine.protocol import DeviceFacts
 from reports import units
-from reports.records import Cell, Run
+from reports.records import Cell, Run, by_cell
 
 DEVICE, STRATEGY = "device", "strategy"  # that may differ between two sides on purpose
 
@@ -38,7 +38,7 @@ def match(
     `across` has DEVICE or STRATEGY where those are what is compared. A strategy is compared with one of the same expert
     budget, or with the only one: most baselines have no use for a budget.
     """
-    before, after = _by_cell(baseline), _by_cell(candidate)
+    before, after = by_cell(baseline), by_cell(candidate)
     groups: dict[Key, dict[str, list[Run]]] = defaultdict(dict)
     for runs in before.values():
         groups[_key(runs[0].cell, across)][runs[0].cell.expert_budget] = runs
@@ -74,13 +74,6 @@ def environment(
         if all(sides):
             before, after = (_facts(side, across) for side in sides)
             found += [(f"{device}: {name}", a, b) for name, a, b in _differences(before, after)]
-    return found
-
-
-def _by_cell(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    found: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        found[run.cell.key].append(run)
     return found
 
 

@@ -63,7 +63,7 @@ class ChangePoint:
 
 @dataclass(frozen=True)
 class TrendPoint:
-    """One night of one cell and metric: median and quartiles, in the metric's unit."""
+    """One night of one cell and metric: median and quartiles of its runs, in the metric's unit."""
 
     sweep_id: str
     started_at: str
@@ -83,6 +83,11 @@ class Trend:
     points: tuple[TrendPoint, ...]
     changes: tuple[ChangePoint, ...] = ()
     environment: tuple[tuple[int, str], ...] = ()  # (index of the first point under it, what changed in words)
+
+    @property
+    def series(self) -> tuple[str, str, str, str]:
+        """What makes points one line: another container or workload under the same name begins another."""
+        return self.cell.key, self.cell.container_sha256, self.cell.workload_sha256, self.metric
 
 
 @dataclass(frozen=True)
@@ -131,26 +136,25 @@ class Night:
         return json.dumps({"v": VERSION, **content}, allow_nan=False)
 
     @classmethod
-    def from_json(cls, text: str) -> Night:
-        """Raises RecordError."""
+    def from_json(cls, text: str, *, trends_only: bool = False) -> Night:
+        """`trends_only`: without comparison and findings, for the nights before another. Raises RecordError."""
         try:
             content = json.loads(text)
             version = content.pop("v", None) if isinstance(content, dict) else None
             if version != VERSION:
                 raise RecordError(f"night: version {version!r} where {VERSION} is known: use the farm that wrote it")
-            return from_json(cls, content)
+            bare = {**content, "comparison": None, "findings": [], "confirmations": [], "acknowledged": []}
+            return from_json(cls, bare if trends_only else content)
         except (ValueError, ProtocolError) as error:
             raise RecordError(f"the record of a night is damaged: {error}: restore the database") from None
 
 
 def with_history(night: Night, earlier: Sequence[Night]) -> Night:
     """`night` with the points of the nights before it, the oldest first, in its trends."""
-    known = {(trend.cell.key, trend.metric): list[TrendPoint]() for trend in night.trends}
+    known = {trend.series: list[TrendPoint]() for trend in night.trends}
     for before in earlier:
         for trend in before.trends:
-            if (trend.cell.key, trend.metric) in known:
-                known[trend.cell.key, trend.metric] += trend.points[-1:]
-    trends = tuple(
-        replace(trend, points=(*known[trend.cell.key, trend.metric], *trend.points[-1:])) for trend in night.trends
-    )
+            if trend.series in known:
+                known[trend.series] += trend.points[-1:]
+    trends = tuple(replace(trend, points=(*known[trend.series], *trend.points[-1:])) for trend in night.trends)
     return replace(night, trends=trends)

@@ -71,7 +71,7 @@ def junit(night: Night) -> bytes:
             suite,
             "testcase",
             classname=_xml(cell.device if cell else night.name),
-            name=_xml(key.partition("/")[2] if cell else "the night"),
+            name=_xml(cell.key_on_device if cell else "the night"),
         )
         if findings:
             gravest = min(findings, key=lambda f: list(Kind).index(f.kind))

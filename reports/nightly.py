@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from reports.baselines import Acknowledgement
 from reports.confirmation import Suspicion, decide, paired_ratios
 from reports.database import ResultsDatabase
-from reports.gate import ACCURACY, Limits, Measured, describe, hard_findings, judge_suspects, suspects
-from reports.judgement import Comparison, Mark
+from reports.gate import Limits, Measured, describe, findings_of, hard_findings, suspects
+from reports.judgement import ACCURACY, GATED, Comparison, Mark
 from reports.night import Confirmation, Finding, Kind, Night, Trend, exit_code, with_history
-from reports.records import Run
+from reports.records import Run, by_cell
 from reports.trends import NIGHTS, recent_worsening
 
 ROUNDS = 3
@@ -25,20 +25,19 @@ Again = Callable[[Sequence[Suspicion], int], tuple[str, Sequence[Run]] | None]
 class Context:
     """What a night is judged by."""
 
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = field(default_factory=lambda: GATED)
     rounds: int = ROUNDS
     acknowledgements: Sequence[Acknowledgement] = ()
 
 
 def load_night(database: ResultsDatabase, sweep_id: str) -> Night | None:
     """As it was judged, its trends with the points of the nights before it; None where that sweep was no night's."""
-    record = next((record for record in database.nights() if record.sweep_id == sweep_id), None)
+    record = database.night(sweep_id)
     if record is None:
         return None
-    earlier = [
-        other for other in database.nights(name=record.name) if (other.at, other.sweep_id) < (record.at, sweep_id)
-    ]
-    return with_history(Night.from_json(record.record), [Night.from_json(other.record) for other in earlier[-NIGHTS:]])
+    earlier = database.nights(name=record.name, before=record, last=NIGHTS)
+    before = [Night.from_json(other.record, trends_only=True) for other in earlier]
+    return with_history(Night.from_json(record.record), before)
 
 
 def without_baseline(name: str, candidate: Measured, trends: tuple[Trend, ...], hint: str, at: str) -> Night:
@@ -47,12 +46,9 @@ def without_baseline(name: str, candidate: Measured, trends: tuple[Trend, ...], 
     return Night(candidate.sweep.id, name, at, exit_code([finding]), findings=(finding,), trends=trends)
 
 
-def judge_sweep(
-    name: str, comparison: Comparison, baseline: Measured, candidate: Measured, context: Context, at: str
-) -> Night:
+def judge_sweep(name: str, comparison: Comparison, candidate: Measured, context: Context, at: str) -> Night:
     """As judge_night, by the intervals that there are: nothing is measured again."""
-    findings = hard_findings(comparison, baseline, candidate, context.limits)
-    findings += judge_suspects(suspects(comparison, context.limits))
+    findings = hard_findings(comparison, candidate) + findings_of(comparison.judged)
     return _night(name, comparison, candidate, findings, context, at)
 
 
@@ -68,7 +64,7 @@ def judge_night(
     at: str,
 ) -> Night:
     """`is_kept`: whether an engine, by its hash, can still be deployed; `at`: now, UTC."""
-    findings = hard_findings(comparison, baseline, candidate, context.limits)
+    findings = hard_findings(comparison, candidate)
     suspicions, dismissed = _suspicions(comparison, baseline, candidate, trends, context.limits)
     findings += dismissed
     confirmable = [s for s in suspicions if is_kept(s.old_sha256)]
@@ -112,18 +108,16 @@ def _suspicions(
             reason = f"{what}, of the baseline's own engine: the device has changed"
             dismissed.append(Finding(Kind.INCONCLUSIVE, reason, judged.cell, judged.metric))
     for trend in trends:
-        limit, key = limits.worse.get(trend.metric), trend.cell.key
+        limit, key = limits.get(trend.metric), trend.cell.key
         is_new = key in old and old[key] != new.get(key)
         if limit is not None and trend.metric != ACCURACY and is_new and recent_worsening(trend, limit):
             wanted[key, trend.metric] = trend.cell
-    found = [
-        Suspicion(cell, metric, limits.worse[metric], old[key], new[key]) for (key, metric), cell in wanted.items()
-    ]
+    found = [Suspicion(cell, metric, limits[metric], old[key], new[key]) for (key, metric), cell in wanted.items()]
     return found, dismissed
 
 
 def _engines(side: Measured) -> Mapping[str, str]:
-    return {key: runs[-1].engine_sha256 for key, runs in side.by_cell().items()}
+    return {key: runs[-1].engine_sha256 for key, runs in by_cell(side.runs).items()}
 
 
 def _confirm(suspicions: Sequence[Suspicion], rounds: int, again: Again) -> list[Confirmation]:

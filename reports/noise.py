@@ -36,10 +36,7 @@ def noise_floors(runs: Iterable[Run], metrics: Iterable[str]) -> Noise:
     for run in runs:
         if run.status == RunStatus.OK and run.verdict == Verdict.VALID:
             alike = (run.cell.container_sha256, run.cell.workload_sha256, run.engine_sha256, *run.emulated)
-            cell = "/".join(
-                (run.cell.container, run.cell.strategy, run.cell.expert_budget, run.cell.workload, run.cell.page_cache)
-            )
-            series[run.cell.device, cell, "/".join(alike)][run.sweep_id].append(run)
+            series[run.cell.device, _variant(run.cell), "/".join(alike)][run.sweep_id].append(run)
     found = {}
     for metric in metrics:
         squares: dict[str, float] = defaultdict(float)
@@ -85,6 +82,7 @@ def _glance(record: str) -> Run:
 
 
 def _variant(cell: Cell) -> str:
+    """Cell.key_on_device, of what is only a glance at one."""
     return "/".join((cell.container, cell.strategy, cell.expert_budget, cell.workload, cell.page_cache))
 
 

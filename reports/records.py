@@ -8,7 +8,7 @@ may be missing.
 from __future__ import annotations
 
 import enum
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -111,9 +111,12 @@ class Cell:
     @property
     def key(self) -> str:
         """Identifies the cell within a sweep."""
-        return "/".join(
-            (self.device, self.container, self.strategy, self.expert_budget, self.workload, self.page_cache)
-        )
+        return f"{self.device}/{self.key_on_device}"
+
+    @property
+    def key_on_device(self) -> str:
+        """The same on all devices."""
+        return "/".join((self.container, self.strategy, self.expert_budget, self.workload, self.page_cache))
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,14 @@ def last_attempts(runs: Iterable[Run]) -> list[Run]:
     return list(last.values())
 
 
+def by_cell(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """By the key of their cell, both in the order of the runs."""
+    found: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        found[run.cell.key].append(run)
+    return found
+
+
 # --- JSON -----------------------------------------------------------------------------------------------------------
 
 
@@ -273,3 +284,8 @@ def require_utc(text: str, where: str, *, optional: bool = False) -> None:
     except ValueError:
         utc = False
     _require(utc, f"{where} {text[:40]!r} is not a UTC time like 2026-11-23T22:15:00+00:00")
+
+
+def instant(utc: str) -> datetime:
+    """Times are compared as such: a second and its first fraction are not in the order of their text."""
+    return datetime.fromisoformat(utc)

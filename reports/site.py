@@ -16,8 +16,9 @@ from urllib.parse import quote, unquote
 
 from reports import units
 from reports.controllers import Controller
-from reports.database import LATEST, Recorded, ResultsDatabase
+from reports.database import LATEST, ResultsDatabase
 from reports.errors import ReportError, UnknownSweepError
+from reports.history import Recorded
 from reports.page import render_html, self_contained
 from reports.records import Sweep
 
@@ -106,13 +107,13 @@ class Site:
 
     def _index(self, controllers: Mapping[str, Controller]) -> tuple[Answer, bool]:
         recorded = self._database.recorded()
-        sweeps = self._database.sweeps()
+        sweeps = self._database.sweeps(last=MOST_SWEEPS + 1)
         entries = [
             self._entry(sweep, recorded.get(sweep.id, Recorded(0, 0, "")), controllers.get(sweep.id))
             for sweep in sweeps[: -MOST_SWEEPS - 1 : -1]
         ]
         html = self_contained(
-            "index.html.j2", entries=entries, left_out=max(0, len(sweeps) - MOST_SWEEPS), moment=units.moment,
+            "index.html.j2", entries=entries, are_older=len(sweeps) > MOST_SWEEPS, moment=units.moment,
             refresh_s=REFRESH_S,
         )  # fmt: skip
         return Answer(200, html.encode()), any(entry.is_running for entry in entries)

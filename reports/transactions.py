@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from reports.connection import Patience, Pause, cause, is_outage
-from reports.errors import DatabaseError, OutageError
+from reports.errors import DatabaseError, OutageError, RecordError
 
 _CLOCK = {  # the database's own, in seconds since 1970
     "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
@@ -64,3 +65,13 @@ def explained(what: str) -> Iterator[None]:
                 f"{what}: the database server is away ({cause(error)}): start it; `edgemoe-farm run --resume` goes on"
             ) from None
         raise DatabaseError(f"{what}: {cause(error)}: check the disk and who else writes") from None
+
+
+def parsed(record: str) -> dict[str, Any]:
+    try:
+        value = json.loads(record)
+    except ValueError as error:
+        raise RecordError(f"a record in the results database is damaged: {error}: restore the database") from None
+    if not isinstance(value, dict):
+        raise RecordError("a record in the results database is damaged: not an object: restore the database")
+    return value

@@ -9,8 +9,8 @@ from reports.change_points import change_points
 from reports.gate import Measured, worse_share
 from reports.metrics import METRICS
 from reports.night import ChangePoint, Night, Trend, TrendPoint
-from reports.records import Run, RunStatus, Verdict
-from reports.statistics import summarize
+from reports.records import Run, RunStatus, Verdict, by_cell
+from reports.statistics import summarize_runs
 
 NIGHTS = 60  # that are looked back at
 RECENT_NIGHTS = 3  # within which a change is news
@@ -23,12 +23,12 @@ def trends(candidate: Measured, metrics: Iterable[str], earlier: Sequence[Night]
     past: dict[tuple[str, str, str, str], list[TrendPoint]] = {}
     for night in earlier[-NIGHTS:]:
         for trend in night.trends:
-            past.setdefault(_series(trend), []).extend(trend.points[-1:])
+            past.setdefault(trend.series, []).extend(trend.points[-1:])
     found = []
-    for runs in candidate.by_cell().values():
+    for runs in by_cell(candidate.runs).values():
         valid = [run for run in runs if run.status is RunStatus.OK and run.verdict is Verdict.VALID]
         for metric in metrics:
-            summary = summarize(METRICS[metric], valid)
+            summary = summarize_runs(METRICS[metric], valid)
             if summary is None:
                 continue
             point = TrendPoint(
@@ -36,7 +36,7 @@ def trends(candidate: Measured, metrics: Iterable[str], earlier: Sequence[Night]
                 summary.high_quartile, valid[0].engine_sha256, _environment(valid[0]),
             )  # fmt: skip
             trend = Trend(valid[0].cell, metric, (point,))
-            points = (*past.get(_series(trend), ()), point)
+            points = (*past.get(trend.series, ()), point)
             changes = tuple(change_points([p.median for p in points]))
             found.append(Trend(trend.cell, metric, points, changes, _environment_changes(points)))
     return tuple(found)
@@ -48,10 +48,6 @@ def recent_worsening(trend: Trend, limit: float) -> ChangePoint | None:
     if last is None or last.index < len(trend.points) - RECENT_NIGHTS or last.before <= 0 or last.after <= 0:
         return None
     return last if worse_share(trend.metric, last.after / last.before) >= limit else None
-
-
-def _series(trend: Trend) -> tuple[str, str, str, str]:
-    return trend.cell.key, trend.cell.container_sha256, trend.cell.workload_sha256, trend.metric
 
 
 def _environment(run: Run) -> tuple[tuple[str, str], ...]:

@@ -268,9 +268,8 @@ def _known_results() -> List[Tuple[Expert, np.ndarray, np.ndarray]]:
     shapes = [MatrixShape("gate", 45, 70), MatrixShape("up", 45, 70), MatrixShape("down", 70, 45)]
     weights = {s.name: w.reshape(s.rows, s.columns) for s, w in zip(shapes, np.split(numbers, 3))}
     for precision in (*FLOATS, *BITS):
-        layout = RecordLayout.of(
-            Format(precision) if precision in FLOATS else Format(precision, 32, symmetric=False), shapes
-        )
+        fmt = Format(precision) if precision in FLOATS else Format(precision, 32, symmetric=False)
+        layout = RecordLayout.of(fmt, shapes)
         gated = layout.unpack(layout.pack(weights))
         plain = Expert({"wi": gated["up"], "wo": gated["down"]})
         known += [(gated, x, reference.swiglu(gated, x)), (plain, x, reference.relu_ffn(plain, x))]

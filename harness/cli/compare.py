@@ -27,10 +27,10 @@ _STYLES = {
 }
 
 _GATE_CODES = """\b
-Exit codes with --gate (of several, the first):
+Exit codes with --gate:
   1    a regression: worse, another answer, or failing by the engine's own fault
-  4    infrastructure: the candidate has no result at all
   3    incomplete: a result is missing
+  4    infrastructure: the candidate has no result at all
   5    inconclusive: suspect runs, too few of them, too much noise, or not comparable
   0    nothing of all that
   2    usage

@@ -18,10 +18,11 @@ from harness.process import owner
 from reports.baselines import Acknowledgement, Baseline
 from reports.database import LATEST, ResultsDatabase
 from reports.files import replacing
-from reports.gate import Limits, Measured
+from reports.gate import Measured
 from reports.judgement import ANSWER, GATED, RESULT, Side, compare_sides
 from reports.night_summary import junit, markdown, payload
 from reports.nightly import Context, judge_sweep
+from reports.noise import noise_before
 from reports.records import RunStatus, Sweep
 
 _METRICS = (*GATED, ANSWER, RESULT)
@@ -78,7 +79,7 @@ def gate(
     allowed = dict(GATED)
     if config is not None:
         settings = read_nightly(config)
-        allowed, name = dict(settings.limits.worse), settings.baseline
+        allowed, name = dict(settings.limits), settings.baseline
     allowed.update(limits)
     at = _now().isoformat()
     with open_results(results_place) as database:
@@ -87,9 +88,10 @@ def gate(
         against = database.sweep(pinned.sweep_id)
         baseline = Measured.of(against, database.runs(sweep_id=against.id))
         candidate = Measured.of(sweep, database.runs(sweep_id=sweep.id))
-        comparison = compare_sides(Side(pinned.name, baseline.runs), Side(sweep.id, candidate.runs))
-        known = Context(Limits(allowed), acknowledgements=database.acknowledgements(at=at))
-    night = judge_sweep(sweep.name, comparison, baseline, candidate, known, at)
+        sides = Side(pinned.name, baseline.runs), Side(sweep.id, candidate.runs)
+        comparison = compare_sides(*sides, allowed, noise=noise_before(database, sweep, allowed))
+        known = Context(allowed, acknowledgements=database.acknowledgements(at=at))
+    night = judge_sweep(sweep.name, comparison, candidate, known, at)
     for path, content in ((junit_file, junit(night)), (markdown_file, markdown(night).encode())):
         if path is not None:
             with replacing(path) as file:
@@ -173,7 +175,10 @@ def list_baselines(results_place: str, as_json: bool) -> None:
     """
     kept = EngineStore(engines_folder())
     with open_results(results_place) as database:
-        rows = [(b, all(e in kept for e in _engines(database, b.sweep_id))) for b in database.baselines()]
+        rows = [
+            (b, all(engine in kept for engine in database.engines_of(b.sweep_id, RunStatus.OK)))
+            for b in database.baselines()
+        ]
     if as_json:
         print_json([{**vars(b), "engine_kept": is_kept} for b, is_kept in rows])
         return
@@ -186,7 +191,7 @@ def list_baselines(results_place: str, as_json: bool) -> None:
 
 def _pin(database: ResultsDatabase, name: str, run: str, note: str) -> None:
     sweep = _of_a_matrix(database, run)
-    engines = _engines(database, sweep.id)
+    engines = database.engines_of(sweep.id, RunStatus.OK)
     if not engines:
         raise UsageError(f"sweep {sweep.id} has no result that is ok: pin another one")
     database.pin(Baseline(name, sweep.id, _now().isoformat(), owner(), note))
@@ -214,10 +219,6 @@ def _pinned(database: ResultsDatabase, name: str) -> Baseline:
         known = ", ".join(b.name for b in database.baselines()) or "none"
         raise UsageError(f"no baseline {name} (known: {known}): `edgemoe-farm baseline pin {name} RUN`")
     return found
-
-
-def _engines(database: ResultsDatabase, sweep_id: str) -> set[str]:
-    return {run.engine_sha256 for run in database.stream(sweep_id=sweep_id, status=RunStatus.OK)}
 
 
 # --- acknowledgements -------------------------------------------------------------------------------------------------

@@ -53,6 +53,7 @@ from reports.judgement import Side, compare_sides
 from reports.night import Night
 from reports.night_summary import headline, junit, markdown, payload
 from reports.nightly import Context, judge_night, without_baseline
+from reports.noise import noise_before
 from reports.page import render
 from reports.records import Run, Sweep
 from reports.trends import NIGHTS, trends
@@ -176,11 +177,7 @@ class _NightRun:
             with replacing(folder / name) as file:
                 file.write(content)
         prune_reports(self._config)
-        wanted = {
-            run.engine_sha256
-            for baseline in self._database.baselines()
-            for run in self._database.stream(sweep_id=baseline.sweep_id)
-        }
+        wanted = {engine for b in self._database.baselines() for engine in self._database.engines_of(b.sweep_id)}
         self._kept.prune(days=self._config.keep_engines_days, wanted=wanted)
         return page
 
@@ -221,8 +218,8 @@ class _NightRun:
         config = self._config
         candidate = Measured.of(sweep, self._database.runs(sweep_id=sweep.id))
         records = [r for r in self._database.nights(name=config.name, last=NIGHTS) if r.sweep_id != sweep.id]
-        earlier = [Night.from_json(record.record) for record in records]
-        lines = trends(candidate, config.limits.worse, earlier)
+        earlier = [Night.from_json(record.record, trends_only=True) for record in records]
+        lines = trends(candidate, config.limits, earlier)
         pinned = self._database.baseline(config.baseline)
         if pinned is None:
             hint = (
@@ -233,7 +230,9 @@ class _NightRun:
         self._baseline_sweep = pinned.sweep_id
         against = self._database.sweep(pinned.sweep_id)
         baseline = Measured.of(against, self._database.runs(sweep_id=against.id))
-        comparison = compare_sides(Side(pinned.name, baseline.runs), Side(sweep.id, candidate.runs))
+        sides = Side(pinned.name, baseline.runs), Side(sweep.id, candidate.runs)
+        floors = noise_before(self._database, sweep, config.limits)
+        comparison = compare_sides(*sides, config.limits, noise=floors)
         at = self._now().isoformat()
         context = Context(config.limits, config.rounds, self._database.acknowledgements(at=at))
         return judge_night(

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,22 @@ class Duration(click.ParamType[float]):
             return 0.0
         seconds = value if isinstance(value, float) else parse_duration(value)
         return seconds or self.fail(f"{value!r} is no duration: write 90m, 6h, 1h30m or seconds", param, ctx)
+
+
+class Moment(click.ParamType[str]):
+    """-> UTC, ISO 8601."""
+
+    name = "DATE|AGE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        age_s = parse_duration(value)
+        try:
+            if age_s is not None:
+                return (datetime.now(UTC) - timedelta(seconds=age_s)).isoformat(timespec="seconds")
+            at = datetime.fromisoformat(value)
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is neither a day nor an age: write 2026-11-23, 2026-11-23T22:15 (UTC) or 30d")
+        return (at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)).isoformat(timespec="seconds")
 
 
 wait_option = click.option(

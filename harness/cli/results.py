@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -10,14 +11,19 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.protocol import to_json
-from harness.cli.options import json_option, open_results, print_json, printable, results_option
+from harness.cli.keeping import bundle_sweeps, import_results, migrate, prune
+from harness.cli.options import Moment, json_option, open_results, print_json, printable, results_option
+from harness.errors import UsageError
 from harness.presence import is_alive
-from harness.run import Tally, tally
+from harness.run import Tally
+from reports import bundle
+from reports.bundle import is_bundle
 from reports.controllers import Controller
 from reports.database import LATEST
 from reports.export import FORMATS, export
+from reports.history import Endings
 from reports.page import render
-from reports.records import RunStatus, last_attempts, run_to_json
+from reports.records import RunStatus, Sweep, Verdict, last_attempts, run_to_json
 
 
 @click.command()
@@ -26,7 +32,7 @@ from reports.records import RunStatus, last_attempts, run_to_json
               help="The page to write.")  # fmt: skip
 @results_option
 def report(run: str, output: Path, results_place: str) -> None:
-    """Write the page of RUN: the id of a sweep, the beginning of it, or `latest`.
+    """Write the page of RUN: the id of a sweep, the beginning of it, `latest`, or a bundle's file (of its last sweep).
 
     The page is one file without any reference outside itself: mail it, archive it, print it.
 
@@ -34,9 +40,11 @@ def report(run: str, output: Path, results_place: str) -> None:
     Examples:
       edgemoe-farm report latest -o page.html
       edgemoe-farm report 20261123-2215 -o page.html
+      edgemoe-farm report night.bundle -o page.html
     """
-    with open_results(results_place) as database:
-        click.echo(f"report: {render(database, run, output)}")
+    with bundle.read(Path(run)).database() if is_bundle(Path(run)) else open_results(results_place) as database:
+        wanted = database.sweeps(last=1)[0].id if is_bundle(Path(run)) else run
+        click.echo(f"report: {render(database, wanted, output)}")
 
 
 @click.group()
@@ -45,9 +53,11 @@ def results() -> None:
 
 
 @results.command("list")
+@click.option("--name", help="Only the sweeps of this matrix.")
+@click.option("--last", type=click.IntRange(min=1), metavar="N", help="Only the last so many.")
 @results_option
 @json_option
-def list_sweeps(results_place: str, as_json: bool) -> None:
+def list_sweeps(name: str | None, last: int | None, results_place: str, as_json: bool) -> None:
     """List the sweeps, the oldest first, and which controllers measure them.
 
     A sweep is `running`, `complete`, `incomplete`, or `stale`: its controller was lost and `run --resume` goes on.
@@ -55,11 +65,13 @@ def list_sweeps(results_place: str, as_json: bool) -> None:
     \b
     Examples:
       edgemoe-farm results list
+      edgemoe-farm results list --name nightly --last 14
       edgemoe-farm results list --results postgresql://farm@lab/farm
     """
     with open_results(results_place) as database:
         controllers = {controller.sweep_id: controller for controller in database.controllers()}
-        rows = [(sweep, tally(sweep, database.stream(sweep_id=sweep.id))) for sweep in database.sweeps()]
+        endings = database.endings()
+        rows = [(sweep, _tally(sweep, endings.get(sweep.id, {}))) for sweep in database.sweeps(name=name, last=last)]
     if as_json:
         print_json(
             [
@@ -90,6 +102,15 @@ def list_sweeps(results_place: str, as_json: bool) -> None:
             state += f", silent for {controller.silent_s / 60:.0f} min"
         table.add_row(printable(sweep.id), printable(sweep.name), *map(str, numbers), state)
     Console(highlight=False, markup=False).print(table)
+
+
+def _tally(sweep: Sweep, endings: Endings) -> Tally:
+    """What `harness.run.tally` says, as far as the list shows it, without reading a record."""
+    counts: Counter[RunStatus] = Counter()
+    for (status, _), n in endings.items():
+        counts[status] += n
+    suspect = sum(n for (_, verdict), n in endings.items() if verdict is Verdict.SUSPECT)
+    return Tally(counts=dict(counts), missing=len(sweep.planned) - sum(counts.values()), suspect=suspect)
 
 
 def _state(controller: Controller | None, result: Tally) -> str:
@@ -128,17 +149,42 @@ def show(run: str, results_place: str, as_json: bool) -> None:
 @click.option("--format", "format_name", type=click.Choice(FORMATS), default="jsonl", show_default=True,
               help="JSON lines keep everything; CSV and Parquet have the metrics as columns.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="A file instead of standard output.")
+@click.option("--since", type=Moment(), help="Only runs that were started then or later: a day, or 30d ago.")
+@click.option("--device", help="Only runs on it.")
+@click.option("--container", help="Only runs of it, by its name in the matrix.")
+@click.option("--strategy", help="Only runs of it.")
+@click.option("--workload", help="Only runs of it.")
+@click.option("--status", type=click.Choice(RunStatus, case_sensitive=False), help="Only runs that ended so.")
+@click.option("--with-sweeps", is_flag=True, help="JSON lines of the sweeps first, for `results import`.")
 @results_option
-def export_runs(run: str | None, format_name: str, output: Path | None, results_place: str) -> None:
+def export_runs(
+    run: str | None,
+    format_name: str,
+    output: Path | None,
+    since: str | None,
+    status: RunStatus | None,
+    with_sweeps: bool,
+    results_place: str,
+    **wanted: str | None,
+) -> None:
     """Export runs, one line or row each, with request, facts, samples, status and verdict: all, or those of RUN.
 
     \b
     Examples:
       edgemoe-farm results export --format jsonl | jq .status
       edgemoe-farm results export latest --format parquet -o runs.parquet
+      edgemoe-farm results export --since 30d --device pi5 --format csv -o month.csv
     """
+    if with_sweeps and format_name != "jsonl":
+        raise UsageError("results export: --with-sweeps is for --format jsonl")
     with open_results(results_place) as database:
-        runs = database.stream(sweep_id=database.sweep(run).id if run else None)
-        count = export(runs, format_name, output or sys.stdout.buffer)
+        sweep = database.sweep(run) if run else None
+        runs = database.stream(sweep_id=sweep.id if sweep else None, since=since, status=status, **wanted)
+        sweeps = ([sweep] if sweep else database.sweeps()) if with_sweeps else None
+        count = export(runs, format_name, output or sys.stdout.buffer, sweeps=sweeps)
     if output:
         click.echo(f"{count} runs: {output}", err=True)
+
+
+for _command in (migrate, prune, import_results, bundle_sweeps):
+    results.add_command(_command)

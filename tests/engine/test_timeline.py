@@ -83,7 +83,7 @@ def test_spans_tile_the_last_steps_and_add_up_to_what_the_steps_say(
         assert sum(1 for layer in layers.hits + layers.late + layers.misses if layer) > 0
         assert timeline.phases_s["stall"] == pytest.approx(sum(steps.stall_s[1:]))
         spent = sum(timeline.phases_s[kind] or 0.0 for kind in COMPUTED)
-        assert 0.3 * sum(steps.time_s[1:]) < spent <= sum(steps.time_s[1:])
+        assert 0 < spent <= sum(steps.time_s[1:])
         expanding_s = timeline.phases_s["dequantise"]
         if backend == "numpy":
             assert expanding_s is not None and expanding_s < (timeline.phases_s["experts"] or 0.0)
@@ -99,7 +99,8 @@ def test_what_was_read_is_what_the_steps_count(container: Container, profile: Pa
     assert layers == LayerCounts((12, 12, 12), (0, 0, 0), (0, 0, 0))  # 6 tokens, 2 experts
 
 
-def test_only_the_last_warm_up_has_a_timeline(container: Container) -> None:
+@pytest.mark.parametrize("warmups", [0, 2])
+def test_the_timeline_is_of_one_prompt_more_after_all_that_is_timed(container: Container, warmups: int) -> None:
     samples: list[Sample] = []
 
     def emit(event: str, **content: Any) -> None:
@@ -107,13 +108,17 @@ def test_only_the_last_warm_up_has_a_timeline(container: Container) -> None:
             samples.append(content["sample"])
 
     request = RunRequest(
-        "r", container.path, "naive-swap", ((1, 2), (3,)), 4, warmups=2, repetitions=2, timeline_steps=2
+        "r", container.path, "naive-swap", ((1, 2), (3,)), 9, warmups=warmups, repetitions=2, timeline_steps=2
     )
     run(request, emit)
-    assert [s.timeline is not None for s in samples] == [False, False, False, True, False, False, False, False]
+    *others, last = samples
+    assert len(others) == 2 * (warmups + 2) and not any(s.timeline for s in others)
     assert all(s.layers is not None for s in samples)
-    with pytest.raises(ProtocolError, match="needs a warm-up"):
-        RunRequest("r", "c", "s", ((1,),), 1, timeline_steps=2)
+    assert (last.prompt, last.repetition, last.warmup, len(last.tokens)) == (1, warmups, True, 5)
+    assert last.tokens == others[-1].tokens[:5]
+    assert last.timeline is not None and last.timeline.first_step == 3
+    assert RunRequest("r", "c", "s", ((1,),), 3, timeline_steps=2).timeline_tokens == 3
+    assert RunRequest("r", "c", "s", ((1,),), 3).timeline_tokens == 0
 
 
 def test_nobody_records_after_a_failure(container: Container) -> None:

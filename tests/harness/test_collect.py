@@ -8,12 +8,16 @@ import pytest
 
 from engine.errors import ProtocolError
 from engine.protocol import (
+    MOST_SPANS,
+    ComputeSpans,
     Course,
     DeviceFacts,
     Load,
+    LoadSpans,
     RunRequest,
     Sample,
     Steps,
+    Timeline,
     Totals,
     Watched,
     encode_event,
@@ -49,6 +53,20 @@ def test_events_in_any_pieces(piece_bytes):
     collected = collect(*GOOD, piece_bytes=piece_bytes)
     assert collected.samples == [SAMPLE, SAMPLE]
     assert judge(collected, Ending("exited", 0), 60) == (RunStatus.OK, None, ())
+
+
+def test_a_timeline_as_long_as_one_can_be_comes_in_one_sample_more():
+    n, us = MOST_SPANS, 10**9
+    timeline = Timeline(
+        1, (0,) * 4, (us,) * 4, ComputeSpans((2,) * n, (99,) * n, (us,) * n, (us,) * n),
+        LoadSpans((1,) * n, (99,) * n, (255,) * n, (us,) * n, (us,) * n, (1 << 24,) * n), {},
+    )  # fmt: skip
+    line = encode_event("sample", sample=replace(SAMPLE, warmup=True, timeline=timeline))
+    collected = Collector(replace(REQUEST, timeline_steps=4), TEXT)
+    collected.feed("".join(f"{each}\n" for each in (*GOOD[:-1], line, FINISHED)).encode())
+    assert collected.samples[-1].timeline == timeline
+    with pytest.raises(ProtocolError, match="more than the 2 samples"):
+        collect(*GOOD[:-1], line, FINISHED)
 
 
 def test_a_device_may_settle_before_the_engine_starts():

@@ -21,7 +21,7 @@ def config(tmp_path):
 def test_the_smallest_configuration(config, tmp_path):
     assert config.matrix == tmp_path / "m.toml"
     assert config.reports == tmp_path / "nightly"
-    assert config.limits.worse == {"tpot_s": 0.03, "ttft_s": 0.05, "peak_resident_bytes": 0.03, "perplexity": 0.02}
+    assert config.limits == {"tpot_s": 0.03, "ttft_s": 0.05, "peak_resident_bytes": 0.03, "perplexity": 0.02}
     assert (config.pairs, config.rounds, config.deadline_s, config.webhook_env) == (10, 3, 43200.0, "")
 
 

@@ -7,7 +7,17 @@ from dataclasses import replace
 
 import pytest
 
-from engine.protocol import Course, ExpertBudget, Passage, RunRequest, Sampling
+from engine.protocol import (
+    ComputeSpans,
+    Course,
+    ExpertBudget,
+    LoadSpans,
+    Passage,
+    RunRequest,
+    Sampling,
+    Steps,
+    Timeline,
+)
 from harness.verify import Answers, incomplete, judge, malformed_samples
 from reports.records import Cell, Conditions, Verdict
 from tests.harness.conftest import load_of, ok, samples_of
@@ -133,6 +143,16 @@ def test_another_answer_is_wrong_and_names_the_run_it_differs_from() -> None:
     assert reason == "wrong answer: from token 2 on, prompt 1 differs from that of run first (edgemoe)"
     # What was wrong does not become the measure of others.
     assert answers.disagreement("fourth", CELL, REQUEST, load, samples) is None
+
+
+def test_a_sample_for_the_timeline_is_cut_short_and_no_other_answer() -> None:
+    spans = ((),) * 4
+    timeline = Timeline(1, (0,), (1,), ComputeSpans(*spans), LoadSpans(*spans, (), ()), {})
+    samples = samples_of(REQUEST)
+    steps = Steps(*((0,) * 2 for _ in range(8)))
+    short = replace(samples[0], repetition=0, warmup=True, tokens=samples[0].tokens[:2], steps=steps, timeline=timeline)
+    assert Answers().disagreement("r", CELL, REQUEST, load_of(REQUEST), (*samples, short)) is None
+    assert incomplete(REQUEST, replace(ok(REQUEST), samples=(*samples, short))) is None
 
 
 def test_repetitions_of_a_greedy_prompt_must_agree() -> None:

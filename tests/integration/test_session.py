@@ -128,6 +128,7 @@ def test_a_run_is_watched_and_its_conditions_come_back(open_session, connect):
     outcome = open_session(connect).execute(request(settle=Settle(max_wait_s=60, governor="none such")))
     assert outcome.status is RunStatus.OK
     assert outcome.conditions.readings >= 2
+    assert outcome.conditions.resident is not None
     assert outcome.conditions.cpu_s > 0
     assert outcome.conditions.unsettled[0].endswith("not none such")
     assert not any(text.startswith("watch:") for text in outcome.conditions.unknown)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import random
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from statistics import median
 
@@ -21,15 +22,16 @@ from engine.protocol import DeviceFacts, Load, Passage, RunRequest, Sample, Step
 from reports.baselines import Acknowledgement
 from reports.confirmation import Suspicion
 from reports.gate import Limits, Measured
-from reports.judgement import Side, compare_sides
+from reports.judgement import GATED, Side, compare_sides
 from reports.night import Night
 from reports.nightly import ROUNDS, Context, judge_night
+from reports.noise import SWEEPS, noise_floors
 from reports.records import Cell, Run, RunStatus, Sweep, Verdict
 from reports.trends import trends
 
 NOISE = Path(__file__).parent / "noise.json"
 BLOCKS, PAIRS = 3, 10
-OLD, NEW = "0" * 64, "1" * 64  # engines
+OLD, NEW, CHANGED = "0" * 64, "1" * 64, "2" * 64  # engines
 START = datetime(2026, 1, 1, 2, tzinfo=UTC)
 
 Where = tuple[str, str]  # device, strategy
@@ -93,27 +95,36 @@ class SimulatedFarm:
     def __init__(self, seed: int, noise: Mapping[tuple[str, str, str], Cells], limits: Limits | None = None) -> None:
         self._rng = random.Random(seed)
         self._noise = noise
-        self._limits = limits or Limits()
+        self._limits = limits or GATED
         self._n = 0
         self.nights: list[Night] = []
         self.baseline = self._measure(OLD, {}, self._drift())
+        self._sides: deque[Measured] = deque([self.baseline], SWEEPS)
 
     def night(
         self,
         changes: Mapping[Where, Change] | None = None,
         acknowledgements: Sequence[Acknowledgement] = (),
         *,
-        engine: str = NEW,
+        engine: str | None = None,
         kept: Sequence[str] = (OLD, NEW),
     ) -> Night:
         """Measured, judged, and confirmed where something is suspected."""
         drift, changes = self._drift(), changes or {}
+        engine = engine or (CHANGED if changes else NEW)
         candidate = self._measure(engine, changes, drift)
-        comparison = compare_sides(Side("main", self.baseline.runs), Side(candidate.sweep.id, candidate.runs))
+        floors = noise_floors(chain.from_iterable(side.runs for side in self._sides), self._limits)
+        self._sides.append(candidate)
+        comparison = compare_sides(
+            Side("main", self.baseline.runs),
+            Side(candidate.sweep.id, candidate.runs),
+            self._limits,
+            noise=floors,
+        )
         night = judge_night(
-            "simulated", comparison, self.baseline, candidate, trends(candidate, self._limits.worse, self.nights),
-            Context(self._limits, ROUNDS, acknowledgements), lambda found, _: self._again(found, changes, drift),
-            kept.__contains__, candidate.sweep.started_at,
+            "simulated", comparison, self.baseline, candidate, trends(candidate, self._limits, self.nights),
+            Context(self._limits, ROUNDS, acknowledgements),
+            lambda found, _: self._again(found, engine, changes, drift), kept.__contains__, candidate.sweep.started_at,
         )  # fmt: skip
         self.nights.append(Night.from_json(night.to_json()))
         return night
@@ -136,13 +147,13 @@ class SimulatedFarm:
         return self._measured(sweep, runs)
 
     def _again(
-        self, suspicions: Sequence[Suspicion], changes: Mapping[Where, Change], drift: Mapping[str, int]
+        self, suspicions: Sequence[Suspicion], engine: str, changes: Mapping[Where, Change], drift: Mapping[str, int]
     ) -> tuple[str, Sequence[Run]]:
         sweep, runs = f"confirmation-{self._n:04d}", []
         for pair in range(PAIRS):
             for key in dict.fromkeys((s.cell.device, s.cell.strategy, s.cell.expert_budget) for s in suspicions):
                 runs.append(self._run(sweep, key, 2 * pair, OLD, {}, drift))
-                runs.append(self._run(sweep, key, 2 * pair + 1, NEW, changes, drift))
+                runs.append(self._run(sweep, key, 2 * pair + 1, engine, changes, drift))
         return sweep, self._measured(sweep, runs).runs
 
     def _measured(self, sweep: str, runs: list[Run]) -> Measured:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from reports import units
 from reports.comparison_tables import FORMATS, totals
 from reports.judgement import GATED, Side, compare_sides
 from tests.reports.test_judgement import AFTER, other_tokens, steady
@@ -70,27 +71,28 @@ def test_totals_are_in_words(comparison):
 
 
 @pytest.mark.parametrize("text", [*SNIPPETS, r"100% of \input{x} & $y_1$ #~^", "a|b\nc", '=cmd|" /C calc"!A0'])
-@pytest.mark.parametrize("name", FORMATS)
-def test_what_strangers_say_stays_text(comparison, name, text):
-    judged = tuple(replace(j, reason=text) for j in comparison.judged)
+def test_what_strangers_say_stays_text(comparison, text):
+    cell = replace(comparison.judged[0].cell, workload=r"=<b>|&_\input{x}", strategy="@x")
     hostile = replace(
-        comparison, candidate=text, judged=judged, incomparable=((text, text),), environment=((text, text, text),)
+        comparison,
+        candidate=text,
+        judged=tuple(replace(judged, reason=text, cell=cell) for judged in comparison.judged),
+        incomparable=((text, text),),
+        environment=((text, text, text),),
     )
-    output = FORMATS[name](hostile)
-    if name == "json":
-        assert json.loads(output)["pairs"][0]["reason"] == text
-    elif name == "csv":
-        rows = list(csv.DictReader(io.StringIO(output, newline="")))
-        assert len(rows) == len(judged)
-        assert rows[0]["reason"].lstrip("'") == text.lstrip("'")
-        assert not rows[0]["reason"].startswith(("=", "+", "-", "@"))
-    else:
-        assert len(output.splitlines()) == len(FORMATS[name](comparison).splitlines())
-        assert (
-            not re.search(r"(?<!\\)<(?!/?code)", output)
-            if name == "markdown"
-            else r"\input" not in output.replace("% ", "").split(r"\begin{tabular}")[1]
-        )
+    output = {name: write(hostile) for name, write in FORMATS.items()}
+    assert all(found.encode() for found in output.values())  # half a surrogate pair has none
+    assert json.loads(output["json"])["pairs"][0]["reason"] == text
+    rows = list(csv.DictReader(io.StringIO(output["csv"], newline="")))
+    assert len(rows) == len(comparison.judged)
+    assert rows[0]["reason"] in (units.plain(text), f"'{units.plain(text)}")
+    assert not any(row[name].startswith(("=", "+", "-", "@")) for row in rows for name in ("reason", "strategy"))
+    for name in ("markdown", "latex"):
+        assert len(output[name].splitlines()) == len(FORMATS[name](comparison).splitlines())
+    table = [line for line in output["markdown"].splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {10}
+    assert not re.search(r"(?<!\\)[<*`]", output["markdown"].replace("**", ""))
+    assert r"\input" not in output["latex"].split(r"\begin{tabular}")[1]
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on this machine")

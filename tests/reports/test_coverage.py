@@ -1,8 +1,9 @@
 """Whether intervals cover the truth as often as they say, in simulation: the reason for the method that is used.
 
-Runs differ from one another, samples of one run among themselves, and blocks drift; all of it lognormal, in shares that
-recorded runs have. Two bootstraps stand beside the method: of three blocks a percentile interval covers four times in
-five, and of ten it may cover always, since the samples within a run are resampled as if they were further runs.
+Runs differ from one another, samples of one run among themselves, and blocks drift; all of it lognormal, in shares
+chosen from a quiet device's to a noisy one's. Two bootstraps stand beside the method: of three blocks a percentile
+interval covers four times in five, and of ten it may cover always, since the samples within a run are resampled as if
+they were further runs.
 """
 
 import math

@@ -46,6 +46,15 @@ def test_the_points_of_the_nights_before_are_kept_by_those_nights(night):
     assert [point.sweep_id for point in full.trends[0].points] == ["s1", "s2"]
     assert Night.from_json(full.to_json()) == night
     assert with_history(Night.from_json(full.to_json()), [before]) == full
+    bare = Night.from_json(before.to_json(), trends_only=True)
+    assert (bare.trends, bare.comparison, bare.findings) == (before.trends, None, ())
+    assert with_history(night, [bare]) == full
+
+
+def test_another_container_of_the_same_name_is_another_line(night):
+    trend = night.trends[0]
+    before = replace(night, trends=(replace(trend, cell=replace(trend.cell, container_sha256="c1" * 32)),))
+    assert with_history(night, [before]) == night
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"v": 2}', '{"v": 1, "sweep_id": "s"}', "nul"])

@@ -1,5 +1,6 @@
 """Several controllers on one results database, and a server that comes and goes."""
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -10,7 +11,9 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import psycopg
 import pytest
+import sqlalchemy as sa
 
 from reports.connection import Patience, Place
 from reports.controllers import Controller
@@ -173,6 +176,40 @@ def test_waiting_ends_at_the_deadline_with_the_remedy_and_without_the_password(p
             postgresql.start()
         database.add_run(run)
         assert database.runs() == [run]
+
+
+def open_cursors():
+    return [each for each in gc.get_objects() if isinstance(each, psycopg.ServerCursor) and not each.closed]
+
+
+def test_a_server_that_goes_away_while_it_is_read_leaves_no_cursor_open(postgresql, make):
+    with ResultsDatabase.open(postgresql.emptied()) as database:
+        database.add_sweep(make.sweep(runs := many(make, 120)))
+        for run in runs:
+            database.add_run(run)
+        reading = database.stream()
+        next(reading)
+        postgresql.crash()
+        try:
+            with pytest.raises(OutageError):
+                reading.close()
+        finally:
+            postgresql.start()
+        assert open_cursors() == []
+
+
+def test_a_server_that_went_away_before_it_is_asked_leaves_no_cursor_open(postgresql):
+    engine = Place.parse(postgresql.emptied()).connect()
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SELECT 1")
+        postgresql.crash()
+        try:
+            with pytest.raises(sa.exc.OperationalError):
+                connection.execution_options(yield_per=50).exec_driver_sql("SELECT 1")
+        finally:
+            postgresql.start()
+        assert open_cursors() == []
+    engine.dispose()
 
 
 def test_a_mistake_is_not_waited_for(place, make):
