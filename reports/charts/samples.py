@@ -19,9 +19,7 @@ from reports.records import Run
 _SHARES = 60  # of a distribution's line
 
 
-def latency_charts(
-    rows: Sequence[Row], series: dict[str, int], place: str, *, each_sample: bool = True
-) -> list[Plot]:
+def latency_charts(rows: Sequence[Row], series: dict[str, int], place: str, *, each_sample: bool = True) -> list[Plot]:
     """Time of each decode step, a chart for each row, all on the same axes: samples light, their median bold, the
     median wait as an area."""
     decoded = [(row, lines) for row in rows if (lines := decode_times(row))]
@@ -38,7 +36,9 @@ def latency_charts(
     frame = Plot(
         "", "", "generated token", scale.symbol, x.ticks(list(dict.fromkeys(x_ticks))), y.ticks(y_ticks, scale.divisor)
     )
-    return [_latency(row, lines, series[row.strategy], place, frame, x, y, scale, each_sample) for row, lines in decoded]
+    return [
+        _latency(row, lines, series[row.strategy], place, frame, x, y, scale, each_sample) for row, lines in decoded
+    ]
 
 
 def _latency(

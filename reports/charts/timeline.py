@@ -99,15 +99,15 @@ def _pipeline(name: str, series: int, timeline: Timeline, place: str) -> Pipelin
         height=height,
         compute_at=STEPS_HEIGHT + TRACK / 2,
         loads_at=loads_top + TRACK / 2,
-        spans=tuple(
-            Spans(kind, _NAMES[kind], "".join(paths[kind])) for kind in (*COMPUTED, *LOADED) if kind in paths
-        ),
+        spans=tuple(Spans(kind, _NAMES[kind], "".join(paths[kind])) for kind in (*COMPUTED, *LOADED) if kind in paths),
         steps=tuple(
             Tick(float(start), str(timeline.first_step + i)) for i, start in enumerate(timeline.step_start_us[:shown])
         ),
         ticks=tuple(Tick(t * scale.divisor * 1e6, f"{units.number(t)} {scale.symbol}") for t in ticks),
         values="\n".join(lines),
-        note="" if shown == len(timeline.step_start_us) else f"The first {shown} of {len(timeline.step_start_us)} steps.",
+        note=""
+        if shown == len(timeline.step_start_us)
+        else f"The first {shown} of {len(timeline.step_start_us)} steps.",
     )
 
 

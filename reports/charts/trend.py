@@ -37,7 +37,9 @@ def trend_chart(trend: Trend, title: str) -> Plot | None:
         at = (x.at(change.index - 1) + x.at(change.index)) / 2 if change.index else x.at(0)
         strokes.append(Stroke("rule change", f"M{at:.1f} {TOP:.1f}V{BOTTOM:.1f}"))
         share = change.after / change.before - 1 if change.before else 0.0
-        labels.append(Label(at + (4 if at < 200 else -4), TOP + 8, f"{share:+.1%}", "start" if at < 200 else "end", "change"))
+        labels.append(
+            Label(at + (4 if at < 200 else -4), TOP + 8, f"{share:+.1%}", "start" if at < 200 else "end", "change")
+        )
         notes.append(
             f"{_day(points[change.index].started_at)}: from {scale.text(change.before)} to {scale.text(change.after)}, "
             f"p = {change.p_value:.2g}, engine {points[change.index].engine_sha256[:12]}"

@@ -62,7 +62,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals.update(moment=units.moment, counted=counted)
+    environment.filters["at"] = _at
     return environment
+
+
+def _at(position: float) -> str:
+    """On a chart's canvas: a tenth of its unit is less than can be seen."""
+    return f"{position:.1f}".removesuffix(".0")
 
 
 def _visible(value: Any) -> Any:

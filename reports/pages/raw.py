@@ -46,6 +46,7 @@ class RawRun:
 class RawCell:
     anchor: str
     cell: str
+    sweep: str  # with what separates it; empty where all is of one
     emulated: tuple[str, ...]
     count: int
     runs: tuple[RawRun, ...]
@@ -70,11 +71,14 @@ def raw_samples(runs: Iterable[Run], budget_bytes: int = BUDGET_BYTES) -> Raw:
         if run.samples:
             by_cell[run.sweep_id, run.cell.key].append(run)
     anchors = {key: f"raw-{i}" for i, key in enumerate(by_cell)}
+    are_several = len({sweep_id for sweep_id, _ in by_cell}) > 1
     steps = sum(len(sample.tokens) for found in by_cell.values() for run in found for sample in run.samples)
     for detail in Detail:
         if detail is Detail.STEPS and steps * 40 > budget_bytes:  # at least: no need to write it all to see that
             continue
-        cells = tuple(_cell(anchors[key], found, detail) for key, found in by_cell.items())
+        cells = tuple(
+            _cell(anchors[key], f"{key[0]}, " if are_several else "", found, detail) for key, found in by_cell.items()
+        )
         if detail is Detail.RUNS or sum(map(_size, cells)) <= budget_bytes:
             return Raw(detail, cells, anchors)
     raise AssertionError("the last detail is taken in any case")
@@ -82,11 +86,13 @@ def raw_samples(runs: Iterable[Run], budget_bytes: int = BUDGET_BYTES) -> Raw:
 
 def _size(cell: RawCell) -> int:
     """Bytes, about."""
-    texts = [(r.title, r.identity, r.conditions, r.engaged, r.command, *r.reasons, *sum(r.samples, ())) for r in cell.runs]
+    texts = [
+        (r.title, r.identity, r.conditions, r.engaged, r.command, *r.reasons, *sum(r.samples, ())) for r in cell.runs
+    ]
     return 300 + len(cell.lines) + sum(300 + sum(map(len, text)) for text in texts)
 
 
-def _cell(anchor: str, runs: Sequence[Run], detail: Detail) -> RawCell:
+def _cell(anchor: str, sweep: str, runs: Sequence[Run], detail: Detail) -> RawCell:
     shown: list[RawRun] = []
     engaged = command = ""
     for run in runs if detail is not Detail.RUNS else ():
@@ -107,7 +113,7 @@ def _cell(anchor: str, runs: Sequence[Run], detail: Detail) -> RawCell:
     lines = "\n".join(map(_run_line, runs)) if detail is Detail.RUNS else ""
     if lines:
         lines += f"\n{_engaged(runs[-1])}\n{runs[-1].command}"
-    return RawCell(anchor, runs[0].cell.key, emulated_conditions(runs), len(runs), tuple(shown), lines)
+    return RawCell(anchor, runs[0].cell.key, sweep, emulated_conditions(runs), len(runs), tuple(shown), lines)
 
 
 def _samples(run: Run, detail: Detail) -> tuple[tuple[str, str], ...]:
@@ -195,7 +201,8 @@ def _conditions(run: Run) -> str:
 
 def _sample_title(sample: Sample) -> str:
     faults = "unknown" if sample.major_faults is None else str(sample.major_faults)
-    kind = "warm-up" if sample.warmup else f"repetition {sample.repetition + 1}"
+    untimed = "warm-up" if sample.timeline is None else "for the timeline"
+    kind = untimed if sample.warmup else f"repetition {sample.repetition + 1}"
     peak = "unknown" if sample.peak_resident_bytes is None else units.text(sample.peak_resident_bytes, "bytes")
     return f"prompt {sample.prompt + 1}, {kind}; major faults {faults}; peak memory so far {peak}"
 

@@ -36,6 +36,7 @@ class Section:
     sweep: str  # empty where there is but one
     anchor: str
     sentence: str
+    caption: str
     table: ComparisonTable
     drawn: str  # where the charts do not have all of it
     bars: tuple[BarChart, ...]
@@ -56,9 +57,7 @@ def strategies_page(sides: Sequence[Measured], superseded: int = 0) -> str:
     sections: list[Section] = []
     for side, found in by_sweep:
         name = f"{side.sweep.name}, {side.sweep.id}" if len(sides) > 1 else ""
-        sections += [
-            _section(len(sections) + i, group, name, colours, raw, is_brief) for i, group in enumerate(found)
-        ]
+        sections += [_section(len(sections) + i, group, name, colours, raw, is_brief) for i, group in enumerate(found)]
     return self_contained(
         "strategies.html.j2",
         kind="strategies",
@@ -120,15 +119,24 @@ def _section(index: int, group: Group, sweep: str, series: dict[str, int], raw: 
         bars += [bar_chart(METRICS[name], rows, series, place) for name in _CHARTS]
         plots = [chart(rows, series, place) for chart in (distribution_chart, memory_chart, layers_chart)]
     left = len(group.rows) - len(rows)
+    table = comparison_table([group], series, raw)
     return Section(
         group=group,
         sweep=sweep,
         anchor=f"comparison-{index}",
         sentence=sentence(group),
-        table=comparison_table(group, series, raw),
+        caption=_caption(group, table),
+        table=table,
         drawn=f"The charts show the fastest and the baseline; {counted(left, 'other')} in the table." if left else "",
         bars=tuple(chart for chart in bars if chart is not None),
         plots=tuple(plot for plot in plots if plot is not None),
         latencies=() if is_brief else tuple(latency_charts(rows, series, place)),
         pipelines=() if is_brief else tuple(pipelines(rows, series, place)[:_MOST_PIPELINES]),
     )
+
+
+def _caption(group: Group, table: ComparisonTable) -> str:
+    caption = f"Medians against {group.baseline}."
+    if group.other_tokens == ():
+        caption += f" All strategies{' that lose nothing' if table.has_lossy else ''} generated the same tokens."
+    return caption

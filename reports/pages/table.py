@@ -1,8 +1,9 @@
-"""The table of a comparison: a line for each strategy, a column for each metric."""
+"""The table of comparisons: a line for each strategy, or for each on every device, a column for each metric."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reports import units
@@ -23,10 +24,12 @@ _SPREAD = ("tpot_s",)  # whose quartiles stand beside them
 class TableCell:
     text: str
     spread: str = ""
+    value: float | None = None  # by which it is sorted
 
 
 @dataclass(frozen=True)
 class Line:
+    device: str
     row: Row
     series: int
     anchor: str  # of its raw samples
@@ -38,6 +41,10 @@ class Line:
     def is_suspect(self) -> bool:
         return self.row.verdict is Verdict.SUSPECT
 
+    @property
+    def samples(self) -> int:
+        return sum(len(run.timed_samples) for run in self.row.runs)
+
 
 @dataclass(frozen=True)
 class ComparisonTable:
@@ -46,31 +53,30 @@ class ComparisonTable:
     has_lossy: bool
 
 
-def comparison_table(group: Group, series: dict[str, int], raw: Raw) -> ComparisonTable:
-    rows = fastest_first(group)
+def comparison_table(groups: Sequence[Group], series: dict[str, int], raw: Raw) -> ComparisonTable:
+    """One scale for all that stands in a column."""
+    by_group = [(group, fastest_first(group)) for group in groups]
+    rows = [row for _, found in by_group for row in found]
     scales = {
         name: units.scale(METRICS[name].unit, [s.median for row in rows if (s := row.summaries[name])])
         for name in COLUMNS
     }
     has_lossy = any(row.is_lossy for row in rows)
-    reference = next((row for row in rows if row.strategy == group.baseline), None)
     names = [name for name in COLUMNS if name not in _OPTIONAL or any(row.summaries[name] for row in rows)]
     names += ["perplexity"] if has_lossy and "perplexity" not in names else []
     return ComparisonTable(
         tuple((METRICS[name].label, scales[name].symbol) for name in names),
         tuple(
-            Line(
-                row=row,
-                series=series[row.strategy],
-                anchor=raw.anchor(row.runs[0]),
-                cells=tuple(_cell(row, name, scales[name], reference) for name in names),
-                speed_up=speed_up_cell(row, reference),
-                is_baseline=reference is not None and row.strategy == reference.strategy,
-            )
-            for row in rows
+            _line(group.device, row, reference_of(group), {name: scales[name] for name in names}, series, raw)
+            for group, found in by_group
+            for row in found
         ),
         has_lossy,
     )
+
+
+def reference_of(group: Group) -> Row | None:
+    return next((row for row in group.rows if row.strategy == group.baseline), None)
 
 
 def fastest_first(group: Group) -> list[Row]:
@@ -78,14 +84,28 @@ def fastest_first(group: Group) -> list[Row]:
     return sorted(group.rows, key=lambda row: math.inf if (s := row.summaries["tpot_s"]) is None else s.median)
 
 
-def speed_up_cell(row: Row, reference: Row | None) -> TableCell:
+def _line(
+    device: str, row: Row, reference: Row | None, scales: dict[str, units.Scale], series: dict[str, int], raw: Raw
+) -> Line:
+    is_baseline = reference is not None and row.strategy == reference.strategy
+    return Line(
+        device=device,
+        row=row,
+        series=series[row.strategy],
+        anchor=raw.anchor(row.runs[0]),
+        cells=tuple(_cell(row, name, scale, reference) for name, scale in scales.items()),
+        speed_up=_speed_up(row, is_baseline),
+        is_baseline=is_baseline,
+    )
+
+
+def _speed_up(row: Row, is_baseline: bool) -> TableCell:
     ratio = row.speed_up
     if ratio is None:
-        is_baseline = reference is not None and row.strategy == reference.strategy
-        return TableCell("1×" if is_baseline else units.ABSENT, "baseline" if is_baseline else row.no_speed_up)
+        return TableCell("1×", "baseline", 1.0) if is_baseline else TableCell(units.ABSENT, row.no_speed_up)
     known = ratio.low is not None and ratio.high is not None
     spread = units.interval(ratio.low or 0, ratio.high or 0) if known else "one block, no interval"
-    return TableCell(units.text(ratio.ratio, "ratio"), spread)
+    return TableCell(units.text(ratio.ratio, "ratio"), spread, ratio.ratio)
 
 
 def _cell(row: Row, metric: str, scale: units.Scale, reference: Row | None) -> TableCell:
@@ -95,6 +115,7 @@ def _cell(row: Row, metric: str, scale: units.Scale, reference: Row | None) -> T
     if metric == "perplexity":
         other = None if reference is None or reference is row else reference.summaries[metric]
         rise = "" if other is None else f"{summary.median / other.median - 1:+.2%}"
-        return TableCell(scale.number(summary.median), rise)
+        return TableCell(scale.number(summary.median), rise, summary.median)
     low, high = scale.number(summary.low_quartile), scale.number(summary.high_quartile)
-    return TableCell(scale.number(summary.median), f"{low}–{high}" if metric in _SPREAD and low != high else "")
+    spread = f"{low}–{high}" if metric in _SPREAD and low != high else ""
+    return TableCell(scale.number(summary.median), spread, summary.median)
