@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from reports import units
 from reports.comparison import Group, Row
 from reports.records import Verdict
-from reports.statistics import Ratio
+from reports.statistics import Ratio, Summary
 
 
 def headline(groups: Sequence[Group]) -> str:
@@ -45,6 +45,27 @@ def sentence(group: Group) -> str:
     if row.speed_up is None:
         return f"{place}, {row.name} cannot be compared with {group.baseline}: {row.no_speed_up}."
     return f"{place}, {row.name} {_speed(row.speed_up, group.baseline)}{_memory(group, row)}."
+
+
+def across_devices(groups: Sequence[Group]) -> str:
+    """One sentence for one task on several devices: where it is fastest, and how far behind the slowest is."""
+    best = [(summary.median, group, row) for group in groups if (found := _fastest(group)) for summary, row in [found]]
+    if not best:
+        return "No device generated a token after the first."
+    best.sort(key=lambda each: each[0])
+    time, group, row = best[0]
+    first = f"{group.device} is fastest: {units.text(time, 's')} a token with {row.name}"
+    if len(best) == 1:
+        return f"Only {first.replace(' is fastest', ' gave numbers')}."
+    slowest, last, other = best[-1]
+    return f"{first}. {last.device} takes {_times(slowest / time)} as long at its best, with {other.name}."
+
+
+def _fastest(group: Group) -> tuple[Summary, Row] | None:
+    """The best that does not simply keep everything in memory, if there is one."""
+    limited = [row for row in group.rows if not row.keeps_all_experts]
+    timed = [(s, row) for row in limited or group.rows if (s := row.summaries["tpot_s"]) is not None and s.median > 0]
+    return min(timed, key=lambda each: (each[1].verdict is not Verdict.VALID, each[0].median), default=None)
 
 
 def subject(group: Group) -> Row | None:

@@ -18,7 +18,7 @@ from harness.errors import UsageError
 from harness.matrix import parse_matrix
 from harness.presence import at_work
 from harness.trust import trust
-from reports.page import render
+from reports.pages import render
 
 _SHIPPED = Path(harness.demo.__file__).parent
 _KINDS = ("bible", "novel", "sotu")  # of text, for the profile

@@ -21,7 +21,7 @@ from harness.presence import at_work
 from harness.transport.scripted import WHAT_HAPPENS, FaultKind, FaultScript, declare
 from reports.database import ResultsDatabase
 from reports.metrics import METRICS
-from reports.page import render
+from reports.pages import render
 from reports.records import Run, RunStatus, Sweep, last_attempts
 
 HEALTHY = "healthy"

@@ -22,7 +22,7 @@ from reports.controllers import Controller
 from reports.database import LATEST
 from reports.export import FORMATS, export
 from reports.history import Endings
-from reports.page import render
+from reports.pages import render
 from reports.records import RunStatus, Sweep, Verdict, last_attempts, run_to_json
 
 

@@ -8,11 +8,10 @@ from statistics import median
 from reports import units
 from reports.charts.axes import line, log_ticks, nice_ticks
 from reports.charts.plot import BOTTOM, LEFT, RIGHT, TOP, Dot, Label, Plot, Stroke, placed, x_axis, y_axis
-from reports.charts.samples import time_parts
 from reports.comparison import Row
 
 
-def pareto_chart(rows: Sequence[Row], series: dict[str, int], title: str) -> Plot | None:
+def pareto_chart(rows: Sequence[Row], series: dict[str, int], place: str) -> Plot | None:
     """Peak memory against time per token; the line joins those than which none is both smaller and faster."""
     points = [
         (memory.median, tpot.median, row)
@@ -38,8 +37,8 @@ def pareto_chart(rows: Sequence[Row], series: dict[str, int], title: str) -> Plo
     dots, labels = _dots([(x.at(m), y.at(t), row, f"{size.text(m)}, {time.text(t)}") for m, t, row in points], series)
     told = "; ".join(f"{row.name} {size.text(m)}, {time.text(t)}" for m, t, row in points)
     return Plot(
-        title,
-        f"Peak memory and time per token on {title}: {told}. None is both smaller and faster than {', '.join(best)}.",
+        f"Memory and time, {rows[0].runs[0].cell.device}",
+        f"Peak memory and time per token on {place}: {told}. None is both smaller and faster than {', '.join(best)}.",
         f"peak memory, {size.symbol}",
         f"time per token, {time.symbol}, logarithmic",
         x.ticks(x_ticks, size.divisor),
@@ -50,7 +49,7 @@ def pareto_chart(rows: Sequence[Row], series: dict[str, int], title: str) -> Plo
     )
 
 
-def roofline_chart(rows: Sequence[Row], series: dict[str, int], title: str) -> Plot | None:
+def roofline_chart(rows: Sequence[Row], series: dict[str, int], place: str) -> Plot | None:
     """Tokens per second against bytes read per token. Under two roofs: what the storage delivers, and what the
     arithmetic would do if it never waited. The tick above a dot is the estimate's floor, where there was one.
 
@@ -99,8 +98,8 @@ def roofline_chart(rows: Sequence[Row], series: dict[str, int], title: str) -> P
         for read, speed, row in points
     )
     return Plot(
-        title,
-        f"Tokens per second against bytes read per token on {title}, under the roofs {', '.join(notes) or 'unknown'}: "
+        f"Roofline, {rows[0].runs[0].cell.device}",
+        f"Tokens per second against bytes read per token on {place}, under the roofs {', '.join(notes) or 'unknown'}: "
         f"{told}.",
         f"read per token, {size.symbol}, logarithmic",
         "tokens/s, logarithmic",
@@ -137,8 +136,8 @@ def _storage_rate(rows: Sequence[Row]) -> float | None:
 
 def _arithmetic_rate(rows: Sequence[Row]) -> float | None:
     """Tokens/s of the row that computed fastest, had it never waited."""
-    parts = [time_parts(row) for row in rows if not row.is_lossy]
-    computing = [seconds for part in parts if (seconds := sum(part.values()) - part.get("stall", 0.0)) > 0]
+    times = [(row.summaries["tpot_s"], row.summaries["stall_per_token_s"]) for row in rows if not row.is_lossy]
+    computing = [left for tpot, stall in times if tpot and stall and (left := tpot.median - stall.median) > 0]
     return 1 / min(computing) if computing else None
 
 

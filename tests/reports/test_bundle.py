@@ -16,7 +16,7 @@ from reports.baselines import NightRecord
 from reports.database import ResultsDatabase
 from reports.errors import BundleError, UnknownSweepError
 from reports.merging import merge
-from reports.page import render
+from reports.pages import render
 
 ROOT = Path(__file__).parents[2]
 AT = "2026-11-{day:02d}T03:00:00+00:00"
@@ -85,7 +85,7 @@ _RENDER = """
 import sys
 from pathlib import Path
 from reports import bundle
-from reports.page import render
+from reports.pages import render
 with bundle.read(Path(sys.argv[1])).database() as database:
     render(database, "latest", Path(sys.argv[2]))
 import reports

@@ -8,7 +8,7 @@ import pytest
 
 from reports.errors import ReportError
 from reports.experts import ExpertFacts, render, render_html
-from reports.heat import LEVELS, Curve, share_chart, value_map
+from reports.charts.heat import LEVELS, Curve, share_chart, value_map
 from tests.reports.test_page import HOSTILE, Page
 
 FACTS = ExpertFacts(
