@@ -3,9 +3,6 @@
 "use strict";
 (() => {
   const FACETS = { device: "Device", container: "Container", strategy: "Strategy", workload: "Workload", mark: "Result" };
-  const SPAN_HEIGHT = 22; // of timeline.py
-  const NEAR_PX = 3; // a pointer this far from a span means it
-  const SMALLEST_VIEW_US = 50;
 
   function element(tag, properties = {}, ...children) {
     const made = Object.assign(document.createElement(tag), properties);
@@ -150,7 +147,7 @@
       this.rows = [...table.tBodies].map((body) => [body, [...body.rows]]);
       this.headings = [...table.tHead.querySelectorAll("th[data-sort]")];
       for (const heading of this.headings) {
-        const button = element("button", { type: "button", className: "sort" }, ...heading.childNodes);
+        const button = element("button", { type: "button" }, ...heading.childNodes);
         button.addEventListener("click", () => {
           const now = heading.getAttribute("aria-sort");
           this.sort(heading, now === "ascending" ? "descending" : now ? undefined : "ascending");
@@ -201,7 +198,11 @@
 
   // --- the timeline ----------------------------------------------------------------------------------------------
 
+  const SPAN_HEIGHT = 22; // of timeline.py
+  const NEAR_PX = 3; // a pointer this far from a span means it
+  const SMALLEST_VIEW_US = 50;
   const STEPS_OF_TICKS = [1, 2, 5, 10];
+  const HINT = "Arrow keys go from span to span and between tracks, + and − zoom. Or point, drag, and zoom with Ctrl and the wheel.";
 
   class Timeline {
     constructor(figure) {
@@ -217,7 +218,7 @@
       this.outline = document.createElementNS(this.inner.namespaceURI, "rect");
       this.outline.setAttribute("class", "chosen");
       this.inner.append(this.outline);
-      this.said = element("output", { className: "span-told" });
+      this.told = element("p", { className: "told" });
       this.#frame(figure);
       this.#listen();
       this.draw();
@@ -269,8 +270,7 @@
       this.view.setAttribute("aria-describedby", this.svg.querySelector("desc").id);
       this.svg.before(buttons, this.view);
       this.view.append(this.svg);
-      const keys = "Arrow keys go from span to span and between tracks; + and − zoom, 0 shows the whole. Or drag, and zoom with Ctrl and the wheel.";
-      this.view.after(this.said, element("p", { className: "note hint" }, keys));
+      this.view.after(this.told);
       this.#tell();
     }
 
@@ -370,10 +370,11 @@
     }
 
     #tell() {
-      const text = this.spans[this.current]?.text ?? "no span chosen";
-      this.said.textContent = this.current < 0 ? "" : text;
+      const text = this.spans[this.current]?.text;
+      this.told.textContent = text ?? HINT;
+      this.told.classList.toggle("hint", text === undefined);
       this.view.setAttribute("aria-valuenow", String(this.current + 1));
-      this.view.setAttribute("aria-valuetext", text);
+      this.view.setAttribute("aria-valuetext", text ?? HINT);
     }
 
     /** `at` keeps its place: the chosen span's, else the middle. */
