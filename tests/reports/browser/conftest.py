@@ -23,7 +23,7 @@ def browser() -> Iterator[Browser]:
     found = shutil.which("chromium")
     if found is None:
         pytest.skip("no chromium: as root, apt-get install chromium")
-    # A module's own, since its event loop would be in the way of tests that have theirs. Chromium's sandbox is not for root.
+    # A module's own: its event loop would be in the way of tests that have theirs. Chromium's sandbox is not for root.
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = playwright.chromium.launch(executable_path=found, args=arguments)
@@ -31,19 +31,25 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def usual(browser: Browser) -> Iterator[BrowserContext]:
+    context = browser.new_context(viewport=DESKTOP)
+    yield context
+    context.close()
+
+
 @pytest.fixture
-def opened(browser: Browser, tmp_path: Path) -> Iterator[Opened]:
+def opened(browser: Browser, usual: BrowserContext, tmp_path: Path) -> Iterator[Opened]:
     """opened(html, fragment="", **of the browser's context) -> Page. In the end none of them did anything unasked."""
-    contexts: list[BrowserContext] = []
+    pages: list[Page] = []
     unasked: list[str] = []
 
     def open_page(html: str, fragment: str = "", **options) -> Page:
-        file = tmp_path / f"page-{len(contexts)}.html"
+        file = tmp_path / f"page-{len(pages)}.html"
         file.write_bytes(html.encode())
-        context = browser.new_context(**{"viewport": DESKTOP, **options})
-        context.set_default_timeout(LONGEST_MS)
-        contexts.append(context)
-        page = context.new_page()
+        page = browser.new_page(viewport=DESKTOP, **options) if options else usual.new_page()
+        pages.append(page)
+        page.set_default_timeout(LONGEST_MS)
         page.on("console", lambda message: unasked.append(f"console {message.type}: {message.text}"))
         page.on("pageerror", lambda error: unasked.append(f"error: {error}"))
         page.on("dialog", lambda dialog: (unasked.append(f"dialog: {dialog.message}"), dialog.dismiss()))
@@ -54,8 +60,8 @@ def opened(browser: Browser, tmp_path: Path) -> Iterator[Opened]:
         return page
 
     yield open_page
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.close()
     assert not unasked
 
 
