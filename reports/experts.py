@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reports import units
-from reports.files import replacing
 from reports.charts.heat import (
     PLOT_WIDTH,
     WIDTH,
@@ -23,6 +22,7 @@ from reports.charts.heat import (
     share_chart,
     value_map,
 )
+from reports.files import replacing
 from reports.pages.layout import self_contained
 
 _SHADES = {"int2": 0, "int3": 1, "int4": 3, "int8": 5, "fp16": 6, "bf16": 6, "fp32": 7}  # fewer bits, paler

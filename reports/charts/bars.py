@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reports import units
-from reports.charts.axes import WIDTH, Axis, Tick, log_ticks, nice_ticks
+from reports.charts.axes import WIDTH, Axis, Tick, log_ticks, nice_ticks, ticks_between
 from reports.comparison import Row
 from reports.metrics import Metric
 
@@ -79,45 +79,65 @@ def bar_chart(metric: Metric, rows: Sequence[Row], series: dict[str, int], place
     )
 
 
+@dataclass(frozen=True)
+class Interval:
+    """A ratio with its interval, if it has one."""
+
+    name: str
+    ratio: float
+    low: float | None
+    high: float | None
+    series: int
+
+
 def speed_up_chart(rows: Sequence[Row], series: dict[str, int], place: str, baseline: str) -> BarChart | None:
-    """Each row's speed-up as a dot with its interval, on a logarithmic axis: twice as fast is as far as half as fast."""
-    shown = [(row, row.speed_up) for row in rows if row.speed_up is not None and row.speed_up.ratio > 0]
-    if not shown:
+    shown = [
+        Interval(row.name, speed.ratio, speed.low, speed.high, series[row.strategy])
+        for row in rows
+        if (speed := row.speed_up) is not None and speed.ratio > 0
+    ]
+    title = f"Speed-up against {baseline}"
+    description = f"Speed-up on {place} against {baseline}, with 95 % intervals"
+    return ratio_chart(shown, title, description, "times as fast, 95 % interval")
+
+
+def ratio_chart(intervals: Sequence[Interval], title: str, description: str, label: str) -> BarChart | None:
+    """Each ratio as a dot with its interval, on a logarithmic axis: twice as much is as far as half as much."""
+    if not intervals:
         return None
-    ends = [x for _, s in shown for x in (s.ratio, s.low or s.ratio, s.high or s.ratio) if x > 0]
-    ticks = log_ticks(min(1.0, *ends), max(1.0, *ends))
-    if len(ticks) < 2:
-        ticks = [0.5, 1.0, 2.0]
-    axis = Axis(ticks[0], ticks[-1], 6.0, _INNER - 6.0, is_log=True)
+    ends = [x for i in intervals for x in (i.ratio, i.low or i.ratio, i.high or i.ratio) if x > 0]
+    low, high = min(1.0, *ends), max(1.0, *ends)
+    is_narrow = high / low < 2
+    ticks = ticks_between(low, high) if is_narrow else log_ticks(low, high)
+    axis = Axis(ticks[0], ticks[-1], 6.0, _INNER - 6.0, is_log=not is_narrow)
     bars = tuple(
         Bar(
-            series[row.strategy],
-            row.name,
-            units.text(speed.ratio, "ratio"),
+            each.series,
+            each.name,
+            f"{each.ratio:.3f}" if is_narrow else units.text(each.ratio, "ratio"),
             top=i * PITCH,
-            low=axis.at(speed.low or speed.ratio),
-            high=axis.at(speed.high or speed.ratio),
-            dot=axis.at(speed.ratio),
+            low=axis.at(each.low or each.ratio),
+            high=axis.at(each.high or each.ratio),
+            dot=axis.at(each.ratio),
         )
-        for i, (row, speed) in enumerate(shown)
+        for i, each in enumerate(intervals)
     )
-    told = ", ".join(f"{bar.name} {bar.value}" + _between(row) for bar, (row, _) in zip(bars, shown, strict=True))
+    told = ", ".join(f"{bar.name} {bar.value}" + _between(each) for bar, each in zip(bars, intervals, strict=True))
     return BarChart(
-        title=f"Speed-up against {baseline}",
-        description=f"Speed-up on {place} against {baseline}, with 95 % intervals: {told}.",
-        axis="times as fast, 95 % interval",
+        title=title,
+        description=f"{description}: {told}.",
+        axis=label,
         height=len(bars) * PITCH + _BELOW,
         bars=bars,
-        ticks=tuple(Tick(axis.at(t), units.number(t) + "×") for t in ticks),
+        ticks=tuple(Tick(axis.at(t), units.number(float(f"{t:.6g}")) + ("" if is_narrow else "×")) for t in ticks),
         rule=axis.at(1.0),
     )
 
 
-def _between(row: Row) -> str:
-    speed = row.speed_up
-    if speed is None or speed.low is None or speed.high is None:
+def _between(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
         return ""
-    return f" ({units.interval(speed.low, speed.high)})"
+    return f" ({units.interval(interval.low, interval.high)})"
 
 
 def stacked_chart(

@@ -120,7 +120,7 @@ def _dots(
     middle = (LEFT + RIGHT) / 2
     right = [Label(x + 8, y + 4, row.name) for x, y, row, _ in points if x <= middle]
     left = [Label(x - 8, y + 4, row.name, "end") for x, y, row, _ in points if x > middle]
-    return dots, tuple([*placed(right, high=BOTTOM - 2), *placed(left, high=BOTTOM - 2)])
+    return dots, (*placed(right, high=BOTTOM - 2), *placed(left, high=BOTTOM - 2))
 
 
 def _storage_rate(rows: Sequence[Row]) -> float | None:

@@ -9,7 +9,6 @@ from statistics import median
 
 import numpy as np
 
-from engine.protocol import Sample
 from reports import units
 from reports.charts.axes import Axis, Tick, line, log_ticks, nice_ticks, steps, thinned
 from reports.charts.plot import BOTTOM, LEFT, Key, Plot, Stroke, x_axis, y_axis
@@ -153,8 +152,8 @@ def _peaks(run: Run) -> list[tuple[float, float]]:
 
 
 PARTS = {
-    "stall": "waiting for experts", "experts": "experts", "dequantise": "dequantising", "attention": "attention, router",
-    "head": "head", "other": "other", "compute": "computing",
+    "stall": "waiting for experts", "experts": "experts", "dequantise": "dequantising",
+    "attention": "attention, router", "head": "head", "other": "other", "compute": "computing",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""One metric of one cell over the nights: medians with their band, where the series changed, and what changed beside."""
+"""One metric of one cell over the nights: medians with their band, where it changed, and what changed beside."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from reports.charts.plot import BOTTOM, TOP, Dot, Label, Plot, Stroke, x_axis, y
 from reports.metrics import METRICS
 from reports.night import Trend
 
-_MOST_DOTS = 60
+_SPARK_WIDTH, _SPARK_HEIGHT = 100, 20  # of a sparkline's canvas
 
 
 def trend_chart(trend: Trend, title: str) -> Plot | None:
@@ -44,9 +44,11 @@ def trend_chart(trend: Trend, title: str) -> Plot | None:
             f"{_day(points[change.index].started_at)}: from {scale.text(change.before)} to {scale.text(change.after)}, "
             f"p = {change.p_value:.2g}, engine {points[change.index].engine_sha256[:12]}"
         )
+    news = {len(points) - 1, *(change.index for change in trend.changes), *(index for index, _ in trend.environment)}
     dots = tuple(
         Dot(x.at(i), y.at(point.median), f"{_day(point.started_at)}: {scale.text(point.median)}", None, "dot small")
         for i, point in enumerate(points)
+        if i in news
     )
     first, last = points[0], points[-1]
     ends = [(0, first), (len(points) - 1, last)] if len(points) > 1 else [(0, first)]
@@ -60,7 +62,7 @@ def trend_chart(trend: Trend, title: str) -> Plot | None:
         (),
         y.ticks(ticks, scale.divisor),
         tuple(strokes),
-        dots[-_MOST_DOTS:],
+        dots,
         (
             *labels,
             *(
@@ -70,6 +72,18 @@ def trend_chart(trend: Trend, title: str) -> Plot | None:
         ),
         note="; ".join(notes),
     )
+
+
+def sparkline(trend: Trend) -> str:
+    """SVG path of the medians, from the least to the most, on a canvas of 100 by 20."""
+    values = [point.median for point in trend.points]
+    low, span = min(values), max(values) - min(values)
+    across = _SPARK_WIDTH / max(1, len(values) - 1)
+    points = [
+        (round(i * across), round(_SPARK_HEIGHT * (1 - (v - low) / span)) if span else _SPARK_HEIGHT // 2)
+        for i, v in enumerate(values)
+    ]
+    return "M" + "L".join(f"{x} {y}" for x, y in points)
 
 
 def _day(iso: str) -> str:

@@ -1,8 +1,8 @@
 """One self-contained HTML file: style and script inside, no network, the same bytes for the same values.
 
-Whatever a device or a user wrote reaches the page through autoescape and units.plain. The content security policy allows
-the one style sheet and the one script, by their hashes, and nothing else. Without the script a page lacks filters,
-sorting and zoom, and no content.
+Whatever a device or a user wrote reaches the page through autoescape and units.plain. The content security policy
+allows the one style sheet and the one script, by their hashes, and nothing else. Without the script a page lacks
+filters, sorting and zoom, and no content.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from engine.protocol import Sample, Steps
 from reports import units
 from reports.comparison import emulated_conditions
 from reports.metrics import METRICS
-from reports.records import Run
+from reports.records import Cell, Run
 
 BUDGET_BYTES = 700_000  # of all the text together
 
@@ -45,7 +45,7 @@ class RawRun:
 @dataclass(frozen=True)
 class RawCell:
     anchor: str
-    cell: str
+    cell: Cell
     sweep: str  # with what separates it; empty where all is of one
     emulated: tuple[str, ...]
     count: int
@@ -113,7 +113,7 @@ def _cell(anchor: str, sweep: str, runs: Sequence[Run], detail: Detail) -> RawCe
     lines = "\n".join(map(_run_line, runs)) if detail is Detail.RUNS else ""
     if lines:
         lines += f"\n{_engaged(runs[-1])}\n{runs[-1].command}"
-    return RawCell(anchor, runs[0].cell.key, sweep, emulated_conditions(runs), len(runs), tuple(shown), lines)
+    return RawCell(anchor, runs[0].cell, sweep, emulated_conditions(runs), len(runs), tuple(shown), lines)
 
 
 def _samples(run: Run, detail: Detail) -> tuple[tuple[str, str], ...]:
@@ -141,8 +141,8 @@ def _sample_line(run: Run, sample: Sample) -> str:
     share = hits(run, sample) if hits else None
     return (
         f"prompt {sample.prompt + 1} repetition {sample.repetition + 1}: {len(sample.tokens)} tokens, first "
-        f"{units.text(sample.steps.time_s[0], 's') if sample.steps.time_s else units.ABSENT}, then least / median / most "
-        f"{spread}, waiting {units.text(sum(sample.steps.stall_s[1:]), 's')}, hits {units.text(share, 'share')}"
+        f"{units.text(sample.steps.time_s[0], 's') if sample.steps.time_s else units.ABSENT}, "
+        f"then least / median / most {spread}, waiting {units.text(sum(sample.steps.stall_s[1:]), 's')}, hits {units.text(share, 'share')}"
     )
 
 
