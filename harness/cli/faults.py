@@ -67,7 +67,7 @@ def demonstrate(output: Path, work: Path) -> bool:
         hosts = work / "known_hosts"
         with at_work(database, sweep.id) as presence:
             measure(sweep, plan, database, presence, known_hosts=hosts, cache=work / "cache", summary=False)
-        render(database, sweep.id, output / "report.html")
+        render(database, [sweep.id], output / "report.html")
         return _show(sweep, database)
 
 

@@ -167,7 +167,7 @@ class _NightRun:
         )
         self._database.add_night(record)
         folder = night_folder(self._config, night.sweep_id)
-        page = render(self._database, night.sweep_id, folder / "report.html")
+        page = render(self._database, [night.sweep_id], folder / "report.html", "nightly")
         contents = {
             "summary.md": markdown(night).encode(),
             "junit.xml": junit(night),

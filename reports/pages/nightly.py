@@ -10,6 +10,7 @@ from reports import units
 from reports.charts.bars import BarChart, Interval, ratio_chart
 from reports.charts.plot import Plot
 from reports.charts.trend import sparkline, trend_chart
+from reports.comparison import budget_text
 from reports.gate import Measured
 from reports.judgement import ANSWER, RESULT, Judged, Mark
 from reports.metrics import METRICS
@@ -246,7 +247,8 @@ class _Tells:
 
 
 def strategy_of(cell: Cell) -> str:
-    return where(cell, but=("device", "container", "workload", "page_cache"))
+    budget = budget_text(cell.expert_budget)
+    return f"{cell.strategy} ({budget})" if budget else cell.strategy
 
 
 def _name(cell: Cell) -> str:

@@ -139,10 +139,11 @@ def _sample_line(run: Run, sample: Sample) -> str:
     spread = " / ".join(scale.number(f(decode)) for f in _ORDERED) + f" {scale.symbol}" if decode else "no other token"
     hits = METRICS["expert_hit_rate"].per_sample
     share = hits(run, sample) if hits else None
+    first = sample.steps.time_s[0] if sample.steps.time_s else None
     return (
         f"prompt {sample.prompt + 1} repetition {sample.repetition + 1}: {len(sample.tokens)} tokens, first "
-        f"{units.text(sample.steps.time_s[0], 's') if sample.steps.time_s else units.ABSENT}, "
-        f"then least / median / most {spread}, waiting {units.text(sum(sample.steps.stall_s[1:]), 's')}, hits {units.text(share, 'share')}"
+        f"{units.text(first, 's')}, then least / median / most {spread}, waiting "
+        f"{units.text(sum(sample.steps.stall_s[1:]), 's')}, hits {units.text(share, 'share')}"
     )
 
 

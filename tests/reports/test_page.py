@@ -6,12 +6,12 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from reports.page import render, render_html
 
 from engine.protocol import Course, Passage
 from reports import charts
 from reports.database import ResultsDatabase
 from reports.errors import ReportError, UnknownSweepError
-from reports.page import render, render_html
 from reports.records import Conditions, RunStatus, Verdict
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7 * 7 }}\x1b[31m\u202e\ud800"

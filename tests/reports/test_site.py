@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from reports.page import render_html
 
 from reports.controllers import Controller
 from reports.database import ResultsDatabase
 from reports.errors import RecordError
 from reports.history import Recorded
-from reports.page import render_html
 from reports.site import KEPT_S, MOST_KEPT, REFRESH_S, Site
 from tests.reports.test_page import HOSTILE, Page
 
