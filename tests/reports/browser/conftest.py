@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -81,9 +81,10 @@ def opened(browser: Browser, usual: Watched, tmp_path: Path) -> Iterator[Opened]
     assert not unasked
 
 
-def findings(page: Page) -> list[str]:
-    """What axe-core finds that keeps people out, one line each."""
-    found = Axe().run(page).response["violations"]
+def findings(page: Page, only: Sequence[str] = ()) -> list[str]:
+    """What axe-core finds that keeps people out, one line each; by all its rules or `only` some."""
+    options = {"resultTypes": ["violations"], **({"runOnly": list(only)} if only else {})}
+    found = Axe().run(page, options=options).response["violations"]
     return [
         f"{each['impact']}: {each['id']}: {node['target']}: {node['failureSummary']}"
         for each in found
