@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote
 from reports import units
 from reports.controllers import Controller
 from reports.database import LATEST, ResultsDatabase
-from reports.errors import ReportError, UnknownSweepError
+from reports.errors import ReportError, SelectionError, UnknownSweepError
 from reports.history import Recorded
 from reports.pages import KINDS, Kind, page
 from reports.pages.layout import self_contained
@@ -79,7 +79,7 @@ class Site:
         """`path` as the browser sent it, without what follows a question mark; `still`: no refreshing."""
         try:
             found = self._found(path)
-        except UnknownSweepError as error:
+        except (UnknownSweepError, SelectionError) as error:
             return Answer.text(404, str(error))
         except ReportError as error:
             return Answer.text(503, str(error))

@@ -9,7 +9,7 @@ import pytest
 from reports.charts.heat import LEVELS, Curve, share_chart, value_map
 from reports.errors import ReportError
 from reports.experts import ExpertFacts, render, render_html
-from tests.reports.test_page import HOSTILE, Page
+from tests.reports.seen import HOSTILE, Page
 
 FACTS = ExpertFacts(
     name="m.emoe",
