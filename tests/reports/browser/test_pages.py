@@ -71,6 +71,7 @@ def test_every_link_leads_somewhere_and_opens_it(pages, opened, kind):
     anchor = link.get_attribute("href")
     link.click()
     expect(page.locator(f"details{anchor}")).to_have_attribute("open", "")
+    expect(page.locator(f"details{anchor} summary")).to_be_in_viewport()
     assert "Conditions: " in page.locator(anchor).inner_text()
 
 
