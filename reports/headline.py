@@ -49,22 +49,26 @@ def sentence(group: Group) -> str:
 
 def across_devices(groups: Sequence[Group]) -> str:
     """One sentence for one task on several devices: where it is fastest, and how far behind the slowest is."""
-    best = [(summary.median, group, row) for group in groups if (found := _fastest(group)) for summary, row in [found]]
+    limited = {group.device: [row for row in group.rows if not row.keeps_all_experts] for group in groups}
+    is_limited = any(limited.values())  # who keeps every expert in memory is compared where all do
+    rows = [(group, limited[group.device] if is_limited else group.rows) for group in groups]
+    best = [(*found, group) for group, of in rows if (found := _fastest(of)) is not None]
     if not best:
         return "No device generated a token after the first."
-    best.sort(key=lambda each: each[0])
-    time, group, row = best[0]
-    first = f"{group.device} is fastest: {units.text(time, 's')} a token with {row.name}"
+    best.sort(key=lambda each: each[0].median)
+    time, row, group = best[0]
+    less = any(row.keeps_all_experts for group in groups for row in group.rows) and is_limited
+    first = f"{'Of what does not keep all experts in memory, ' if less else ''}{group.device}"
+    told = f"{units.text(time.median, 's')} a token with {row.name}"
     if len(best) == 1:
-        return f"Only {first.replace(' is fastest', ' gave numbers')}."
-    slowest, last, other = best[-1]
-    return f"{first}. {last.device} takes {_times(slowest / time)} as long at its best, with {other.name}."
+        return f"{first} alone gave numbers: {told}."
+    slowest, other, last = best[-1]
+    times = _times(slowest.median / time.median)
+    return f"{first} is fastest: {told}. {last.device} takes {times} as long, with {other.name}."
 
 
-def _fastest(group: Group) -> tuple[Summary, Row] | None:
-    """The best that does not simply keep everything in memory, if there is one."""
-    limited = [row for row in group.rows if not row.keeps_all_experts]
-    timed = [(s, row) for row in limited or group.rows if (s := row.summaries["tpot_s"]) is not None and s.median > 0]
+def _fastest(rows: Sequence[Row]) -> tuple[Summary, Row] | None:
+    timed = [(summary, row) for row in rows if (summary := row.summaries["tpot_s"]) is not None and summary.median > 0]
     return min(timed, key=lambda each: (each[1].verdict is not Verdict.VALID, each[0].median), default=None)
 
 

@@ -33,7 +33,7 @@ class HeatCell:
     text: str
     beside: str = ""  # the speed-up, or the fault
     value: float | None = None  # by which it is sorted
-    level: int | None = None  # the faster, the darker; None: no number
+    level: int | None = None  # the faster, the stronger; None: no number
     anchor: str = ""  # of its raw samples
     is_suspect: bool = False
 

@@ -21,7 +21,8 @@ from reports.pages.strategies import common, in_plan_order
 from reports.records import Cell, Run, by_cell
 from reports.statistics import Summary, summarize_runs
 
-_MOST_TRENDS = 60  # that are drawn: what was found, what changed, then the others
+_MOST_FOUND = 60  # of one kind that are told: all of them are in the table
+_MOST_TRENDS = 40  # that are drawn: what was found, what changed, then the others
 _RAW_BYTES = 450_000
 _MOST_INTERVALS = 16  # in one chart
 _MOST_NAMED = 3  # in the first sentence
@@ -127,7 +128,10 @@ def nightly_page(
         night=night,
         baseline_sweep_id=baseline_sweep_id,
         outcome="good" if not night.exit_code else "bad" if night.exit_code in (1, 3, 4) else "warn",
-        findings=[(_TITLES[kind], len(found), tells.places(found)) for kind, found in by_kind.items() if found],
+        findings=[
+            (_TITLES[kind], len(found), tells.places(found[:_MOST_FOUND])) for kind, found in by_kind.items() if found
+        ],
+        most_found=_MOST_FOUND,
         acknowledged=tells.places(night.acknowledged),
         again=[tells.again(confirmation) for confirmation in night.confirmations],
         again_chart=_again_chart(night.confirmations),

@@ -76,11 +76,15 @@ def raw_samples(runs: Iterable[Run], budget_bytes: int = BUDGET_BYTES) -> Raw:
     for detail in Detail:
         if detail is Detail.STEPS and steps * 40 > budget_bytes:  # at least: no need to write it all to see that
             continue
-        cells = tuple(
-            _cell(anchors[key], f"{key[0]}, " if are_several else "", found, detail) for key, found in by_cell.items()
-        )
-        if detail is Detail.RUNS or sum(map(_size, cells)) <= budget_bytes:
-            return Raw(detail, cells, anchors)
+        cells: list[RawCell] = []
+        left = budget_bytes
+        for key, found in by_cell.items():
+            cells.append(_cell(anchors[key], f"{key[0]}, " if are_several else "", found, detail))
+            left -= _size(cells[-1])
+            if left < 0 and detail is not Detail.RUNS:
+                break
+        else:
+            return Raw(detail, tuple(cells), anchors)
     raise AssertionError("the last detail is taken in any case")
 
 

@@ -114,6 +114,9 @@
       const words = folded(this.search.value).split(/\s+/).filter(Boolean);
       const chosen = this.chosen;
       for (const item of this.roots) item.filter(chosen, words);
+      for (const link of document.querySelectorAll("nav a")) {
+        link.hidden = document.getElementById(link.hash.slice(1))?.hidden ?? false;
+      }
       const all = this.counted.length;
       const left = this.counted.filter((item) => item.isShown).length;
       const noun = this.noun === "entry" ? (all === 1 ? "entry" : "entries") : all === 1 ? "row" : "rows";
@@ -189,7 +192,7 @@
 
     read(state) {
       const mine = state.getAll("sort").map((text) => text.split(":")).find(([id]) => id === this.table.id);
-      const heading = this.headings[mine?.[1]];
+      const heading = this.headings.find((_, i) => String(i) === mine?.[1]);
       const direction = ["ascending", "descending"].find((known) => known === mine?.[2]);
       if (heading) this.sort(heading, direction);
       else if (this.headings.some((known) => known.hasAttribute("aria-sort"))) this.sort(this.headings[0]);

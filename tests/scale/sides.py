@@ -62,7 +62,7 @@ def side(
                             cell=cell,
                             emulated=pattern.emulated if d % 2 else (),
                             engine_sha256=f"{seed:064x}",
-                        )  # fmt: skip
+                        )
                     )
     planned = tuple((each.cell.key, each.block) for each in runs)
     at = (STARTED + timedelta(days=day)).isoformat()
@@ -228,7 +228,7 @@ def _past(trend: Trend, i: int, nights: int) -> Trend:
                 last.low * level,
                 last.high * level,
                 f"{n // 7:064x}",
-            )  # fmt: skip
+            )
         )
     environment = ((nights // 2, "kernel 6.6.31 → 6.6.62"),) if i % 70 == 0 else ()
     return replace(trend, points=(*points, last), changes=changes, environment=environment)

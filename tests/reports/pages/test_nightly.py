@@ -157,9 +157,21 @@ def test_a_night_of_many_cells_draws_what_matters_and_says_what_is_left(night, t
     cells = [replace(trend.cell, workload=f"w{i}") for i in range(40) for trend in night.trends[:2]]
     many = replace(night, trends=(*(replace(night.trends[0], cell=cell) for cell in cells), night.trends[0]))
     html = nightly_page(many, tonight)
-    assert html.count('class="band"') == 60
-    assert "21 other trends of this night are only in the table" in html
+    assert html.count('class="band"') == 40
+    assert "41 other trends of this night are only in the table" in html
     assert "edgemoe (10 experts) on pi4b-emulated<small>tiny-mixtral-int4 / dialogue" in html.split('id="trend-0"')[1]
+
+
+def test_of_many_findings_the_first_are_told_and_the_others_counted(night, tonight):
+    first = next(finding for finding in night.findings if finding.cell)
+    many = [replace(first, cell=replace(first.cell, workload=f"w{i}"), kind=Kind.INCONCLUSIVE) for i in range(100)]
+    page = nightly_page(replace(night, findings=(*night.findings, *many)), tonight)
+    listed = page.split('id="findings"')[1].split("</section>")[0]
+    undecided = sum(finding.kind is Kind.INCONCLUSIVE for finding in night.findings)
+    assert f'Inconclusive <span class="quiet">{100 + undecided}</span>' in listed
+    assert f"And {40 + undecided} more." in listed
+    assert re.findall(r"/ w(\d+) /", listed)[-1] == str(59 - undecided)
+    assert "more." not in nightly_page(night, tonight).split('id="findings"')[1].split("</section>")[0]
 
 
 def test_the_same_night_gives_the_same_bytes(html, night, tonight, before):
