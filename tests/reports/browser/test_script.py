@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from reports.pages import layout
-from tests.reports.browser.conftest import PHONE, Opened, findings
+from tests.reports.browser.conftest import Opened
 
 ROWS = {
     "first": (("pi4b", "edgemoe", "12.5"), ("pi4b", "naive-swap", "1 024"), ("pi4b", "full-load", None)),
@@ -310,9 +310,8 @@ def test_buttons_zoom_and_move_and_end_at_the_ends(zoomed):
     button("Later").click()
     assert view(zoomed) == (5000, 10_000)
     assert button("Later").is_disabled()
-    for _ in range(30):
-        if button("Zoom in").is_enabled():
-            button("Zoom in").click()
+    while button("Zoom in").is_enabled():
+        button("Zoom in").click()
     begin, end = view(zoomed)
     assert end - begin == 50 and begin >= 5000
     assert zoomed.locator(".controls .quiet").inner_text().endswith("of 10.00 ms")
@@ -392,17 +391,7 @@ def test_dragging_moves_the_view(zoomed):
     assert view(zoomed) == (pytest.approx(1500, abs=15), pytest.approx(6500, abs=15))
 
 
-# --- who uses it -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("html", [TABLES, timeline()], ids=["tables", "timeline"])
-def test_nobody_is_kept_out(opened, html):
-    page = opened(html)
-    assert not findings(page)
-    page.set_viewport_size(PHONE)
-    page.emulate_media(color_scheme="dark")
-    assert not findings(page)
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+# --- without it ------------------------------------------------------------------------------------------------------
 
 
 def test_without_the_script_all_is_there_to_be_read(opened):
