@@ -73,7 +73,8 @@ def compare(
       SWEEP              latest, a sweep's id or its beginning, or a matrix's name;
                          with ~N, the Nth sweep of its matrix before that
       PART:NAME,...      some of the latest sweep, where PART is device, strategy, container,
-                         workload, budget or cache; engine:SHA256 is of its newest sweep
+                         workload, budget or cache; engine:SHA256 and commit:HASH are of
+                         the newest sweep that they measured
       PART:NAME@SWEEP    some of that sweep
       RUN                the id of one run
 
@@ -91,6 +92,7 @@ def compare(
       edgemoe-farm compare strategy:naive-swap strategy:edgemoe --format latex
       edgemoe-farm compare strategy:edgemoe,device:pi5@latest~1 latest
       edgemoe-farm compare engine:3f2a91 engine:b07c42 --metric tpot_s --threshold 2%
+      edgemoe-farm compare commit:1a2b3c commit:4d5e6f --gate
       edgemoe-farm compare nightly~1 nightly --json | jq '.pairs[] | select(.verdict == "worse")'
     """
     every = dict(thresholds).get("")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import sys
@@ -21,8 +20,6 @@ from harness.errors import UsageError
 from harness.known_hosts import default_path
 from reports.connection import Patience, Place
 from reports.database import ResultsDatabase
-
-FARM_VERSION = importlib.metadata.version("edgemoe-farm")
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
