@@ -33,6 +33,7 @@ from reports.database import ResultsDatabase
 from reports.errors import BundleError, RecordError
 from reports.files import replacing
 from reports.merging import Entry, merge
+from reports.nightly import sweeps_behind
 from reports.records import Run, Sweep, run_from_json, run_to_json, sweep_from_json, sweep_to_json
 
 VERSION = 1
@@ -88,6 +89,11 @@ class Bundle:
         yield from self.runs
         yield from self.nights
 
+    @property
+    def subject(self) -> str:
+        """The sweep that its page is about: the last, and not what was measured again for it."""
+        return next((sweep.id for sweep in reversed(self.sweeps) if " (" not in sweep.name), self.sweeps[-1].id)
+
     def database(self) -> ResultsDatabase:
         """One in memory, for the thread that asks."""
         database = ResultsDatabase.open(":memory:")
@@ -96,12 +102,17 @@ class Bundle:
 
 
 def write(database: ResultsDatabase, names: Iterable[str], output: Path, farm_version: str) -> Manifest:
-    """Writes the sweeps of those names (see ResultsDatabase.sweep) with all their runs. Raises ReportError."""
+    """Writes the sweeps of those names (see ResultsDatabase.sweep) with all their runs. Raises ReportError.
+
+    A night brings the sweeps of which its page tells: the baseline's, and what was measured again.
+    """
     chosen = {sweep.id: sweep for sweep in map(database.sweep, names)}
+    judged = [night for night in map(database.night, chosen) if night is not None]
+    chosen |= {sweep.id: sweep for night in judged for sweep in sweeps_behind(database, night)}
     sweeps = sorted(chosen.values(), key=lambda sweep: (sweep.started_at, sweep.id))
     runs = [run for sweep in sweeps for run in database.runs(sweep_id=sweep.id)]
     nights: dict[str, NightRecord] = {}
-    for night in filter(None, (database.night(sweep.id) for sweep in sweeps)):
+    for night in sorted(judged, key=lambda night: (night.at, night.sweep_id)):
         for each in (*database.nights(name=night.name, before=night, last=EARLIER_NIGHTS), night):
             nights[each.sweep_id] = each
     manifest = Manifest.of(farm_version, sweeps, runs)

@@ -30,10 +30,7 @@ class Row:
 
     @property
     def budget(self) -> str:
-        """As people write it; empty where the strategy's default was asked for."""
-        if self.expert_budget.isdecimal():
-            return units.text(int(self.expert_budget), "bytes")
-        return "" if self.expert_budget == "default" else self.expert_budget.replace("-", " ")
+        return budget_text(self.expert_budget)
 
     @property
     def name(self) -> str:
@@ -69,6 +66,13 @@ class Group:
     @property
     def emulated(self) -> tuple[str, ...]:
         return emulated_conditions(chain.from_iterable(row.runs for row in self.rows))
+
+
+def budget_text(expert_budget: str) -> str:
+    """As people write it; empty where the strategy's default was asked for."""
+    if expert_budget.isdecimal():
+        return units.text(int(expert_budget), "bytes")
+    return "" if expert_budget == "default" else expert_budget.replace("-", " ")
 
 
 def emulated_conditions(runs: Iterable[Run]) -> tuple[str, ...]:

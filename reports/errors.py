@@ -6,7 +6,7 @@ ReportError               one line for a person, naming the run, file or key and
 │   └── OutageError       its server was away for longer than one waits                            1
 ├── UnknownSweepError     no sweep, or more than one, answers to that id                           2
 ├── BundleError           a bundle is damaged, or is none                                          2
-└── SelectionError        a selector names no part of a sweep, or one that is not there            2
+└── SelectionError        what was asked for is no part of a sweep, or not there                   2
 """
 
 from __future__ import annotations

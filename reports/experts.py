@@ -11,9 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reports import units
+from reports.charts.heat import (
+    PLOT_WIDTH,
+    WIDTH,
+    Curve,
+    Grid,
+    HeatMap,
+    ShareChart,
+    category_map,
+    share_chart,
+    value_map,
+)
 from reports.files import replacing
-from reports.heat import PLOT_WIDTH, WIDTH, Curve, Grid, HeatMap, ShareChart, category_map, share_chart, value_map
-from reports.page import self_contained
+from reports.pages.layout import self_contained
 
 _SHADES = {"int2": 0, "int3": 1, "int4": 3, "int8": 5, "fp16": 6, "bf16": 6, "fp32": 7}  # fewer bits, paler
 _ORDER = tuple(_SHADES)

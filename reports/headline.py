@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from reports import units
 from reports.comparison import Group, Row
 from reports.records import Verdict
-from reports.statistics import Ratio
+from reports.statistics import Ratio, Summary
 
 
 def headline(groups: Sequence[Group]) -> str:
@@ -45,6 +45,31 @@ def sentence(group: Group) -> str:
     if row.speed_up is None:
         return f"{place}, {row.name} cannot be compared with {group.baseline}: {row.no_speed_up}."
     return f"{place}, {row.name} {_speed(row.speed_up, group.baseline)}{_memory(group, row)}."
+
+
+def across_devices(groups: Sequence[Group]) -> str:
+    """One sentence for one task on several devices: where it is fastest, and how far behind the slowest is."""
+    limited = {group.device: [row for row in group.rows if not row.keeps_all_experts] for group in groups}
+    is_limited = any(limited.values())  # who keeps every expert in memory is compared where all do
+    rows = [(group, limited[group.device] if is_limited else group.rows) for group in groups]
+    best = [(*found, group) for group, of in rows if (found := _fastest(of)) is not None]
+    if not best:
+        return "No device generated a token after the first."
+    best.sort(key=lambda each: each[0].median)
+    time, row, group = best[0]
+    less = any(row.keeps_all_experts for group in groups for row in group.rows) and is_limited
+    first = f"{'Of what does not keep all experts in memory, ' if less else ''}{group.device}"
+    told = f"{units.text(time.median, 's')} a token with {row.name}"
+    if len(best) == 1:
+        return f"{first} alone gave numbers: {told}."
+    slowest, other, last = best[-1]
+    times = _times(slowest.median / time.median)
+    return f"{first} is fastest: {told}. {last.device} takes {times} as long, with {other.name}."
+
+
+def _fastest(rows: Sequence[Row]) -> tuple[Summary, Row] | None:
+    timed = [(summary, row) for row in rows if (summary := row.summaries["tpot_s"]) is not None and summary.median > 0]
+    return min(timed, key=lambda each: (each[1].verdict is not Verdict.VALID, each[0].median), default=None)
 
 
 def subject(group: Group) -> Row | None:

@@ -150,11 +150,21 @@ class Night:
 
 
 def with_history(night: Night, earlier: Sequence[Night]) -> Night:
-    """`night` with the points of the nights before it, the oldest first, in its trends."""
+    """`night` with the points of the nights before it, the oldest first, in its trends.
+
+    Where some of those are not there any more, changes among them are left out.
+    """
     known = {trend.series: list[TrendPoint]() for trend in night.trends}
     for before in earlier:
         for trend in before.trends:
             if trend.series in known:
                 known[trend.series] += trend.points[-1:]
-    trends = tuple(replace(trend, points=(*known[trend.series], *trend.points[-1:])) for trend in night.trends)
-    return replace(night, trends=trends)
+    return replace(night, trends=tuple(_longer(trend, known[trend.series]) for trend in night.trends))
+
+
+def _longer(trend: Trend, before: Sequence[TrendPoint]) -> Trend:
+    points = (*before, *trend.points[-1:])
+    there = range(len(points))
+    changes = tuple(change for change in trend.changes if change.index in there)
+    environment = tuple((index, what) for index, what in trend.environment if index in there)
+    return replace(trend, points=points, changes=changes, environment=environment)

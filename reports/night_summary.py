@@ -12,7 +12,7 @@ from reports.judgement import Mark
 from reports.night import Finding, Kind, Night
 from reports.records import Cell
 
-_TITLES = {
+TITLES = {
     Kind.REGRESSION: "Regressions",
     Kind.MISSING: "Missing results",
     Kind.INFRASTRUCTURE: "Infrastructure",
@@ -30,7 +30,7 @@ _NO_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 def headline(night: Night) -> str:
     """One line: how the night ended."""
-    parts = [f"{n} {title.lower()}" for kind, title in _TITLES.items() if (n := len(_of(night.findings, kind)))]
+    parts = [f"{n} {title.lower()}" for kind, title in TITLES.items() if (n := len(_of(night.findings, kind)))]
     if night.acknowledged:
         parts.append(f"{len(night.acknowledged)} acknowledged")
     against = f" against {night.baseline}" if night.baseline else ""
@@ -40,7 +40,7 @@ def headline(night: Night) -> str:
 def markdown(night: Night) -> str:
     """For a job's summary, a chat or a mail."""
     lines = [f"## {units.markdown(headline(night))}", ""]
-    for kind, title in _TITLES.items():
+    for kind, title in TITLES.items():
         lines += _section(title, _of(night.findings, kind))
     lines += _section("Acknowledged", night.acknowledged)
     if night.confirmations:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from reports.baselines import Acknowledgement
+from reports.baselines import Acknowledgement, NightRecord
 from reports.confirmation import Suspicion, decide, paired_ratios
 from reports.database import ResultsDatabase
+from reports.errors import UnknownSweepError
 from reports.gate import Limits, Measured, describe, findings_of, hard_findings, suspects
 from reports.judgement import ACCURACY, GATED, Comparison, Mark
 from reports.night import Confirmation, Finding, Kind, Night, Trend, exit_code, with_history
-from reports.records import Run, by_cell
+from reports.records import Run, Sweep, by_cell
 from reports.trends import NIGHTS, recent_worsening
 
 ROUNDS = 3
@@ -30,14 +32,25 @@ class Context:
     acknowledgements: Sequence[Acknowledgement] = ()
 
 
-def load_night(database: ResultsDatabase, sweep_id: str) -> Night | None:
-    """As it was judged, its trends with the points of the nights before it; None where that sweep was no night's."""
-    record = database.night(sweep_id)
-    if record is None:
-        return None
+def load_night(database: ResultsDatabase, record: NightRecord) -> Night:
+    """As it was judged, its trends with the points of the nights before it."""
     earlier = database.nights(name=record.name, before=record, last=NIGHTS)
     before = [Night.from_json(other.record, trends_only=True) for other in earlier]
     return with_history(Night.from_json(record.record), before)
+
+
+def sweeps_behind(database: ResultsDatabase, record: NightRecord) -> list[Sweep]:
+    """Those of which a night tells beside its own, as far as they are still there: the baseline's, and what was
+    measured again."""
+    confirmations = Night.from_json(record.record).confirmations
+    wanted = dict.fromkeys((record.baseline_sweep_id, *(c.sweep_id for c in confirmations)))
+    found = []
+    for sweep_id in wanted:
+        if sweep_id and sweep_id != record.sweep_id:
+            with contextlib.suppress(UnknownSweepError):
+                sweep = database.sweep(sweep_id)
+                found += [sweep] if sweep.id == sweep_id else []
+    return found
 
 
 def without_baseline(name: str, candidate: Measured, trends: tuple[Trend, ...], hint: str, at: str) -> Night:

@@ -9,7 +9,7 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from urllib.parse import quote, unquote
@@ -17,9 +17,10 @@ from urllib.parse import quote, unquote
 from reports import units
 from reports.controllers import Controller
 from reports.database import LATEST, ResultsDatabase
-from reports.errors import ReportError, UnknownSweepError
+from reports.errors import ReportError, SelectionError, UnknownSweepError
 from reports.history import Recorded
-from reports.page import render_html, self_contained
+from reports.pages import KINDS, Kind, page
+from reports.pages.layout import self_contained
 from reports.records import Sweep
 
 REFRESH_S = 10  # of a page while its sweep is measured
@@ -59,10 +60,6 @@ class Entry:
         return self.state == "running"
 
 
-def page_of(database: ResultsDatabase, sweep: Sweep) -> str:
-    return render_html(sweep, database.runs(sweep_id=sweep.id))
-
-
 class Site:
     """Safe to share between threads. `is_at_work` says whether a controller lives."""
 
@@ -71,18 +68,18 @@ class Site:
         database: ResultsDatabase,
         is_at_work: Callable[[Controller], bool],
         *,
-        page: Callable[[ResultsDatabase, Sweep], str] = page_of,
+        page: Callable[[ResultsDatabase, Sequence[str], Kind], str] = page,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database, self._is_at_work, self._page, self._clock = database, is_at_work, page, clock
         self._rendering = threading.Lock()  # one page at a time, and none twice
-        self._kept: OrderedDict[str, tuple[Recorded, float, Answer]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, Kind], tuple[Recorded, float, Answer]] = OrderedDict()
 
     def answer(self, path: str, *, still: bool = False) -> Answer:
         """`path` as the browser sent it, without what follows a question mark; `still`: no refreshing."""
         try:
             found = self._found(path)
-        except UnknownSweepError as error:
+        except (UnknownSweepError, SelectionError) as error:
             return Answer.text(404, str(error))
         except ReportError as error:
             return Answer.text(503, str(error))
@@ -97,13 +94,16 @@ class Site:
         if path == "/":
             return self._index(controllers)
         first, _, name = path.removeprefix("/").partition("/")
-        name = unquote(name, errors="replace")
+        name, *kinds = (unquote(part, errors="replace") for part in name.split("/"))
+        kind = next((known for known in KINDS if [known] == kinds), None) if kinds else "auto"
+        if kind is None:
+            return None
         if first != "sweep" or not (0 < len(name) <= _MOST_CHARACTERS and name.isprintable()):
             return None
         sweep = self._database.sweep(name)
         controller = controllers.get(sweep.id)
         is_running = controller is not None and self._is_at_work(controller)
-        return self._sweep(sweep), is_running or name == LATEST
+        return self._sweep(sweep, kind), is_running or name == LATEST
 
     def _index(self, controllers: Mapping[str, Controller]) -> tuple[Answer, bool]:
         recorded = self._database.recorded()
@@ -113,9 +113,8 @@ class Site:
             for sweep in sweeps[: -MOST_SWEEPS - 1 : -1]
         ]
         html = self_contained(
-            "index.html.j2", entries=entries, are_older=len(sweeps) > MOST_SWEEPS, moment=units.moment,
-            refresh_s=REFRESH_S,
-        )  # fmt: skip
+            "index.html.j2", entries=entries, are_older=len(sweeps) > MOST_SWEEPS, refresh_s=REFRESH_S
+        )
         return Answer(200, html.encode()), any(entry.is_running for entry in entries)
 
     def _entry(self, sweep: Sweep, recorded: Recorded, controller: Controller | None) -> Entry:
@@ -125,13 +124,13 @@ class Site:
             state = "complete" if recorded.cells >= len(sweep.planned) else "incomplete"
         return Entry(sweep, f"/sweep/{quote(sweep.id, safe='')}", recorded, state)
 
-    def _sweep(self, sweep: Sweep) -> Answer:
+    def _sweep(self, sweep: Sweep, kind: Kind) -> Answer:
         recorded = self._database.recorded(sweep.id).get(sweep.id, Recorded(0, 0, ""))
         with self._rendering:
-            kept = self._kept.pop(sweep.id, None)
+            kept = self._kept.pop((sweep.id, kind), None)
             if kept is None or kept[0] != recorded or self._clock() - kept[1] > KEPT_S:
-                kept = recorded, self._clock(), Answer(200, self._page(self._database, sweep).encode())
-            self._kept[sweep.id] = kept
+                kept = recorded, self._clock(), Answer(200, self._page(self._database, [sweep.id], kind).encode())
+            self._kept[sweep.id, kind] = kept
             if len(self._kept) > MOST_KEPT:
                 self._kept.popitem(last=False)
         return kept[2]

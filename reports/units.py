@@ -78,6 +78,8 @@ def interval(low: float, high: float) -> str:
 
 def plain(value: str) -> str:
     """Text from a stranger, fit to be shown: what is invisible, or turns or breaks the line, becomes U+FFFD."""
+    if value.isprintable():  # nearly all text, and fast
+        return value
     return "".join(c if c in "\n\t" or unicodedata.category(c) not in _INVISIBLE else "\ufffd" for c in value)
 
 

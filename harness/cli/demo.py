@@ -18,7 +18,7 @@ from harness.errors import UsageError
 from harness.matrix import parse_matrix
 from harness.presence import at_work
 from harness.trust import trust
-from reports.page import render
+from reports.pages import render
 
 _SHIPPED = Path(harness.demo.__file__).parent
 _KINDS = ("bible", "novel", "sotu")  # of text, for the profile
@@ -134,7 +134,7 @@ def _measure(start: float, output: Path, work: Path, quick: bool, backend: str) 
         _say(start, f"measuring {len(plan.measurements)} runs on {len(inventory.devices)} devices")
         with at_work(database, sweep.id) as presence:
             code = measure(sweep, plan, database, presence, known_hosts=known_hosts, cache=work / "cache")
-        render(database, sweep.id, output / "report.html")
+        render(database, [sweep.id], output / "report.html")
     return code
 
 

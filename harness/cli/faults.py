@@ -21,7 +21,7 @@ from harness.presence import at_work
 from harness.transport.scripted import WHAT_HAPPENS, FaultKind, FaultScript, declare
 from reports.database import ResultsDatabase
 from reports.metrics import METRICS
-from reports.page import render
+from reports.pages import render
 from reports.records import Run, RunStatus, Sweep, last_attempts
 
 HEALTHY = "healthy"
@@ -67,7 +67,7 @@ def demonstrate(output: Path, work: Path) -> bool:
         hosts = work / "known_hosts"
         with at_work(database, sweep.id) as presence:
             measure(sweep, plan, database, presence, known_hosts=hosts, cache=work / "cache", summary=False)
-        render(database, sweep.id, output / "report.html")
+        render(database, [sweep.id], output / "report.html")
         return _show(sweep, database)
 
 

@@ -54,7 +54,7 @@ from reports.night import Night
 from reports.night_summary import headline, junit, markdown, payload
 from reports.nightly import Context, judge_night, without_baseline
 from reports.noise import noise_before
-from reports.page import render
+from reports.pages import render
 from reports.records import Run, Sweep
 from reports.trends import NIGHTS, trends
 
@@ -167,7 +167,7 @@ class _NightRun:
         )
         self._database.add_night(record)
         folder = night_folder(self._config, night.sweep_id)
-        page = render(self._database, night.sweep_id, folder / "report.html")
+        page = render(self._database, [night.sweep_id], folder / "report.html", "nightly")
         contents = {
             "summary.md": markdown(night).encode(),
             "junit.xml": junit(night),

@@ -22,29 +22,48 @@ from reports.controllers import Controller
 from reports.database import LATEST
 from reports.export import FORMATS, export
 from reports.history import Endings
-from reports.page import render
+from reports.pages import KINDS, Kind, render
 from reports.records import RunStatus, Sweep, Verdict, last_attempts, run_to_json
 
 
 @click.command()
-@click.argument("run", metavar="RUN", default=LATEST)
+@click.argument("runs", metavar="[RUN]...", nargs=-1)
 @click.option("-o", "--output", type=click.Path(path_type=Path), default="report.html", show_default=True,
               help="The page to write.")  # fmt: skip
+@click.option("--kind", type=click.Choice(KINDS), default="auto", show_default=True,
+              help="What the page is for.")  # fmt: skip
 @results_option
-def report(run: str, output: Path, results_place: str) -> None:
-    """Write the page of RUN: the id of a sweep, the beginning of it, `latest`, or a bundle's file (of its last sweep).
+def report(runs: tuple[str, ...], output: Path, kind: Kind, results_place: str) -> None:
+    """Write the page of RUN: a sweep's id, the beginning of it, `latest`, or a bundle's file. Several have one page.
 
-    The page is one file without any reference outside itself: mail it, archive it, print it.
+    \b
+    --kind:
+      nightly      what changed against the baseline, where, and since when, of a sweep that `nightly` judged
+      devices      what runs where, how fast and in how much memory
+      strategies   strategies side by side on each device
+      auto         nightly for such a sweep, devices where those outnumber the strategies, else strategies
+
+    The page is one file without any reference outside itself: mail it, archive it, print it. Every number in it leads
+    to its raw samples, conditions, verdict and command.
 
     \b
     Examples:
       edgemoe-farm report latest -o page.html
-      edgemoe-farm report 20261123-2215 -o page.html
+      edgemoe-farm report 20261123-2215 --kind strategies -o page.html
+      edgemoe-farm report pi-sweep jetson-sweep --kind devices -o devices.html
       edgemoe-farm report night.bundle -o page.html
     """
-    with bundle.read(Path(run)).database() if is_bundle(Path(run)) else open_results(results_place) as database:
-        wanted = database.sweeps(last=1)[0].id if is_bundle(Path(run)) else run
-        click.echo(f"report: {render(database, wanted, output)}")
+    bundles = [Path(run) for run in runs if is_bundle(Path(run))]
+    if bundles and len(runs) > 1:
+        raise UsageError(f"report: {bundles[0]} is a bundle, which has a page of its own: give it alone")
+    if bundles:
+        found = bundle.read(bundles[0])
+        with found.database() as database:
+            page = render(database, [found.subject], output, kind)
+    else:
+        with open_results(results_place) as database:
+            page = render(database, runs or (LATEST,), output, kind)
+    click.echo(f"report: {page}")
 
 
 @click.group()

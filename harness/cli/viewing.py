@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from engine.container import Container
     from engine.experts.profile import PathProfile
     from engine.offline.trace import Trace
+    from reports.charts.heat import Grid
     from reports.experts import ExpertFacts
-    from reports.heat import Grid
 
 _MOST_LAYERS_OF_A_PATH = 3  # that are drawn, besides all
 

@@ -16,7 +16,8 @@ from reports.baselines import NightRecord
 from reports.database import ResultsDatabase
 from reports.errors import BundleError, UnknownSweepError
 from reports.merging import merge
-from reports.page import render
+from reports.night import Confirmation, Night
+from reports.pages import page, render
 
 ROOT = Path(__file__).parents[2]
 AT = "2026-11-{day:02d}T03:00:00+00:00"
@@ -30,6 +31,11 @@ def database(make, tmp_path):
         for run in runs:
             database.add_run(run)
         yield database
+
+
+def night_record(sweep_id, name, at, baseline=None, **changes):
+    night = Night(sweep_id, name, at, 0, **changes)
+    return NightRecord(sweep_id, name, baseline, at, 0, night.to_json())
 
 
 @pytest.fixture
@@ -62,9 +68,28 @@ def test_a_night_comes_with_those_before_it(database, path, make, tmp_path):
         (23, sweep.id, "demo"),
         (24, "later", "demo"),
     ):
-        database.add_night(NightRecord(sweep_id, name, None, AT.format(day=day), 0, "{}"))
+        database.add_night(night_record(sweep_id, name, AT.format(day=day)))
     bundle.write(database, [sweep.id], path, "0.1.0")
     assert [night.sweep_id for night in bundle.read(path).nights] == ["first", sweep.id]
+
+
+def test_a_night_brings_the_sweeps_of_which_its_page_tells(database, path, make, tmp_path):
+    """So that its page is the same elsewhere: baseline, and what was measured again."""
+    sweep = database.sweep("latest")
+    for at, sweep_id, name in ((20, "before", "demo"), (24, "again", "demo (confirmation)"), (25, "other", "demo")):
+        runs = [replace(run, id=f"{sweep_id}-{run.id}", sweep_id=sweep_id) for run in make.runs(blocks=1, tokens=8)]
+        database.add_sweep(make.sweep(runs, id=sweep_id, name=name, started_at=AT.format(day=at)))
+        for run in runs:
+            database.add_run(run)
+    again = Confirmation(make.cell(), "tpot_s", 1.1, 1.05, 1.15, True, "again", "confirmed")
+    database.add_night(night_record(sweep.id, "demo", AT.format(day=25), "before", confirmations=(again,)))
+    bundle.write(database, [sweep.id], path, "0.1.0")
+    found = bundle.read(path)
+    assert found.manifest.sweeps == ("before", sweep.id, "again")
+    assert found.subject == sweep.id
+    with found.database() as elsewhere:
+        assert page(elsewhere, [found.subject]) == page(database, [sweep.id])
+    assert 'href="#raw-17"' in page(database, [sweep.id])  # the samples of what was measured again
 
 
 def test_the_same_records_are_the_same_bytes(database, path, tmp_path):
@@ -85,9 +110,9 @@ _RENDER = """
 import sys
 from pathlib import Path
 from reports import bundle
-from reports.page import render
+from reports.pages import render
 with bundle.read(Path(sys.argv[1])).database() as database:
-    render(database, "latest", Path(sys.argv[2]))
+    render(database, ["latest"], Path(sys.argv[2]))
 import reports
 print(reports.__file__)
 """
@@ -95,7 +120,7 @@ print(reports.__file__)
 
 def test_another_checkout_renders_the_same_bytes(database, path, tmp_path):
     """In another place, language and time zone, with another seed of hashes."""
-    render(database, "latest", tmp_path / "here.html")
+    render(database, ["latest"], tmp_path / "here.html")
     there = tmp_path / "another checkout"
     there.mkdir()
     for package in ("reports", "engine"):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from reports.charts.heat import LEVELS, Curve, share_chart, value_map
 from reports.errors import ReportError
 from reports.experts import ExpertFacts, render, render_html
-from reports.heat import LEVELS, Curve, share_chart, value_map
-from tests.reports.test_page import HOSTILE, Page
+from tests.reports.seen import HOSTILE, Page
 
 FACTS = ExpertFacts(
     name="m.emoe",

@@ -51,6 +51,12 @@ def test_the_points_of_the_nights_before_are_kept_by_those_nights(night):
     assert with_history(night, [bare]) == full
 
 
+def test_changes_among_nights_that_are_gone_are_left_out(night):
+    late = replace(night.trends[0], changes=(ChangePoint(3, 0.1, 0.2, 0.005),), environment=((2, "kernel"), (0, "os")))
+    (alone,) = with_history(replace(night, trends=(late,)), []).trends
+    assert (alone.changes, alone.environment) == ((), ((0, "os"),))
+
+
 def test_another_container_of_the_same_name_is_another_line(night):
     trend = night.trends[0]
     before = replace(night, trends=(replace(trend, cell=replace(trend.cell, container_sha256="c1" * 32)),))

@@ -10,9 +10,9 @@ from reports.controllers import Controller
 from reports.database import ResultsDatabase
 from reports.errors import RecordError
 from reports.history import Recorded
-from reports.page import render_html
+from reports.pages import page
 from reports.site import KEPT_S, MOST_KEPT, REFRESH_S, Site
-from tests.reports.test_page import HOSTILE, Page
+from tests.reports.seen import HOSTILE, Page
 
 
 @pytest.fixture
@@ -29,9 +29,10 @@ class Rendered:
         self.site = Site(database, is_at_work, page=self.page, clock=lambda: self.now)
         self.answer = self.site.answer
 
-    def page(self, database, sweep):
-        self.pages.append(sweep.id)
-        return f"<p>{len(database.runs(sweep_id=sweep.id))} of {sweep.id}"
+    def page(self, database, sweeps, kind):
+        (sweep,) = sweeps
+        self.pages.append(sweep)
+        return f"<p>{len(database.runs(sweep_id=sweep))} of {sweep}, {kind}"
 
 
 def test_an_empty_database_has_a_page_and_no_sweep(database) -> None:
@@ -47,10 +48,15 @@ def test_a_page_is_the_one_that_report_writes(database, make) -> None:
         database.add_run(run)
     site = Site(database, lambda controller: True)
     answer = site.answer(f"/sweep/{sweep.id}")
-    assert answer.body.decode() == render_html(sweep, runs)
+    assert answer.body.decode() == page(database, [sweep.id])
     assert answer.status == 200 and answer.refresh_s is None
     index = Page(site.answer("/").body.decode())
-    assert {a["href"] for a in index.all("a")} == {"/sweep/latest", f"/sweep/{sweep.id}"}
+    its = {f"/sweep/{sweep.id}{kind}" for kind in ("", "/strategies", "/devices")}
+    assert {a["href"] for a in index.all("a")} == {"/sweep/latest", *its}
+    for kind in ("strategies", "devices"):
+        body = site.answer(f"/sweep/{sweep.id}/{kind}").body.decode()
+        assert body == page(database, [sweep.id], kind)
+    assert site.answer(f"/sweep/{sweep.id}/nightly").status == 404
     assert "6 / 6" in index.words and "complete" in index.words
 
 
@@ -103,7 +109,8 @@ def test_what_is_measured_now_comes_again_unless_it_shall_stand_still(database, 
 @pytest.mark.parametrize(
     "path",
     ["/sweep", "/sweep/", "/sweep/..%2f..%2fetc%2fpasswd", "/../farm.db", "/farm.db", "//sweep/latest", "/sweep/%00",
-     "/sweep/" + "9" * 101, "/sweep/%ff%fe", "", "/sweep/latest/more"],
+     "/sweep/" + "9" * 101, "/sweep/%ff%fe", "", "/sweep/latest/more",
+     "/sweep/latest/devices/more", "/sweep/latest/"],
 )  # fmt: skip
 def test_nothing_else_is_there(database, make, path) -> None:
     database.add_sweep(make.sweep([make.run()]))
@@ -115,15 +122,16 @@ def test_hostile_names_stay_text(database, make) -> None:
     run = make.run()
     database.add_sweep(replace(make.sweep([run], id='x"><i>/?#%'), name=HOSTILE.replace("\ud800", "")))
     page = Page(Site(database, lambda controller: True).answer("/").body.decode())
-    assert not {tag for tag, _ in page.elements} & {"script", "img", "i"}
-    (link,) = (a["href"] for a in page.all("a") if a["href"] != "/sweep/latest")
-    assert Site(database, lambda controller: True).answer(link).status == 200
+    assert not {tag for tag, _ in page.elements} & {"img", "i"}
+    links = [a["href"] for a in page.all("a") if a["href"] != "/sweep/latest"]
+    assert len(links) == 3
+    assert {Site(database, lambda controller: True).answer(link).status for link in links} == {200}
 
 
 def test_what_cannot_be_shown_is_one_line(database, make) -> None:
     database.add_sweep(make.sweep([make.run()]))
 
-    def page(database, sweep):
+    def page(database, sweeps, kind):
         raise RecordError("run x is \x1b damaged: restore the database")
 
     answer = Site(database, lambda controller: True, page=page).answer("/sweep/latest")

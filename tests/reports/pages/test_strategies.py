@@ -1,126 +1,43 @@
-import base64
-import hashlib
 import math
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
 
 from engine.protocol import Course, Passage
-from reports import charts
-from reports.database import ResultsDatabase
-from reports.errors import ReportError, UnknownSweepError
-from reports.page import render, render_html
-from reports.records import Conditions, RunStatus, Verdict
-
-HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7 * 7 }}\x1b[31m\u202e\ud800"
+from reports.gate import Measured
+from reports.pages.strategies import strategies_page
+from reports.records import Conditions, Fault, RunStatus, Verdict
+from tests.reports.seen import HOSTILE, Page
+from tests.scale.sides import complete
 
 
-class Page(HTMLParser):
-    """What a browser would see: elements with their attributes, and text."""
-
-    VOID = frozenset(("meta", "line", "rect", "path", "br", "img", "link", "circle"))
-
-    def __init__(self, html):
-        super().__init__()
-        self.elements, self.text, self.open, self.styles = [], [], [], []
-        self.feed(html)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        (self.styles if self.open[-1:] == ["style"] else self.text).append(data)
-
-    @property
-    def words(self):
-        return " ".join(" ".join(self.text).split())
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.elements if name == tag]
+def html_of(sweep, runs):
+    return strategies_page([Measured.of(sweep, runs)])
 
 
 def page_of(make, runs, **changes):
-    return Page(render_html(make.sweep(runs, **changes), runs))
-
-
-def test_the_page_is_written_whole_from_the_database(tmp_path, make):
-    runs = make.runs()
-    with ResultsDatabase.open(tmp_path / "results.sqlite") as database:
-        database.add_sweep(make.sweep(runs))
-        for run in runs:
-            database.add_run(run)
-        page = render(database, "latest", tmp_path / "page.html")
-        assert page.read_text() == render_html(make.sweep(runs), runs)
-        with pytest.raises(UnknownSweepError):
-            render(database, "1999", tmp_path / "page.html")
-        with pytest.raises(ReportError, match="cannot write"):
-            render(database, "latest", tmp_path / "nowhere" / "page.html")
+    return Page(html_of(make.sweep(runs, **changes), runs))
 
 
 def test_the_same_records_give_the_same_bytes_in_any_order(make):
     runs = [*make.runs(), make.failed(device="pi3b")]
-    assert render_html(make.sweep(runs), runs) == render_html(make.sweep(runs), runs[::-1])
-
-
-def test_the_page_needs_nothing_but_itself_and_its_policy_allows_nothing_else(make):
-    html = render_html(make.sweep(make.runs()), make.runs())
-    page = Page(html)
-    (style,) = page.styles
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    (policy,) = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
-    assert policy == f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    assert not {tag for tag, _ in page.elements} & {"script", "link", "img", "iframe", "object", "form", "base"}
-    for _, attributes in page.elements:
-        assert not {"style", "src", "srcset"} & attributes.keys()
-        assert not any(name.startswith("on") for name in attributes)
-        assert attributes.get("href", "#").startswith("#")
-    assert "url(" not in style and "@import" not in style
-
-
-def test_hostile_text_stays_text_everywhere(make):
-    name = "<script>alert(1)<\\script>\"'&"  # a key has no "/"
-    cell = make.cell(device=name, container=name, strategy=name, expert_budget=name, workload=name, page_cache=name)
-    facts = replace(
-        make.facts(), **dict.fromkeys(("hostname", "machine", "kernel", "os", "model", "cpu", "boot_id"), HOSTILE)
-    )
-    bad = {"cell": cell, "emulated": (HOSTILE,), "command": HOSTILE, "engine_sha256": HOSTILE, "farm_version": HOSTILE}
-    good = make.run(facts=facts, **bad)
-    good = replace(good, load=replace(good.load, strategy={HOSTILE: HOSTILE}, reader=HOSTILE, warnings=(HOSTILE,)))
-    failed = replace(make.failed(reason=HOSTILE, log_tail=HOSTILE, block=1), **bad)
-    sweep = make.sweep([good, failed], name=HOSTILE, matrix_toml=HOSTILE, baseline=HOSTILE, farm_version=HOSTILE)
-    sweep = replace(sweep, planned=(*sweep.planned, (HOSTILE, 3)))
-    html = render_html(sweep, [good, failed])
-    page = Page(html)
-    benign = Page(render_html(make.sweep(make.runs()), make.runs()))
-    assert {tag for tag, _ in page.elements} <= {tag for tag, _ in benign.elements} | {"details", "summary", "pre"}
-    assert "alert(1)" in page.words and "{{ 7 * 7 }}" in page.words
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202e\ud800-\udfff]", html)
+    assert html_of(make.sweep(runs), runs) == html_of(make.sweep(runs), runs[::-1])
 
 
 def test_every_number_from_emulated_conditions_is_marked(make):
     runs = make.runs(devices=("pi4b-emulated",))
-    html = render_html(make.sweep(runs), runs)
-    for place in ('class="lede"', '<h2 id="comparison', "<caption>", "<article"):
+    html = html_of(make.sweep(runs), runs)
+    for place in ('class="lede"', '<h2 id="comparison', "<caption", "<article"):
         (line,) = re.findall(f"{place}.*?(?:</p>|</h2>|</caption>|</h3>)", html, re.DOTALL)
         assert ">emulated</span>" in line
     captions = re.findall('<figcaption>(?!<span class="dot).*?</figcaption>', html)
-    assert len(captions) == 3 and all(">emulated</span>" in caption for caption in captions)
+    assert len(captions) == 7 and all(">emulated</span>" in caption for caption in captions)
+    assert all(">emulated</span>" in heading for heading in re.findall("<h3>Time of.*?</h3>", html))
     summaries = re.findall('<details class="raw".*?</summary>', html, re.DOTALL)
     assert len(summaries) == 3 and all(">emulated</span>" in summary for summary in summaries)
     real = [replace(run, emulated=()) for run in runs]
-    assert ">emulated</span>" not in render_html(make.sweep(real), real)
+    assert ">emulated</span>" not in html_of(make.sweep(real), real)
 
 
 def test_every_number_leads_to_its_raw_samples(make):
@@ -136,11 +53,10 @@ def test_every_number_leads_to_its_raw_samples(make):
 
 def test_ids_are_unique_and_charts_are_named(make):
     page = page_of(make, make.runs())
-    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
-    assert len(ids) == len(set(ids))
+    assert len(page.ids) == len(set(page.ids))
     drawings = page.all("svg")
-    assert len(drawings) == 2 * (3 + 3)
-    assert all(set(svg["aria-labelledby"].split()) <= set(ids) and svg["role"] == "img" for svg in drawings)
+    assert len(drawings) == 2 * (7 + 3)
+    assert all(set(svg["aria-labelledby"].split()) <= set(page.ids) and svg["role"] == "img" for svg in drawings)
 
 
 def test_what_failed_is_missing_or_doubtful_is_told_with_its_reason(make):
@@ -150,13 +66,17 @@ def test_what_failed_is_missing_or_doubtful_is_told_with_its_reason(make):
     lost = [
         make.failed(RunStatus.OUT_OF_MEMORY, "needs 171 MiB", device="pi3b", block=b, log_tail="Killed") for b in (0, 1)
     ]
+    lost += [make.failed(RunStatus.UNREACHABLE, "no answer", device="orin", fault=Fault.LINK_LOST)]
     sweep = make.sweep(runs + lost)
     sweep = replace(sweep, planned=(*sweep.planned, ("orin/m/edgemoe/default/w/cold", 0)))
-    words = Page(render_html(sweep, runs + lost)).words
-    assert "9 planned 6 measured 2 out of memory 1 suspect 1 invalid 1 missing" in words
+    words = Page(html_of(sweep, runs + lost)).words
+    assert "10 planned 6 measured 2 out of memory 1 unreachable 1 suspect 1 invalid 1 missing" in words
     assert "suspect pi4b-emulated / tiny-mixtral-int4 / full-load / default / dialogue / cold" in words
     assert "throttled: cool the board" in words and "the clock jumped" in words
-    assert re.search("out of memory pi3b / .{1,80} blocks 1, 2 needs 171 MiB End of the engine's log Killed", words)
+    assert re.search(
+        "out of memory pi3b / .{1,80} blocks 1, 2 needs 171 MiB Command on the device .* End .* log Killed", words
+    )
+    assert re.search("unreachable orin / .{1,80} block 1; fault: link lost no answer", words)
     assert re.search("missing orin / m / .{1,80} block 1 no record: the sweep was interrupted", words)
 
 
@@ -186,7 +106,7 @@ def test_a_fact_that_changed_within_the_sweep_is_seen(make):
 def test_a_page_stands_with_few_and_with_many_tokens(make, tokens, prompts, repetitions):
     runs = make.runs(devices=("pi4b-emulated",), blocks=1, tokens=tokens, prompts=prompts, repetitions=repetitions)
     page = page_of(make, runs)
-    assert len(page.all("svg")) == (1 if tokens == 1 else 6)
+    assert len(page.all("svg")) == (2 if tokens == 1 else 10)
     assert all(path["d"].count("L") <= 322 for path in page.all("path"))
     assert "nan" not in " ".join(path["d"] for path in page.all("path"))
 
@@ -197,24 +117,6 @@ def test_one_outlier_does_not_flatten_the_others(make):
     steps = replace(sample.steps, time_s=(*sample.steps.time_s[:-1], 60.0))
     runs[0] = replace(runs[0], samples=(*runs[0].samples[:-1], replace(sample, steps=steps)))
     assert "1 step lies above the axis" in page_of(make, runs).words
-
-
-@pytest.mark.parametrize(
-    ("top", "ticks"),
-    [
-        (100, [0, 20, 40, 60, 80, 100]),
-        (7.3, [0, 2, 4, 6, 8]),
-        (0.031, [0, 0.01, 0.02, 0.03, 0.04]),
-        (1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
-    ],
-)
-def test_ticks_are_round_and_hold_the_top(top, ticks):
-    assert charts.nice_ticks(top) == pytest.approx(ticks)
-
-
-@pytest.mark.parametrize("nothing", [0.0, float("nan"), float("inf")])
-def test_an_axis_without_values_still_exists(nothing):
-    assert charts.nice_ticks(nothing) == [0.0, 1.0]
 
 
 def test_what_a_lossy_strategy_loses_stands_beside_its_speed(make):
@@ -239,9 +141,7 @@ def test_what_a_lossy_strategy_loses_stands_beside_its_speed(make):
     assert "Different answers" not in page.words
     page = page_of(make, [exact, rough])
     assert "loss not measured" in page.words
-    labels = {cell.get("data-label") for cell in page_of(make, make.runs()).all("td")}
-    assert "First token, ms" in labels or "First token, s" in labels
-    assert "Perplexity, " not in labels
+    assert "Perplexity" not in page_of(make, make.runs()).words.split("How to read the numbers")[0]
 
 
 def test_each_run_shows_its_conditions(make):
@@ -257,5 +157,37 @@ def test_each_run_shows_its_conditions(make):
         "by cgroup-v2", "40 readings", "Conditions: not recorded", "Energy per token",
     ):  # fmt: skip
         assert words in page.words
-    assert not [tag for tag, _ in page.elements if tag == "script"]
+    assert HOSTILE.split("\x1b")[0].split("/")[0] in page.words
     assert "Energy per token" not in page_of(make, [make.run()]).words.split("How to read the numbers")[0]
+
+
+def test_what_a_token_consists_of_and_what_loading_did_is_shown_where_it_was_seen(make):
+    runs = [complete(run) for run in make.runs(devices=("pi4b-emulated",), blocks=1)]
+    page = page_of(make, runs)
+    for title in ("Where a token's time goes", "Memory over time", "Hit rate by layer", "Distribution over tokens"):
+        assert title in page.words
+    timelines = [figure for figure in page.all("figure") if figure.get("class") == "timeline"]
+    assert len(timelines) == 3 and all("data-zoom" in figure for figure in timelines)
+    kinds = {path["class"] for path in page.all("path") if path.get("class", "").startswith("span ")}
+    assert {"span attention", "span experts", "span head"} <= kinds
+    assert kinds & {"span demanded", "span preloaded"}
+    assert re.search(r"compute attention: layer \d+, at [\d.]+ ms, [\d.]+ ms", page.words)
+    bare = page_of(make, make.runs(devices=("pi4b-emulated",), blocks=1))
+    assert "Hit rate by layer" not in bare.words and not [f for f in bare.all("figure") if "data-zoom" in f]
+
+
+def test_several_sweeps_share_a_page_and_say_which_they_are(make):
+    first = make.runs(devices=("pi4b-emulated",), blocks=1)
+    second = [replace(run, sweep_id="later", id=f"later-{run.id}") for run in first]
+    sides = [Measured.of(make.sweep(first), first), Measured.of(make.sweep(second, id="later", name="again"), second)]
+    page = Page(strategies_page(sides))
+    assert "demo, again" in page.words and "again, later" in page.words
+    assert len(page.ids) == len(set(page.ids))
+    assert {a["href"] for a in page.all("a") if a["href"].startswith("#raw")} == {f"#raw-{i}" for i in range(6)}
+
+
+def test_sorting_goes_by_values_and_not_by_their_text(make):
+    page = page_of(make, make.runs())
+    values = [cell["data-value"] for cell in page.all("td") if "data-value" in cell]
+    assert len(values) == 6 * 7 and all(math.isfinite(float(value)) for value in values)
+    assert {heading["data-sort"] for heading in page.all("th") if "data-sort" in heading} == {"text", "number"}

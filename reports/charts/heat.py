@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from reports import units
-from reports.charts import Tick, nice_ticks
+from reports.charts.axes import Tick, nice_ticks
 
 WIDTH = 720.0  # of a map's canvas
 LEVELS = 8  # of shade in page.css, from 0; what is unknown has none
