@@ -333,15 +333,19 @@ def _engine(point: TrendPoint) -> str:
     return f"engine {point.engine_sha256[:_ENGINE]}" if point.engine_sha256 else "engine without a hash"
 
 
+def _software(point: TrendPoint) -> str:
+    return f"{_engine(point)} of farm {point.farm_version}" if point.farm_version else _engine(point)
+
+
 def _since(trend: Trend) -> str:
     """Since when it is so, as far as the nights tell."""
     if not trend.changes:
         return f"no change point in {counted(len(trend.points), 'night')}" if len(trend.points) > 1 else ""
     index = trend.changes[-1].index
     point, before = trend.points[index], trend.points[max(0, index - 1)]
-    engines = _engine(point)
+    engines = _software(point)
     if before.engine_sha256 != point.engine_sha256:
-        engines += f", before that {before.engine_sha256[:_ENGINE]}"
+        engines += f", before that {_software(before)}"
     beside = "; ".join(what for at, what in trend.environment if at == index)
     return f"since the night of {point.started_at[:10]}, sweep {point.sweep_id}, {engines}" + (
         f"; that night changed, too: {beside}" if beside else ""

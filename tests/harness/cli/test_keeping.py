@@ -13,6 +13,7 @@ import pytest
 from reports.baselines import Baseline, NightRecord
 from reports.database import ResultsDatabase
 from reports.night import Night
+from reports.schema import REVISION
 from tests.harness.cli.test_farm import farm, refused
 from tests.reports.conftest import run, sweep
 
@@ -122,5 +123,5 @@ def test_migrate_says_what_it_did(folder: Path) -> None:
     assert "as it was before: old.db.revision-1.bak" in farm("results", "migrate", "--results", "old.db").stdout
     assert "the newest" in farm("results", "migrate", "--results", "old.db").stdout
     told = json.loads(farm("results", "migrate", "--results", "old.db", "--json").stdout)
-    assert told == {"database": "old.db", "before": 2, "after": 2, "backup": None}
+    assert told == {"database": "old.db", "before": REVISION, "after": REVISION, "backup": None}
     assert ids("old.db") == ["20261123-221500-3f2a"]
