@@ -289,7 +289,7 @@ def _value(summary: Summary | None, metric: str) -> Change:
 
 
 def _fact(judged: Judged) -> Change:
-    text = "same answer" if (judged.metric, judged.mark) == (ANSWER, Mark.UNCHANGED) else label_of(judged.metric)
+    text = "" if judged.metric == RESULT else "same answer" if judged.mark is Mark.UNCHANGED else label_of(ANSWER)
     return Change(text, (judged.reason,) if judged.reason else (), None, judged.mark.value)
 
 

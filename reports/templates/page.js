@@ -479,4 +479,15 @@
     const link = event.target.closest?.('a[href^="#"]');
     if (link && link.hash === location.hash) reveal(link.hash); // no change of the address tells it
   });
+
+  // --- what is not in view -----------------------------------------------------------------------------------------
+
+  /** page.css leaves it out while the page opens; then it comes piece by piece, for whoever takes a picture of it all. */
+  const whenIdle = globalThis.requestIdleCallback ?? ((act) => setTimeout(act, 50));
+  const unseen = [...document.querySelectorAll("main > section")];
+  function layOut() {
+    unseen.shift()?.classList.add("laid-out");
+    if (unseen.length) whenIdle(layOut);
+  }
+  addEventListener("load", () => whenIdle(layOut));
 })();
