@@ -22,12 +22,12 @@ import os
 import struct
 import sys
 import zlib
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, BinaryIO, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, Type, Union
 
 import numpy as np
 
+from engine.dataclass import dataclass
 from engine.errors import ContainerError
 from engine.files import replacing
 from engine.quantize import (

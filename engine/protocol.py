@@ -25,9 +25,10 @@ import enum
 import functools
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Dict, FrozenSet, Optional, Tuple, Type, TypeVar, Union, get_type_hints
 
+from engine.dataclass import dataclass
 from engine.errors import ProtocolError
 
 VERSION = 1

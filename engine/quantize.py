@@ -25,11 +25,11 @@ Rows are padded to 32, the last group's columns to a whole one.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
+from engine.dataclass import dataclass
 from engine.errors import ContainerError
 
 FLOATS: Dict[str, np.dtype] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2"), "bf16": np.dtype("<u2")}

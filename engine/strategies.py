@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Dict, Optional
 
+from engine.dataclass import dataclass
 from engine.errors import RequestError
 from engine.protocol import ExpertBudget
 

@@ -15,7 +15,7 @@ from harness.transport import Transport
 
 OLDEST_PYTHON = (3, 8)
 CANDIDATES = ("python3", *(f"python3.{minor}" for minor in range(14, 7, -1)))
-PROBE_DEADLINE_S = 60.0  # importing numpy from a slow SD card takes seconds
+PROBE_DEADLINE_S = 120.0  # importing numpy takes seconds from a slow SD card, and a minute where much else goes on
 SELFTEST_DEADLINE_S = 600.0  # 200 small decodings: ten seconds here, minutes on a Pi 3
 ARITHMETIC_DEADLINE_S = 300.0  # the non-experts come from that card, too
 

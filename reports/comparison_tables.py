@@ -80,17 +80,19 @@ def as_csv(comparison: Comparison) -> str:
 
 
 def as_markdown(comparison: Comparison) -> str:
-    lines = [
-        f"**{_markdown(comparison.candidate)}** against **{_markdown(comparison.baseline)}**: {totals(comparison)}"
-    ]
+    sides = (f"**{units.markdown(name)}**" for name in (comparison.candidate, comparison.baseline))
+    lines = [f"{' against '.join(sides)}: {totals(comparison)}"]
     lines += ["", f"| {' | '.join(HEADINGS)} |", "|" + "---|" * 3 + "---:|" * 4 + "---|---|"]
-    lines += [f"| {' | '.join(map(_markdown, cells(judged)))} |" for judged in comparison.judged]
+    lines += [f"| {' | '.join(map(units.markdown, cells(judged)))} |" for judged in comparison.judged]
     if comparison.incomparable:
         lines += ["", "Not comparable:", ""]
-        lines += [f"- {_markdown(cell)}: {_markdown(reason)}" for cell, reason in comparison.incomparable]
+        lines += [f"- {units.markdown(cell)}: {units.markdown(reason)}" for cell, reason in comparison.incomparable]
     if comparison.environment:
         lines += ["", "Different, too:", ""]
-        lines += [f"- {_markdown(what)}: {_markdown(a)} → {_markdown(b)}" for what, a, b in comparison.environment]
+        lines += [
+            f"- {units.markdown(what)}: {units.markdown(a)} → {units.markdown(b)}"
+            for what, a, b in comparison.environment
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -163,12 +165,6 @@ def _interval(low: float, high: float) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(units.plain(text).split())
-
-
-def _markdown(text: str) -> str:
-    for character in "\\`*_[]<>|&":
-        text = text.replace(character, f"\\{character}")
-    return _one_line(text)
 
 
 def _latex(text: str) -> str:

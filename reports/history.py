@@ -50,6 +50,19 @@ class HistoryRows(Transactions):
         newest = sa.select(table.sweep_id).order_by(table.started_at.desc(), table.id.desc()).limit(1)
         return [(each, self._rows("engines", newest.where(table.engine_sha256 == each))[0][0]) for each in found]
 
+    def commits(self, beginning: str) -> list[tuple[str, str]]:
+        """(commit, the newest sweep's id) of the farm's commits that begin so, at most two."""
+        table = schema.sweeps.c
+        version = table.record.contains(f"+g{beginning}", autoescape=True)
+        query = sa.select(table.record).where(version).order_by(table.started_at.desc(), table.id.desc())
+        found: dict[str, str] = {}
+        for (record,) in self._rows("sweeps", query):
+            sweep = sweep_from_json(parsed(record))
+            commit = sweep.farm_version.partition("+g")[2].partition(".")[0]
+            if commit.startswith(beginning):
+                found.setdefault(commit, sweep.id)
+        return list(found.items())[:2]
+
     def engines_of(self, sweep_id: str, status: RunStatus | None = None) -> set[str]:
         """SHA-256 of those that measured a sweep, of its runs of `status`; no record is read for that."""
         query = sa.select(schema.runs.c.engine_sha256).where(schema.runs.c.sweep_id == sweep_id).distinct()

@@ -72,6 +72,7 @@ class TrendPoint:
     high: float
     engine_sha256: str
     environment: tuple[tuple[str, str], ...] = ()  # facts of the device of which a change explains much
+    farm_version: str = ""
 
 
 @dataclass(frozen=True)

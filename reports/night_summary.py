@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
+from reports import units
 from reports.judgement import Mark
 from reports.night import Finding, Kind, Night
 from reports.records import Cell
 
-_TITLES = {
+TITLES = {
     Kind.REGRESSION: "Regressions",
     Kind.MISSING: "Missing results",
     Kind.INFRASTRUCTURE: "Infrastructure",
@@ -29,7 +30,7 @@ _NO_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 def headline(night: Night) -> str:
     """One line: how the night ended."""
-    parts = [f"{n} {title.lower()}" for kind, title in _TITLES.items() if (n := len(_of(night.findings, kind)))]
+    parts = [f"{n} {title.lower()}" for kind, title in TITLES.items() if (n := len(_of(night.findings, kind)))]
     if night.acknowledged:
         parts.append(f"{len(night.acknowledged)} acknowledged")
     against = f" against {night.baseline}" if night.baseline else ""
@@ -38,14 +39,16 @@ def headline(night: Night) -> str:
 
 def markdown(night: Night) -> str:
     """For a job's summary, a chat or a mail."""
-    lines = [f"## {_plain(headline(night))}", ""]
-    for kind, title in _TITLES.items():
+    lines = [f"## {units.markdown(headline(night))}", ""]
+    for kind, title in TITLES.items():
         lines += _section(title, _of(night.findings, kind))
     lines += _section("Acknowledged", night.acknowledged)
     if night.confirmations:
         lines += ["### Measured again", "", "| cell | metric | result |", "|---|---|---|"]
         rows = night.confirmations[:_MOST_SHOWN]
-        lines += [f"| {_code(c.cell.key)} | {_plain(c.metric)} | {_plain(c.note)} |" for c in rows] + [""]
+        lines += [f"| {_code(c.cell.key)} | {units.markdown(c.metric)} | {units.markdown(c.note)} |" for c in rows] + [
+            ""
+        ]
     if night.comparison is not None:
         better = [j for j in night.comparison.judged if j.mark is Mark.BETTER]
         if better:
@@ -53,7 +56,10 @@ def markdown(night: Night) -> str:
         if night.comparison.environment:
             lines += ["### Differences of environment", ""]
             changes = night.comparison.environment[:_MOST_SHOWN]
-            lines += [f"- {_plain(what)}: {_plain(before)} → {_plain(after)}" for what, before, after in changes] + [""]
+            lines += [
+                f"- {units.markdown(what)}: {units.markdown(before)} → {units.markdown(after)}"
+                for what, before, after in changes
+            ] + [""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -126,17 +132,11 @@ def _section(title: str, findings: Sequence[Finding]) -> list[str]:
     lines = [f"### {title}", ""]
     for finding in findings[:_MOST_SHOWN]:
         where = f"{_code(finding.cell.key)}: " if finding.cell else ""
-        metric = f"{_plain(finding.metric)}: " if finding.metric else ""
-        lines.append(f"- {where}{metric}{_plain(finding.reason)}")
+        metric = f"{units.markdown(finding.metric)}: " if finding.metric else ""
+        lines.append(f"- {where}{metric}{units.markdown(finding.reason)}")
     if len(findings) > _MOST_SHOWN:
         lines.append(f"- and {len(findings) - _MOST_SHOWN} more")
     return [*lines, ""]
-
-
-def _plain(text: str) -> str:
-    """Text from devices stays text: one line, nothing of it Markdown or HTML."""
-    line = "".join(c if c.isprintable() else " " for c in text)
-    return re.sub(r"([\\`*_{}\[\]<>#|!~&@])", r"\\\1", line)
 
 
 def _code(text: str) -> str:

@@ -208,7 +208,7 @@ class Sweep:
     baseline: str  # the strategy against which the others are compared
     planned: tuple[tuple[str, int], ...]  # (cell key, block) of everything that was to be measured
     started_at: str
-    farm_version: str
+    farm_version: str  # 0.1.0, with its commit where it ran from a checkout: 0.1.0+g3f2a91c04b7e
     matrix_folder: str = ""  # on the controller: where the matrix's relative paths start, for `run --resume`
     engines: tuple[str, ...] = ()  # of each of `planned`, where several take turns; empty: the one that the farm has
 

@@ -3,7 +3,8 @@
     SWEEP                        latest, a sweep's id or the beginning of it, or a matrix's name for its latest sweep;
                                  ~N after it goes back N sweeps of the same matrix: latest~1, nightly~7
     PART:NAME[,PART:NAME...]     some of the latest sweep: device, strategy, container, workload, budget or cache;
-                                 engine:SHA256, or its beginning, is of the newest sweep that it measured
+                                 engine:SHA256, or its beginning, is of the newest sweep that it measured, and
+                                 commit:HASH of the newest that a checkout of the farm at that commit measured
     PART:NAME...@SWEEP           some of that sweep
     RUN                          one run's id
 
@@ -13,6 +14,7 @@ A part that only one side names holds for both. Where both name another device, 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from reports.database import LATEST, ResultsDatabase
@@ -29,9 +31,11 @@ PARTS = {
     "budget": "expert_budget",
     "cache": "page_cache",
 }
-ENGINE = "engine"
+ENGINE, COMMIT = "engine", "commit"  # which choose the sweep, too
+_FIELDS = PARTS | {ENGINE: "engine_sha256", COMMIT: COMMIT}
+_A = {ENGINE: "an engine", COMMIT: "a commit"}
 _COLUMNS = ("device", "strategy", "container", "workload", "engine_sha256")  # that the database searches by
-_FILTERS = re.compile(rf"({'|'.join((*PARTS, ENGINE))}):")
+_FILTERS = re.compile(rf"({'|'.join(_FIELDS)}):")
 
 
 @dataclass(frozen=True)
@@ -84,27 +88,31 @@ def _resolve(database: ResultsDatabase, text: str) -> Selection:
     wanted = {}
     for word in filters.split(","):
         part, _, value = word.partition(":")
-        if part not in (*PARTS, ENGINE) or not value:
-            known = ", ".join((*PARTS, ENGINE))
+        if part not in _FIELDS or not value:
+            known = ", ".join(_FIELDS)
             raise SelectionError(f"{text!r}: {word!r} is no part: write PART:NAME, where PART is one of {known}")
-        field = PARTS.get(part, "engine_sha256")
+        field = _FIELDS[part]
         if field in wanted:
             raise SelectionError(f"{text!r} names two of {part}: compare them as two sides")
         wanted[field] = value
     newest = LATEST
     if "engine_sha256" in wanted:
-        wanted["engine_sha256"], newest = _engine(database, wanted["engine_sha256"])
+        wanted["engine_sha256"], newest = _only(ENGINE, wanted["engine_sha256"], database.engines)
+    if COMMIT in wanted:
+        if at or "engine_sha256" in wanted:
+            raise SelectionError(f"{text!r}: a commit has its newest sweep: name no other sweep or engine beside it")
+        _, newest = _only(COMMIT, wanted.pop(COMMIT), database.commits)
     return Selection(database.sweep(sweep_name if at else newest), wanted)
 
 
-def _engine(database: ResultsDatabase, beginning: str) -> tuple[str, str]:
-    """(its SHA-256, the newest sweep that it measured)."""
-    found = database.engines(beginning)
+def _only(part: str, beginning: str, find: Callable[[str], list[tuple[str, str]]]) -> tuple[str, str]:
+    """(the hash that begins so, the newest sweep that it measured)."""
+    found = find(beginning)
     if not found:
-        raise SelectionError(f"engine:{beginning}: nothing was measured by such an engine: see `results show --json`")
+        raise SelectionError(f"{part}:{beginning}: nothing was measured by such {_A[part]}: see `results show --json`")
     if len(found) > 1:
-        hashes = " and ".join(sha256[:16] for sha256, _ in found)
-        raise SelectionError(f"engine:{beginning} begins more than one, {hashes} among them: give more of it")
+        hashes = " and ".join(name[:16] for name, _ in found)
+        raise SelectionError(f"{part}:{beginning} begins more than one, {hashes} among them: give more of it")
     return found[0]
 
 

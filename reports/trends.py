@@ -33,7 +33,7 @@ def trends(candidate: Measured, metrics: Iterable[str], earlier: Sequence[Night]
                 continue
             point = TrendPoint(
                 candidate.sweep.id, candidate.sweep.started_at, summary.median, summary.low_quartile,
-                summary.high_quartile, valid[0].engine_sha256, _environment(valid[0]),
+                summary.high_quartile, valid[0].engine_sha256, _environment(valid[0]), valid[0].farm_version,
             )  # fmt: skip
             trend = Trend(valid[0].cell, metric, (point,))
             points = (*past.get(trend.series, ()), point)

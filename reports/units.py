@@ -6,6 +6,7 @@ Everywhere else values are in SI base units, bytes and shares; they become text 
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -80,6 +81,12 @@ def plain(value: str) -> str:
     if value.isprintable():  # nearly all text, and fast
         return value
     return "".join(c if c in "\n\t" or unicodedata.category(c) not in _INVISIBLE else "\ufffd" for c in value)
+
+
+def markdown(value: str) -> str:
+    """A stranger's text in one line of Markdown, where it stays text: no mark-up, HTML, link or mention."""
+    line = "".join(c if c.isprintable() else " " for c in value)
+    return re.sub(r"([\\`*_{}\[\]<>#|!~&@])", r"\\\1", line)
 
 
 def inert(value: Any) -> Any:

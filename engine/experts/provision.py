@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Callable, Dict, Optional
 
 from engine.container import Container, ExpertKey, Record
+from engine.dataclass import dataclass
 from engine.errors import RequestError
 from engine.experts.buffer import ExpertBuffer
 from engine.experts.eviction import policy_named

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
 from engine.container import Container
+from engine.dataclass import dataclass
 from engine.errors import ContainerError, RequestError
 from engine.kernels import Kernels, NativeKernels
 from engine.kernels.native import DecoderLayer, TokenMemory

@@ -10,12 +10,12 @@ none is ever beyond.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
 from engine.container import Container
+from engine.dataclass import dataclass
 from engine.errors import ContainerError, RequestError
 from engine.kernels import Kernels
 from engine.models.interface import Experts, Observer, check_tokens

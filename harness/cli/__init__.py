@@ -9,8 +9,9 @@ import click
 
 from device_inventory import InventoryError
 from engine.errors import ContainerError, EngineError, RequestError
-from harness.cli.options import CONTEXT, EXIT_CODES, FARM_VERSION, printable
+from harness.cli.options import CONTEXT, EXIT_CODES, printable
 from harness.errors import FarmError
+from harness.version import RELEASE
 from reports.errors import ReportError
 
 # Which file has a command: it is imported when it is called, so that none waits for what another one needs.
@@ -70,7 +71,7 @@ def exit_code(error: Exception) -> int:
 
 
 @click.group(cls=_Farm, context_settings=CONTEXT, epilog=EXIT_CODES)
-@click.version_option(FARM_VERSION, prog_name="edgemoe-farm")
+@click.version_option(RELEASE, prog_name="edgemoe-farm")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(debug: bool) -> None:
     """Runs Mixture-of-Experts models on edge devices over SSH, strategy against strategy, and reports what is gained.

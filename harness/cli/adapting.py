@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from harness.cli.options import PAIRS_HELP, json_option, print_json
+from harness.cli.bar import progress_bar
+from harness.cli.options import PAIRS_HELP, json_option, print_json, read_text
 from harness.errors import UsageError
 
 
@@ -78,7 +79,6 @@ def adapt(
     from engine.offline.importer import is_container
     from engine.offline.passages import cut, passages_of, read_pairs
     from engine.offline.tokenizer import Tokenizer
-    from harness.cli.model import progress_bar, read_text
 
     if to.is_file() and not is_container(to):
         raise UsageError(f"{to}: is not a container; choose another name")

@@ -12,7 +12,8 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from engine.protocol import BACKENDS, ExpertBudget
 from engine.strategies import strategy_named
-from harness.cli.options import Budget, json_option, print_json
+from harness.cli.bar import progress_bar
+from harness.cli.options import Budget, json_option, print_json, read_text
 from harness.errors import UsageError
 
 
@@ -105,7 +106,6 @@ def kernels(rows: int, columns: int, batch: int, rounds: int, threads: int, as_j
       edgemoe-farm bench kernels --rows 3584 --columns 1024
     """
     from engine.offline.kernel_benchmarks import bench_kernels
-    from harness.cli.model import progress_bar
 
     with threadpool_limits(threads), progress_bar("formats") as progress:
         found = bench_kernels(rows, columns, batch, rounds=rounds, threads=threads, progress=progress)
@@ -144,7 +144,6 @@ def storage(path: Path, block_bytes: int | None, rounds: int, seconds: float, as
     from engine.container import Container
     from engine.offline.importer import is_container
     from engine.offline.storage_benchmarks import bench_storage
-    from harness.cli.model import progress_bar
 
     if block_bytes is None:
         known = path.is_file() and is_container(path)
@@ -197,7 +196,6 @@ def decode(
     from engine.experts.profile import PathProfile
     from engine.offline.kernel_benchmarks import bench_decode
     from engine.offline.tokenizer import Tokenizer
-    from harness.cli.model import progress_bar, read_text
 
     tokens = (
         tuple(range(3, 35)) if text is None else Tokenizer.from_container(str(container)).encode(read_text(text))[:32]
@@ -240,7 +238,6 @@ def start(container: Path, strategy: str, backend: str, warm: bool, rounds: int,
     """
     from engine.container import Container
     from engine.offline.start_benchmark import bench_start
-    from harness.cli.model import progress_bar
 
     Container.open(str(container))
     strategy_named(strategy)
@@ -275,7 +272,6 @@ def _compare(
     from engine.experts.profile import PathProfile
     from engine.offline.benchmarks import Candidate, compare, summarise
     from engine.offline.tokenizer import Tokenizer
-    from harness.cli.model import progress_bar, read_text
 
     parsed = [Candidate.parse(candidate) for candidate in candidates]
     try:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.cli.options import json_option, open_results, printable, results_option
+from harness.cli.options import MetricShare, json_option, open_results, printable, results_option
 from reports.comparison_tables import FORMATS, HEADINGS, cells, totals
 from reports.judgement import GATED, THRESHOLD, Comparison, Mark, compare_sides, exit_code
 from reports.metrics import METRICS
@@ -38,28 +37,12 @@ Exit codes with --gate:
 """
 
 
-class _Threshold(click.ParamType[tuple[str, float]]):
-    name = "[METRIC=]SHARE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
-        if isinstance(value, tuple):
-            return value
-        metric, _, text = value.rpartition("=")
-        try:
-            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        except ValueError:
-            share = -1.0
-        if (metric and metric not in METRICS) or not 0 <= share <= 10:
-            self.fail(f"{value!r}: write a share such as 0.05 or 5%, or METRIC=SHARE such as tpot_s=0.05", param, ctx)
-        return metric, share
-
-
 @click.command(epilog=_GATE_CODES)
 @click.argument("baseline", metavar="A", default="latest~1")
 @click.argument("candidate", metavar="B", default="latest")
 @click.option("--metric", "names", multiple=True, type=click.Choice(tuple(METRICS)), metavar="NAME",
               help=f"What to compare, as often as wanted.  [default: {', '.join(GATED)}]")  # fmt: skip
-@click.option("--threshold", "thresholds", multiple=True, type=_Threshold(),
+@click.option("--threshold", "thresholds", multiple=True, type=MetricShare(METRICS),
               help="The change that matters: of all metrics, or of one.  [default: "
               + ", ".join(f"{name}={share}" for name, share in GATED.items()) + f", others {THRESHOLD}]")  # fmt: skip
 @click.option("--gate", is_flag=True, help="Tell by the exit code whether B is worse than A.")
@@ -90,7 +73,8 @@ def compare(
       SWEEP              latest, a sweep's id or its beginning, or a matrix's name;
                          with ~N, the Nth sweep of its matrix before that
       PART:NAME,...      some of the latest sweep, where PART is device, strategy, container,
-                         workload, budget or cache; engine:SHA256 is of its newest sweep
+                         workload, budget or cache; engine:SHA256 and commit:HASH are of
+                         the newest sweep that they measured
       PART:NAME@SWEEP    some of that sweep
       RUN                the id of one run
 
@@ -108,6 +92,7 @@ def compare(
       edgemoe-farm compare strategy:naive-swap strategy:edgemoe --format latex
       edgemoe-farm compare strategy:edgemoe,device:pi5@latest~1 latest
       edgemoe-farm compare engine:3f2a91 engine:b07c42 --metric tpot_s --threshold 2%
+      edgemoe-farm compare commit:1a2b3c commit:4d5e6f --gate
       edgemoe-farm compare nightly~1 nightly --json | jq '.pairs[] | select(.verdict == "worse")'
     """
     every = dict(thresholds).get("")

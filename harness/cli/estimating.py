@@ -21,6 +21,7 @@ from engine.errors import EngineError
 from engine.experts.profile import PathProfile
 from engine.protocol import BACKENDS, ArithmeticTimes, ExpertBudget, RunRequest, StorageRates
 from engine.strategies import STRATEGIES, strategy_named
+from harness.cli.bar import progress_bar
 from harness.cli.options import (
     Budget,
     cache_folder,
@@ -30,6 +31,7 @@ from harness.cli.options import (
     load_inventory,
     print_json,
     printable,
+    read_text,
 )
 from harness.deploy import ENGINE_SOURCE
 from harness.errors import DeviceError, UsageError
@@ -223,8 +225,6 @@ def _demand(container: Container, trace_file: Path | None, text: Path | None, pr
     if trace_file is not None:
         return Demand(Trace.load(str(trace_file)), f"replayed from {trace_file}")
     if text is not None:
-        from harness.cli.model import progress_bar, read_text
-
         tokens = Tokenizer.from_container(container.path).encode(read_text(text))[:_TEXT_TOKENS]
         with progress_bar("windows") as progress:
             return Demand(record_trace(container, tokens, progress=progress), f"traced on {text}")

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from engine.protocol import ExpertBudget, to_json
-from harness.cli.options import PAIRS_HELP, Budget, json_option, print_json
+from harness.cli.bar import progress_bar
+from harness.cli.options import PAIRS_HELP, Budget, json_option, print_json, read_text
 from harness.errors import UsageError
 
 
@@ -60,7 +61,6 @@ def evaluate_command(
     from engine.offline.passages import passages_of, read_pairs, rouge_2
     from engine.offline.perplexity import evaluate, evaluate_passages
     from engine.offline.tokenizer import Tokenizer
-    from harness.cli.model import progress_bar, read_text
 
     if (text is None) == (pairs is None):
         raise UsageError("give either a text (--text) or pairs (--pairs)")
@@ -139,7 +139,6 @@ def profile(container: Path, texts: tuple[Path, ...], to: Path, context: int, mo
     from engine.offline.activations import profile_texts
     from engine.offline.model import counting_model
     from engine.offline.tokenizer import Tokenizer
-    from harness.cli.model import progress_bar, read_text
 
     contents = [read_text(path) for path in texts + more]
     partial = to.with_name(to.name + ".partial")

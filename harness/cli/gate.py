@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.cli.nightly import GATE_EXIT_CODES
-from harness.cli.options import Duration, json_option, open_results, print_json, printable, results_option
+from harness.cli.options import Duration, MetricShare, json_option, open_results, print_json, printable, results_option
 from harness.engines import EngineStore, engines_folder
 from harness.errors import UsageError
 from harness.nightly import read_nightly
@@ -28,27 +28,14 @@ from reports.records import RunStatus, Sweep
 _METRICS = (*GATED, ANSWER, RESULT)
 
 
-class _Limit(click.ParamType[tuple[str, float]]):
-    name = "METRIC=SHARE"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
-        name, _, text = value.partition("=")
-        try:
-            share = float(text)
-        except ValueError:
-            share = -1.0
-        if name not in GATED or not 0 <= share <= 10.0:
-            self.fail(f"{value!r} is no limit: write METRIC=SHARE, such as tpot_s=0.05, of {', '.join(GATED)}")
-        return name, share
-
-
 @click.command(epilog=GATE_EXIT_CODES)
 @click.argument("run", metavar="RUN", default=LATEST)
 @click.option("--baseline", "name", default="main", show_default=True, help="The name under which it is pinned.")
 @click.option(
     "--config", type=click.Path(path_type=Path), help="Take limits and baseline from a nightly configuration."
 )
-@click.option("--limit", "limits", type=_Limit(), multiple=True, help="By which share a metric may get worse.")
+@click.option("--limit", "limits", type=MetricShare(GATED), multiple=True,
+              help="By which share a metric, or all, may get worse.")  # fmt: skip
 @click.option("--junit", "junit_file", type=click.Path(path_type=Path), help="Write JUnit XML there.")
 @click.option("--markdown", "markdown_file", type=click.Path(path_type=Path), help="Write a summary there.")
 @results_option
@@ -80,7 +67,9 @@ def gate(
     if config is not None:
         settings = read_nightly(config)
         allowed, name = dict(settings.limits), settings.baseline
-    allowed.update(limits)
+    if "" in dict(limits):
+        allowed = dict.fromkeys(allowed, dict(limits)[""])
+    allowed.update((name, share) for name, share in limits if name)
     at = _now().isoformat()
     with open_results(results_place) as database:
         sweep = _of_a_matrix(database, run)

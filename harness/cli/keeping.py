@@ -13,7 +13,6 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColum
 
 from engine.protocol import to_json
 from harness.cli.options import (
-    FARM_VERSION,
     Moment,
     json_option,
     open_results,
@@ -24,6 +23,7 @@ from harness.cli.options import (
 )
 from harness.errors import UsageError
 from harness.presence import is_alive
+from harness.version import farm_version
 from reports import bundle, migrations
 from reports.bundle import Bundle, is_bundle
 from reports.connection import Place
@@ -167,7 +167,7 @@ def bundle_sweeps(
     if verify is None:
         assert output is not None
         with open_results(results_place) as database:
-            bundle.write(database, runs or (LATEST,), output, FARM_VERSION)
+            bundle.write(database, runs or (LATEST,), output, farm_version())
     path = verify or output
     assert path is not None
     found = bundle.read(path)

@@ -28,7 +28,7 @@ from engine.offline.tokenizer import Tokenizer
 from engine.protocol import Passage
 from engine.strategies import STRATEGIES
 from harness.cli.estimating import CellEstimator
-from harness.cli.options import FARM_VERSION, cache_folder, printable
+from harness.cli.options import cache_folder, printable
 from harness.cli.strategies import traits
 from harness.deploy import DEFAULT_UPLOADS, ENGINE_SOURCE, HashCache, UploadTurns, engine_bundle
 from harness.device_worker import Listener, Surroundings
@@ -42,6 +42,7 @@ from harness.progress import JsonLines, LiveTable, LogLines
 from harness.remote import open_session
 from harness.run import SweepRunner, tally
 from harness.transport.scripted import speed_of
+from harness.version import farm_version
 from reports import units
 from reports.comparison import Row, compare
 from reports.connection import OUTAGE_S, Patience, sleep
@@ -104,7 +105,7 @@ def new_sweep(plan: Plan, database: ResultsDatabase, *, purpose: str = "") -> Sw
         baseline=plan.matrix.baseline,
         planned=tuple(m.key for m in plan.measurements),
         started_at=now.isoformat(),
-        farm_version=FARM_VERSION,
+        farm_version=farm_version(),
         matrix_folder=str(plan.matrix.folder),
         engines=engines if any(engines := tuple(m.engine_sha256 for m in plan.measurements)) else (),
     )
@@ -176,7 +177,7 @@ def measure(
             uploads=turns,
         ),
         pause=lambda stopping, seconds: stopping.wait(seconds / speed),
-        farm_version=FARM_VERSION,
+        farm_version=farm_version(),
         earlier=database.stream(sweep_id=sweep.id),
         estimate=CellEstimator(),
         canary=canary,

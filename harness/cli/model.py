@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from engine.protocol import MOST_LANES, PAGE_CACHES, READERS, ExpertBudget, RunRequest, Sample, Sampling, to_json
 from harness.cli.adapting import adapt
+from harness.cli.bar import progress_bar
 from harness.cli.evaluating import evaluate_command, profile
-from harness.cli.options import Budget, json_option, print_json, printable, to_terminal
+from harness.cli.options import Budget, json_option, print_json, printable
 from harness.cli.tracing import replay, trace
 from harness.cli.viewing import view
 from harness.errors import UsageError
 
 # engine.offline brings numpy and its friends: each command imports what it needs, so that help stays quick.
 
-_PATIENCE_S = 2.0  # what takes longer shows how far it is
 _PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4", "int3", "int2")
 
 _container = click.argument("container", metavar="FILE", type=click.Path(path_type=Path))
@@ -311,15 +308,6 @@ def generate(
     click.echo(_cost(sample, result.totals.peak_resident_bytes), err=True)
 
 
-def read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 at byte {error.start}; convert it first") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
-
-
 def _cost(sample: Sample, peak_bytes: int | None) -> str:
     steps = sample.steps
     decode = steps.time_s[1:]
@@ -335,30 +323,6 @@ def _cost(sample: Sample, peak_bytes: int | None) -> str:
     if peak_bytes is not None:
         parts.append(f"peak {peak_bytes / 1e6:.0f} MB")
     return ", ".join(parts)
-
-
-@contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A callback (done, of); after some seconds on a terminal there is a bar."""
-    bar = Progress(
-        TextColumn("{task.completed}/{task.total} {task.description}"),
-        BarColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    task = bar.add_task(what, total=None)
-    start = time.monotonic()
-
-    def advance(done: int, of: int) -> None:
-        if to_terminal() and not bar.live.is_started and time.monotonic() - start > _PATIENCE_S:
-            bar.start()
-        bar.update(task, completed=done, total=of)
-
-    try:
-        yield advance
-    finally:
-        bar.stop()
 
 
 for command in (evaluate_command, profile, adapt, trace, replay, view):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import sys
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,6 @@ from harness.errors import UsageError
 from harness.known_hosts import default_path
 from reports.connection import Patience, Place
 from reports.database import ResultsDatabase
-
-FARM_VERSION = importlib.metadata.version("edgemoe-farm")
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -111,6 +109,15 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else " " for c in str(text))
 
 
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 at byte {error.start}; convert it first") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+
+
 def to_terminal() -> bool:
     return sys.stderr.isatty()
 
@@ -126,6 +133,29 @@ class Budget(click.ParamType[ExpertBudget]):
             return value if isinstance(value, ExpertBudget) else ExpertBudget.parse(value)
         except RequestError as error:
             self.fail(str(error), param, ctx)
+
+
+class MetricShare(click.ParamType[tuple[str, float]]):
+    """`tpot_s=0.05`, `tpot_s=5%`, or `5%` for all, whose metric is ""."""
+
+    name = "[METRIC=]SHARE"
+
+    def __init__(self, metrics: Collection[str]) -> None:
+        self._metrics = metrics
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        if isinstance(value, tuple):
+            return value
+        metric, _, text = value.rpartition("=")
+        if metric and metric not in self._metrics:
+            self.fail(f"{value!r}: no metric {metric!r}, write one of {', '.join(self._metrics)}", param, ctx)
+        try:
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            share = -1.0
+        if not 0 <= share <= 10:
+            self.fail(f"{value!r}: write a share such as 0.05 or 5%, or METRIC=SHARE such as tpot_s=0.05", param, ctx)
+        return metric, share
 
 
 class Duration(click.ParamType[float]):

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from engine.offline.catalogue import strategies as catalogue
 from engine.protocol import ExpertBudget
-from harness.cli.options import Budget, json_option, print_json
+from harness.cli.bar import progress_bar
+from harness.cli.options import Budget, json_option, print_json, read_text
 from harness.errors import UsageError
 from harness.plan import StrategyTraits
 
@@ -72,7 +73,6 @@ def _measure(
 ) -> dict[str, MeasuredLoss]:
     from engine.offline.losses import measured_losses
     from engine.offline.tokenizer import Tokenizer
-    from harness.cli.model import progress_bar, read_text
 
     tokenizer = Tokenizer.from_container(str(container))
     encoded = tokenizer.encode(read_text(text))[:tokens]

@@ -9,7 +9,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from harness.cli.options import json_option, print_json
+from harness.cli.bar import progress_bar
+from harness.cli.options import json_option, print_json, read_text
 from harness.errors import UsageError
 
 
@@ -29,7 +30,6 @@ def trace(container: Path, text: Path, tokens: int | None, context: int, to: Pat
     from engine.container import Container
     from engine.offline.tokenizer import Tokenizer
     from engine.offline.trace import record_trace
-    from harness.cli.model import progress_bar, read_text
 
     opened = Container.open(str(container))
     given = Tokenizer.from_container(str(container)).encode(read_text(text))[:tokens]
@@ -60,7 +60,6 @@ def replay(trace_file: Path, profile: Path, buffer_experts: str | None, by_layer
     from engine.experts.profile import PathProfile
     from engine.offline.replay import replay_policies, replay_predictors
     from engine.offline.trace import Trace
-    from harness.cli.model import progress_bar
 
     try:
         sizes = [int(word) for word in buffer_experts.split(",")] if buffer_experts else []

@@ -37,7 +37,12 @@ class Axis:
 
     def ticks(self, values: Sequence[float], divisor: float = 1.0) -> tuple[Tick, ...]:
         """`values` are in the axis's unit over `divisor`, as they are written."""
-        return tuple(Tick(self.at(value * divisor), units.number(value)) for value in values)
+        return tuple(Tick(self.at(value * divisor), tick_label(value)) for value in values)
+
+
+def tick_label(value: float) -> str:
+    """Ticks are round: 0.1 has no more digits than it needs."""
+    return units.number(value) if abs(value) >= 1000 else f"{value:.6g}"
 
 
 def nice_ticks(top: float, most: int = 5) -> list[float]:

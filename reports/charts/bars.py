@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reports import units
-from reports.charts.axes import WIDTH, Axis, Tick, log_ticks, nice_ticks, ticks_between
+from reports.charts.axes import WIDTH, Axis, Tick, log_ticks, nice_ticks, tick_label, ticks_between
 from reports.comparison import Row
 from reports.metrics import Metric
 
@@ -129,7 +129,7 @@ def ratio_chart(intervals: Sequence[Interval], title: str, description: str, lab
         axis=label,
         height=len(bars) * PITCH + _BELOW,
         bars=bars,
-        ticks=tuple(Tick(axis.at(t), units.number(float(f"{t:.6g}")) + ("" if is_narrow else "×")) for t in ticks),
+        ticks=tuple(Tick(axis.at(t), tick_label(t) + ("" if is_narrow else "×")) for t in ticks),
         rule=axis.at(1.0),
     )
 

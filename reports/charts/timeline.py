@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from engine.protocol import COMPUTED, LOADED, Timeline
 from reports import units
-from reports.charts.axes import Tick, nice_ticks
+from reports.charts.axes import Tick, nice_ticks, tick_label
 from reports.comparison import Row
 
 TRACK, GAP = 22.0, 8.0  # heights
@@ -39,8 +39,6 @@ class Pipeline:
     description: str
     time_us: int
     height: float
-    compute_at: float  # middle of the track
-    loads_at: float
     spans: tuple[Spans, ...]
     steps: tuple[Tick, ...]  # where each begins, and its number
     ticks: tuple[Tick, ...]
@@ -97,13 +95,11 @@ def _pipeline(name: str, series: int, timeline: Timeline, place: str) -> Pipelin
         ),
         time_us=time_us,
         height=height,
-        compute_at=STEPS_HEIGHT + TRACK / 2,
-        loads_at=loads_top + TRACK / 2,
         spans=tuple(Spans(kind, _NAMES[kind], "".join(paths[kind])) for kind in (*COMPUTED, *LOADED) if kind in paths),
         steps=tuple(
             Tick(float(start), str(timeline.first_step + i)) for i, start in enumerate(timeline.step_start_us[:shown])
         ),
-        ticks=tuple(Tick(t * scale.divisor * 1e6, f"{units.number(t)} {scale.symbol}") for t in ticks),
+        ticks=tuple(Tick(t * scale.divisor * 1e6, f"{tick_label(t)} {scale.symbol}") for t in ticks),
         values="\n".join(lines),
         note=""
         if shown == len(timeline.step_start_us)

@@ -15,6 +15,7 @@ from reports.gate import Measured
 from reports.judgement import ANSWER, RESULT, Judged, Mark
 from reports.metrics import METRICS
 from reports.night import Confirmation, Finding, Kind, Night, Trend, TrendPoint
+from reports.night_summary import TITLES
 from reports.pages.layout import counted, self_contained, where
 from reports.pages.raw import Raw, raw_samples
 from reports.pages.strategies import common, in_plan_order
@@ -30,12 +31,6 @@ _ENGINE = 12  # characters of a hash
 _GRAVEST = (
     Mark.FAILING, Mark.GONE, Mark.WORSE, Mark.SUSPECT, Mark.INCONCLUSIVE, Mark.NEW, Mark.BETTER, Mark.UNCHANGED,
 )  # fmt: skip
-_TITLES = {
-    Kind.REGRESSION: "Regressions",
-    Kind.MISSING: "Missing results",
-    Kind.INFRASTRUCTURE: "Infrastructure",
-    Kind.INCONCLUSIVE: "Inconclusive",
-}
 
 
 @dataclass(frozen=True)
@@ -129,7 +124,7 @@ def nightly_page(
         baseline_sweep_id=baseline_sweep_id,
         outcome="good" if not night.exit_code else "bad" if night.exit_code in (1, 3, 4) else "warn",
         findings=[
-            (_TITLES[kind], len(found), tells.places(found[:_MOST_FOUND])) for kind, found in by_kind.items() if found
+            (TITLES[kind], len(found), tells.places(found[:_MOST_FOUND])) for kind, found in by_kind.items() if found
         ],
         most_found=_MOST_FOUND,
         acknowledged=tells.places(night.acknowledged),
@@ -338,15 +333,19 @@ def _engine(point: TrendPoint) -> str:
     return f"engine {point.engine_sha256[:_ENGINE]}" if point.engine_sha256 else "engine without a hash"
 
 
+def _software(point: TrendPoint) -> str:
+    return f"{_engine(point)} of farm {point.farm_version}" if point.farm_version else _engine(point)
+
+
 def _since(trend: Trend) -> str:
     """Since when it is so, as far as the nights tell."""
     if not trend.changes:
         return f"no change point in {counted(len(trend.points), 'night')}" if len(trend.points) > 1 else ""
     index = trend.changes[-1].index
     point, before = trend.points[index], trend.points[max(0, index - 1)]
-    engines = _engine(point)
+    engines = _software(point)
     if before.engine_sha256 != point.engine_sha256:
-        engines += f", before that {before.engine_sha256[:_ENGINE]}"
+        engines += f", before that {_software(before)}"
     beside = "; ".join(what for at, what in trend.environment if at == index)
     return f"since the night of {point.started_at[:10]}, sweep {point.sweep_id}, {engines}" + (
         f"; that night changed, too: {beside}" if beside else ""

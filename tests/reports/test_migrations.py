@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -129,16 +130,37 @@ def test_opening_takes_the_steps_that_harm_nobody(old):
     assert version == 1, "the first release still opens it"
 
 
-def test_all_steps_from_nothing_lead_to_the_tables_of_a_new_database(place):
+def step_up(place, revision):
+    """Alembic's own way, step by step."""
     engine = Place.parse(place).connect()
     config = Config()
     config.set_main_option("script_location", str(Path(reports.migrations.__file__).parent))
     with engine.execution_options(writes=True).begin() as connection:
-        from alembic import command
-
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)
     engine.dispose()
+    return config
+
+
+def test_a_night_of_the_second_revision_is_kept_and_outlives_its_sweep(place):
+    step_up(place, "2")
+    change(
+        place,
+        "INSERT INTO farm_schema VALUES (1)",
+        "INSERT INTO sweeps VALUES ('s1', 'nightly', '2026-11-23T22:15:00+00:00', '{}')",
+        "INSERT INTO nights VALUES ('s1', 'nightly', 's0', '2026-11-23T23:15:00+00:00', 1, '{}')",
+    )
+    with ResultsDatabase.open(place, create=False) as database:
+        (night,) = database.nights()
+    assert (night.sweep_id, night.name, night.baseline_sweep_id, night.exit_code) == ("s1", "nightly", "s0", 1)
+    assert differences(place) == []
+    change(place, "DELETE FROM sweeps")
+    with ResultsDatabase.open(place, create=False) as database:
+        assert database.nights() == [night]
+
+
+def test_all_steps_from_nothing_lead_to_the_tables_of_a_new_database(place):
+    config = step_up(place, "head")
     assert differences(place) == []
     assert ScriptDirectory.from_config(config).get_heads() == [str(schema.REVISION)]
 

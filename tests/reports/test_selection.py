@@ -88,6 +88,19 @@ def test_engines_are_those_of_their_newest_sweep(database):
     assert {run.cell.device for run in older.baseline.runs} == {"pi4b-emulated"}
 
 
+def test_commits_are_those_of_their_newest_sweep(tmp_path, make):
+    runs = make.runs(blocks=1)
+    with ResultsDatabase.open(tmp_path / "own.db") as own:
+        for i, commit in enumerate(("3f2a91c04b7e", "3f2a91c04b7e.dirty", "3f2b00000000")):
+            started = f"2026-11-25T0{i}:00:00+00:00"
+            own.add_sweep(make.sweep(runs, id=f"s{i}", started_at=started, farm_version=f"0.1.0+g{commit}"))
+            for run in runs:
+                own.add_run(replace(run, id=f"s{i}-{run.id}", sweep_id=f"s{i}", started_at=started))
+        assert sides(own, "commit:3f2a,strategy:edgemoe", "commit:3f2b") == ("strategy:edgemoe@s1", "s2", set())
+        with pytest.raises(SelectionError, match="commit:3f2 begins more than one, 3f2b00000000 and 3f2a91c04b7e"):
+            select(own, "commit:3f2", "latest")
+
+
 def test_one_run_is_a_side_and_the_other_is_its_cell(database):
     run = database.runs(sweep_id="20261122-220000-bbbb", strategy="edgemoe")[0]
     chosen = select(database, run.id, "latest")
@@ -123,6 +136,9 @@ def test_of_a_cell_that_was_tried_again_the_last_attempt_counts(database, make):
         ("device:pi4b-emulated@nothing", "no sweep 'nothing'"),
         ("engine:ff", "engine:ff: nothing was measured by such an engine"),
         ("engine:%", "engine:%: nothing was measured by such an engine"),
+        ("commit:3f2a", "commit:3f2a: nothing was measured by such a commit"),
+        ("commit:%", "commit:%: nothing was measured by such a commit"),
+        ("commit:3f2a@latest", "a commit has its newest sweep: name no other sweep or engine beside it"),
         ("engine:a1@latest", "no run there with engine_sha256 a1a1"),
     ],
 )

@@ -21,8 +21,8 @@ from typing import Any
 
 from reports.baselines import NightRecord
 from reports.database import ResultsDatabase
-from reports.gate import GATED, Measured
-from reports.judgement import Side, compare_sides
+from reports.gate import Measured
+from reports.judgement import GATED, Side, compare_sides
 from reports.nightly import Context, judge_sweep
 from reports.records import Sweep
 from reports.trends import NIGHTS, trends

@@ -123,7 +123,7 @@ def test_other_formats_are_all_that_is_written(results: Path, name: str) -> None
         (("latest", "nothing"), "no sweep 'nothing'"),
         (("device:pi9", "latest"), "device:pi9@other-engine: no run there with device pi9"),
         (("--threshold", "much"), "write a share such as 0.05 or 5%"),
-        (("--threshold", "speed=1%"), "or METRIC=SHARE"),
+        (("--threshold", "speed=1%"), "no metric 'speed', write one of tpot_s"),
         (("--metric", "speed"), "'speed' is not one of"),
     ],
 )

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from reports.baselines import Baseline
+from reports.baselines import Baseline, NightRecord
 from reports.database import ResultsDatabase
+from reports.night import Night
+from reports.schema import REVISION
 from tests.harness.cli.test_farm import farm, refused
 from tests.reports.conftest import run, sweep
 
@@ -54,6 +56,24 @@ def test_a_bundle_goes_to_another_machine_and_renders_the_same_page(folder: Path
     for command in (("results", "bundle", "--verify"), ("results", "import"), ("report",)):
         assert "night.bundle is damaged" in refused(*command, "night.bundle")
     assert "give RUN... and -o FILE" in refused("results", "bundle", "latest")
+
+
+def test_a_report_is_of_the_kind_that_was_asked_for(folder: Path) -> None:
+    def kind_of(*arguments: str) -> str:
+        farm("report", *arguments, "-o", "page.html")
+        return (folder / "page.html").read_text().split('"overline">EdgeMoE Farm: ')[1].split("<")[0]
+
+    assert kind_of() == kind_of("latest", "--kind", "strategies") == "strategies"
+    assert kind_of("2024", "2026", "--kind", "devices") == "devices"
+    assert "sweep 20261101-020000-bb00 was not judged as a night" in refused("report", "2026", "--kind", "nightly")
+    with ResultsDatabase.open("results/farm.db") as database:
+        night = Night(SWEEPS[1][0], "demo", "2026-11-01T06:00:00+00:00", 0)
+        database.add_night(NightRecord(night.sweep_id, "demo", None, night.at, 0, night.to_json()))
+    assert kind_of("latest") == kind_of("--kind", "nightly") == "nightly"
+    farm("results", "bundle", "latest", "-o", "night.bundle")
+    assert kind_of("night.bundle") == "nightly"
+    assert "night.bundle is a bundle, which has a page of its own" in refused("report", "latest", "night.bundle")
+    assert "'fast' is not one of" in farm("report", "--kind", "fast", code=2).stderr
 
 
 @pytest.mark.parametrize("given", [(), ("--with-sweeps",)])
@@ -103,5 +123,5 @@ def test_migrate_says_what_it_did(folder: Path) -> None:
     assert "as it was before: old.db.revision-1.bak" in farm("results", "migrate", "--results", "old.db").stdout
     assert "the newest" in farm("results", "migrate", "--results", "old.db").stdout
     told = json.loads(farm("results", "migrate", "--results", "old.db", "--json").stdout)
-    assert told == {"database": "old.db", "before": 2, "after": 2, "backup": None}
+    assert told == {"database": "old.db", "before": REVISION, "after": REVISION, "backup": None}
     assert ids("old.db") == ["20261123-221500-3f2a"]

@@ -49,7 +49,16 @@ def tonight(make, before):
 def night(make, before, tonight):
     cell = make.cell()
     points = tuple(
-        TrendPoint(f"s{day}", f"2026-11-{day}T02:00:00+00:00", level, level * 0.98, level * 1.03, engine)
+        TrendPoint(
+            f"s{day}",
+            f"2026-11-{day}T02:00:00+00:00",
+            level,
+            level * 0.98,
+            level * 1.03,
+            engine,
+            (),
+            f"0.1.0+g{engine[:12]}",
+        )
         for day, level, engine in ((21, 0.10, OLD), (22, 0.10, OLD), (23, 0.10, OLD), (24, 0.12, NEW), (25, 0.12, NEW))
     )
     found = trends(tonight, ("tpot_s",), [])
@@ -101,7 +110,8 @@ def test_a_finding_says_what_where_and_since_when_and_leads_on(html):
     assert (
         "tiny-mixtral-int4 / dialogue / cold confirmed: 20 % slower since the night of 2026-11-24, sweep s24" in words
     )
-    assert f"engine {NEW[:12]}, before that {OLD[:12]}; that night changed, too: kernel 6.1 → 6.6" in words
+    after, was = (f"engine {sha256[:12]} of farm 0.1.0+g{sha256[:12]}" for sha256 in (NEW, OLD))
+    assert f"{after}, before that {was}; that night changed, too: kernel 6.1 → 6.6" in words
     assert "trend · tonight's samples · the baseline's samples" in words
     targets = [a["href"].removeprefix("#") for a in Page(item).all("a")]
     raw = {title: anchor for anchor, title in re.findall(r'id="(raw-\d+)"[^>]*>\n<summary>(.*?)</summary>', html)}
