@@ -27,6 +27,16 @@ IN_CELL = "<img src=x onerror=alert(1)>\"'&amp;{{7*7}}<script>alert(2)"  # print
 HOSTILE = f"{IN_CELL}</script></style></pre></title><svg onload=alert(3)>javascript:alert(4)\x1b[31m\u202e\ud800"
 
 
+# What reaches beyond the edge of the screen, and nothing around it can be scrolled
+CUT_OFF = """() => [...document.querySelectorAll("main *")].filter((each) => {
+    if (each.getBoundingClientRect().right <= innerWidth + 1 || !each.checkVisibility()) return false;
+    for (let around = each.parentElement; around; around = around.parentElement) {
+        if (["auto", "scroll"].includes(getComputedStyle(around).overflowX)) return false;
+    }
+    return !each.closest("svg svg");
+}).map((each) => each.outerHTML.slice(0, 100))"""
+
+
 def pages_of(before: Measured, after: Measured, night: Night) -> dict[str, str]:
     return {
         "strategies": strategies_page([after]),
@@ -58,6 +68,7 @@ def test_nobody_is_kept_out(pages, opened: Opened, kind):
     page.emulate_media(color_scheme="dark")
     assert not findings(page, only=("color-contrast",))
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways on a phone"
+    assert page.evaluate(CUT_OFF) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
