@@ -91,7 +91,7 @@ def judge_last(database: ResultsDatabase) -> None:
             continue
         candidate = _measured(database, sweep)
         comparison = compare_sides(Side(pinned.name, baseline.runs), Side(sweep.id, candidate.runs))
-        night = judge_sweep(NAME, comparison, baseline, candidate, Context(), sweep.started_at)
+        night = judge_sweep(NAME, comparison, candidate, Context(), sweep.started_at)
         night = replace(night, trends=trends(candidate, GATED, []))
         database.add_night(NightRecord(sweep.id, NAME, pinned.sweep_id, night.at, night.exit_code, night.to_json()))
 
