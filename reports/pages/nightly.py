@@ -356,8 +356,8 @@ def _again_chart(confirmations: Sequence[Confirmation]) -> BarChart | None:
     measured = [c for c in confirmations if c.ratio is not None and c.ratio > 0][:_MOST_INTERVALS]
     return ratio_chart(
         [
-            Interval(f"{_name(c.cell)}: {label_of(c.metric)}", c.ratio or 1.0, c.ci_low, c.ci_high,
-                     4 if c.confirmed else 0)
+            Interval(f"{c.cell.device}, {strategy_of(c.cell)}: {label_of(c.metric)}", c.ratio or 1.0, c.ci_low,
+                     c.ci_high, 4 if c.confirmed else 0)
             for c in measured
         ],
         "New engine over old, in turns on the same device",

@@ -146,6 +146,13 @@ def test_the_timeline_of_a_record_tells_all_its_spans(pages, opened):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_soon_after_it_is_open_all_of_a_page_is_drawn(pages, opened, kind):
+    page = opened(pages[kind])
+    left_out = "each => getComputedStyle(each).contentVisibility !== 'visible'"
+    page.wait_for_function(f"() => ![...document.querySelectorAll('main > section')].some({left_out})")
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_on_paper_there_is_the_page_and_nothing_to_press(pages, opened, kind):
     page = opened(pages[kind])
     page.emulate_media(media="print", color_scheme="dark")

@@ -127,7 +127,7 @@ def test_what_is_acknowledged_is_shown_apart(html):
 
 def test_what_was_measured_again_has_its_interval(html):
     words = Page(html).words
-    assert "edgemoe (10 experts) on pi4b-emulated: Time per token 1.200 (1.15–1.25)" in words
+    assert "pi4b-emulated, edgemoe (10 experts): Time per token 1.200 (1.15–1.25)" in words
     assert "confirmed +20.0% +15.0% to +25.0% 12 0.001 confirmed" in words
 
 
