@@ -484,7 +484,7 @@
 
   /** page.css leaves it out while the page opens; then it comes piece by piece, for whoever takes a picture of it all. */
   const whenIdle = globalThis.requestIdleCallback ?? ((act) => setTimeout(act, 50));
-  const unseen = [...document.querySelectorAll("main > section")];
+  const unseen = [...document.querySelectorAll("main.long > section")];
   function layOut() {
     unseen.shift()?.classList.add("laid-out");
     if (unseen.length) whenIdle(layOut);

@@ -145,11 +145,16 @@ def test_the_timeline_of_a_record_tells_all_its_spans(pages, opened):
     assert {text.split(":")[0] for text in told} >= {"compute stall", "load demanded", "load preloaded"}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_soon_after_it_is_open_all_of_a_page_is_drawn(pages, opened, kind):
-    page = opened(pages[kind])
-    left_out = "each => getComputedStyle(each).contentVisibility !== 'visible'"
-    page.wait_for_function(f"() => ![...document.querySelectorAll('main > section')].some({left_out})")
+def test_all_of_a_page_is_drawn_and_of_a_long_one_soon(pages, opened):
+    style = "(each) => getComputedStyle(each).contentVisibility === 'visible'"
+    drawn = f"() => [...document.querySelectorAll('main > section')].every({style})"
+    assert opened(pages["nightly"]).evaluate(drawn)
+    long = pages["nightly"].replace("<main>", '<main class="long">')
+    opened(long).wait_for_function(drawn)
+    page = opened(long, java_script_enabled=False)
+    assert not page.evaluate(drawn)
+    page.emulate_media(media="print")
+    assert page.evaluate(drawn)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -235,5 +240,7 @@ def test_five_hundred_cells_stay_small():
     before, after = sides.side(10, 10, 5, blocks=1), sides.side(10, 10, 5, blocks=1, seed=2, day=1, slower=1.2)
     night = sides.night(before, after)
     assert len(night.findings) > 1000  # of one block each, all is inconclusive
-    sizes = {kind: len(html.encode()) for kind, html in pages_of(before, after, night).items()}
+    pages = pages_of(before, after, night)
+    sizes = {kind: len(html.encode()) for kind, html in pages.items()}
     assert all(size < MOST_BYTES for size in sizes.values()), sizes
+    assert all('<main class="long">' in html for html in pages.values())
