@@ -258,6 +258,16 @@ def test_numbers_are_sorted_by_their_value_and_what_has_none_stays_last(tables):
     assert seen(tables, "#second-table tbody tr") == [strategy for _, strategy, _ in ROWS["second"]]
 
 
+def test_a_number_that_stands_in_the_text_alone_is_one(opened):
+    rows = "".join(f"<tr><th scope=row>{name}</th></tr>" for name in ("100 ms", "9 ms", "–", "30 ms"))
+    heading = '<th scope="col" data-sort="number">Time</th>'
+    page = opened(
+        written(f'<table class="sortable" id="t"><thead><tr>{heading}</tr></thead><tbody>{rows}</tbody></table>')
+    )
+    page.get_by_role("button", name="Time").click()
+    assert seen(page) == ["9 ms", "30 ms", "100 ms", "–"]
+
+
 def test_text_is_sorted_as_people_do_by_keyboard(opened):
     rows = "".join(f"<tr><th scope=row>{name}</th></tr>" for name in ("b10", "B9", "a", "ä"))
     page = opened(
