@@ -238,7 +238,16 @@ def stub_engine(tmp_path: Path) -> Path:
     folder = tmp_path / "stub" / "engine"
     shutil.copytree(STUB, folder, ignore=shutil.ignore_patterns("__pycache__"))
     real = Path(engine.protocol.__file__).parent
-    for name in ("__init__.py", "protocol.py", "errors.py", "watch.py", "sensors.py", "sources.py", "limits.py"):
+    for name in (
+        "__init__.py",
+        "dataclass.py",
+        "protocol.py",
+        "errors.py",
+        "watch.py",
+        "sensors.py",
+        "sources.py",
+        "limits.py",
+    ):
         shutil.copy(real / name, folder / name)
     return folder
 

@@ -92,7 +92,8 @@ def test_a_killed_controller_is_resumed_and_every_cell_ends_once(user: Path) -> 
     assert len({(run.cell.key, run.block) for run in runs}) == len(runs) == 6
     assert {run.status for run in runs} == {RunStatus.OK}
     assert len({run.lease_token for run in runs}) == 2
-    assert len({sample.tokens for run in runs for sample in run.samples}) == 1
+    samples = [sample for run in runs for sample in run.samples if sample.timeline is None]  # else it is cut short
+    assert len({sample.tokens for sample in samples}) == 1
 
     assert finish(farm(user, "report", "latest", "-o", "page.html"))[0] == 0
     page = (user / "page.html").read_text()
