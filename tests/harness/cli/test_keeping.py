@@ -108,6 +108,8 @@ def test_export_takes_what_is_asked_for(folder: Path) -> None:
 
 def test_prune_shows_asks_and_removes(folder: Path) -> None:
     assert "20241101-020000-aa00" in farm("results", "prune", "--older-than", "2025-01-01", "--dry-run").stdout
+    told = json.loads(farm("results", "prune", "--older-than", "2025-01-01", "--dry-run", "--json").stdout)
+    assert (told["removed"], told["runs"], told["dry_run"]) == ([SWEEPS[0][0]], 2, True)
     assert "say so with --yes" in refused("results", "prune", "--older-than", "2025-01-01")
     assert len(ids()) == 2
     assert "removed 1 sweeps" in farm("results", "prune", "--older-than", "2025-01-01", "--yes").stdout
