@@ -215,6 +215,8 @@ def _entries(source: str) -> Iterator[Iterator[Entry]]:
             yield entries_of(database)
     elif not file.is_file():
         raise UsageError(f"results import: no file {file}: give a database, an export or a bundle")
+    elif file.stat().st_size == 0:  # not even an export without runs tells of success where a copy went wrong
+        raise UsageError(f"results import: {file} is empty: get it again")
     elif is_bundle(file):
         yield bundle.read(file).entries
     else:
