@@ -24,12 +24,18 @@ def commit_of(checkout: Path) -> str:
     """3f2a91c04b7e, with .dirty where files differ from it; empty where the folder itself is no checkout."""
     if not (checkout / ".git").exists():  # what is installed inside another project's checkout has no commit of ours
         return ""
-    command = ["git", "-C", str(checkout), "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=.dirty"]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=_GIT_DEADLINE_S,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-        )  # fmt: skip
+        commit = _git(checkout, "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=.dirty")
+        # `describe` does not count new files. One in the engine is deployed with it; elsewhere it may be a user's own.
+        added = _git(checkout, "ls-files", "--others", "--exclude-standard", "--", "engine")
     except (OSError, subprocess.SubprocessError):  # no git here, or not our checkout: measuring goes on without it
         return ""
+    return commit + ".dirty" if added and not commit.endswith(".dirty") else commit
+
+
+def _git(checkout: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(checkout), *arguments], capture_output=True, text=True, check=True, timeout=_GIT_DEADLINE_S,
+        env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+    )  # fmt: skip
     return done.stdout.strip()

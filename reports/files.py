@@ -26,7 +26,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         temporary.replace(path)
         temporary = None
     except OSError as error:
-        raise ReportError(f"cannot write {path}: {error.strerror or error}: name another place with -o") from None
+        raise ReportError(f"cannot write {path}: {error.strerror or error}: name another place") from None
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 
 from reports import schema
+from reports.errors import RecordError
 from reports.records import Run, RunStatus, Sweep, Verdict, run_from_json, sweep_from_json
 from reports.transactions import Transactions, parsed
 
@@ -91,7 +92,12 @@ class HistoryRows(Transactions):
         query = sa.select(*ending, sa.func.count()).where(attempts.c.nth == 1).group_by(*ending)
         found: dict[str, Endings] = defaultdict(dict)
         for sweep_id, status, verdict, n in self._rows("runs", query):
-            found[sweep_id][RunStatus(status), Verdict(verdict)] = n
+            try:
+                found[sweep_id][RunStatus(status), Verdict(verdict)] = n
+            except ValueError as error:
+                raise RecordError(
+                    f"a run of sweep {sweep_id} in the results database is damaged: {error}: restore the database"
+                ) from None
         return dict(found)
 
     def history(self, cell: str, *, last: int) -> list[Run]:

@@ -86,6 +86,9 @@ def prune(
         alive = {controller.sweep_id for controller in database.controllers() if is_alive(controller)}
         doomed = outdated(database, Retention(before, keep), running=alive)
         removed, runs = list(doomed.sweeps), 0
+        if dry_run:
+            recorded = database.recorded()
+            runs = sum(recorded[sweep.id].runs for sweep in removed if sweep.id in recorded)
         if not as_json:
             for sweep, why in doomed.kept:
                 click.echo(f"kept  {printable(sweep.id)}  {printable(sweep.name)}: {printable(why)}")
@@ -104,8 +107,7 @@ def prune(
         kept = [{"id": sweep.id, "reason": why} for sweep, why in doomed.kept]
         print_json({"removed": [sweep.id for sweep in removed], "runs": runs, "kept": kept, "dry_run": dry_run})
         return
-    what = f"{len(removed)} sweeps from before {before}"
-    click.echo(f"would remove {what}" if dry_run else f"removed {what}, {runs} runs")
+    click.echo(f"{'would remove' if dry_run else 'removed'} {len(removed)} sweeps from before {before}, {runs} runs")
     if removed and not dry_run and gives_back and alive:
         click.echo("the room is not given back while somebody measures: prune again later", err=True)
 
@@ -213,6 +215,8 @@ def _entries(source: str) -> Iterator[Iterator[Entry]]:
             yield entries_of(database)
     elif not file.is_file():
         raise UsageError(f"results import: no file {file}: give a database, an export or a bundle")
+    elif file.stat().st_size == 0:  # not even an export without runs tells of success where a copy went wrong
+        raise UsageError(f"results import: {file} is empty: get it again")
     elif is_bundle(file):
         yield bundle.read(file).entries
     else:

@@ -192,6 +192,16 @@ def test_a_damaged_record_is_named(database, place, make):
         database.runs()
 
 
+@pytest.mark.parametrize("column", ["status", "verdict"])
+def test_a_damaged_ending_is_named(database, place, make, column):
+    run = make.run()
+    database.add_sweep(make.sweep([run]))
+    database.add_run(run)
+    change(place, f"UPDATE runs SET {column} = '59'")
+    with pytest.raises(RecordError, match=f"a run of sweep {run.sweep_id} .* is damaged: '59'"):
+        database.endings()
+
+
 def test_sqlite_survives_a_power_cut_and_keeps_its_promises(tmp_path):
     with ResultsDatabase.open(tmp_path / "results.sqlite") as database, database._engine.connect() as connection:
         pragmas = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")

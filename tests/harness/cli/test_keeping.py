@@ -98,6 +98,12 @@ def test_a_conflict_is_named_and_the_exit_code_says_so(folder: Path) -> None:
     assert not (folder / "new.db").exists()
 
 
+def test_an_empty_file_is_no_import(folder: Path) -> None:
+    (folder / "cut.bundle").touch()
+    assert "cut.bundle is empty: get it again" in refused("results", "import", "cut.bundle", "--results", "new.db")
+    assert not (folder / "new.db").exists()
+
+
 def test_export_takes_what_is_asked_for(folder: Path) -> None:
     lines = farm("results", "export", "--since", "2026-01-01", "--device", "pi4b-emulated", "--status", "ok").stdout
     assert {json.loads(line)["sweep_id"] for line in lines.splitlines()} == {SWEEPS[1][0]}
@@ -108,6 +114,8 @@ def test_export_takes_what_is_asked_for(folder: Path) -> None:
 
 def test_prune_shows_asks_and_removes(folder: Path) -> None:
     assert "20241101-020000-aa00" in farm("results", "prune", "--older-than", "2025-01-01", "--dry-run").stdout
+    told = json.loads(farm("results", "prune", "--older-than", "2025-01-01", "--dry-run", "--json").stdout)
+    assert (told["removed"], told["runs"], told["dry_run"]) == ([SWEEPS[0][0]], 2, True)
     assert "say so with --yes" in refused("results", "prune", "--older-than", "2025-01-01")
     assert len(ids()) == 2
     assert "removed 1 sweeps" in farm("results", "prune", "--older-than", "2025-01-01", "--yes").stdout
