@@ -230,7 +230,7 @@ def _mark(worse: Ratio, threshold: float, noise: float | None, smallest: float |
         return Mark.INCONCLUSIVE, "one run on a side, which tells nothing of how runs differ: measure more blocks"
     if change > threshold:
         if not worse.conclusive:
-            return Mark.INCONCLUSIVE, "the interval has no change in it: measure more blocks"
+            return Mark.INCONCLUSIVE, "it may be no change at all: measure more blocks"
         if noise is not None and change <= noise:
             return Mark.INCONCLUSIVE, f"no more than sweeps of one engine differ here ({noise:.1%})"
         reason = "" if noise is not None or worse.blocks else "how sweeps of one engine differ here is not known yet"

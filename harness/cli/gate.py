@@ -81,14 +81,14 @@ def gate(
         comparison = compare_sides(*sides, allowed, noise=noise_before(database, sweep, allowed))
         known = Context(allowed, acknowledgements=database.acknowledgements(at=at))
     night = judge_sweep(sweep.name, comparison, candidate, known, at)
-    for path, content in ((junit_file, junit(night)), (markdown_file, markdown(night).encode())):
-        if path is not None:
-            with replacing(path) as file:
-                file.write(content)
     if as_json:
         print_json(payload(night))
     else:
         click.echo(markdown(night))
+    for path, content in ((junit_file, junit(night)), (markdown_file, markdown(night).encode())):
+        if path is not None:  # after the verdict was said: it must not get lost with a file
+            with replacing(path) as file:
+                file.write(content)
     context.exit(night.exit_code)
 
 

@@ -20,6 +20,7 @@ from reports import bundle
 from reports.bundle import is_bundle
 from reports.controllers import Controller
 from reports.database import LATEST
+from reports.errors import UnknownSweepError
 from reports.export import FORMATS, export
 from reports.history import Endings
 from reports.pages import KINDS, Kind, render
@@ -62,7 +63,13 @@ def report(runs: tuple[str, ...], output: Path, kind: Kind, results_place: str) 
             page = render(database, [found.subject], output, kind)
     else:
         with open_results(results_place) as database:
-            page = render(database, runs or (LATEST,), output, kind)
+            try:
+                page = render(database, runs or (LATEST,), output, kind)
+            except UnknownSweepError as error:
+                files = [run for run in runs if Path(run).is_file()]
+                if not files:
+                    raise
+                raise UsageError(f"report: {files[0]} is no bundle, and {error}") from None
     click.echo(f"report: {page}")
 
 

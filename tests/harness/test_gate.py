@@ -48,6 +48,9 @@ def test_the_exit_code_tells(farm, tmp_path):
     assert "<failure" in (tmp_path / "j.xml").read_text()
     assert farm("gate", "slower", "--limit", "tpot_s=0.9", "--limit", "ttft_s=0.9")[0] in (0, 5)
     assert farm("gate", "before")[0] == 0
+    code, output = farm("gate", "slower", "--junit", str(tmp_path))
+    assert code == 2
+    assert "regression" in output, "the verdict is told before a file fails"
     assert farm("gate", "slower", "--limit", "tpot=0.9")[0] == 2
 
 

@@ -52,6 +52,8 @@ def test_a_bundle_goes_to_another_machine_and_renders_the_same_page(folder: Path
     farm("report", "latest", "-o", "imported.html", "--results", "other.db")
     assert (folder / "here.html").read_bytes() == (folder / "there.html").read_bytes()
     assert (folder / "here.html").read_bytes() == (folder / "imported.html").read_bytes()
+    (folder / "notes.txt").write_text("no bundle")
+    assert "report: notes.txt is no bundle, and no sweep 'notes.txt'" in refused("report", "notes.txt")
     (folder / "night.bundle").write_bytes((folder / "night.bundle").read_bytes()[:-20])
     for command in (("results", "bundle", "--verify"), ("results", "import"), ("report",)):
         assert "night.bundle is damaged" in refused(*command, "night.bundle")
