@@ -19,7 +19,6 @@ from reports.records import Fault, Run, RunStatus, Sweep, by_cell, last_attempts
 
 Limits = Mapping[str, float]  # by metric, the share by which it may get worse
 _FACTS = (RESULT, ANSWER, ACCURACY)
-_UNSEEN = 1.0  # of the least change that would have been found: a doubling
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,6 @@ def hard_findings(comparison: Comparison, candidate: Measured) -> list[Finding]:
         return [Finding(Kind.INFRASTRUCTURE, f"no device could be used: {'; '.join(list(reasons)[:3])}")]
     cells = {run.cell.key: run.cell for run in candidate.runs}
     found = [finding for judged in comparison.judged for finding in _fact(judged, candidate)]
-    found += _unseen(comparison)
     found += _never_tried(candidate)
     for key, reason in comparison.incomparable:
         found.append(Finding(Kind.INCONCLUSIVE, f"not comparable with the baseline: {reason}", cells.get(key)))
@@ -101,14 +99,6 @@ def _fact(judged: Judged, candidate: Measured) -> Iterator[Finding]:
         sides = (judged.baseline, judged.candidate)
         values = " → ".join(units.text(side.median, "") for side in sides if side is not None)
         yield Finding(Kind.REGRESSION, f"{METRICS[ACCURACY].label} {reason or values}", cell, ACCURACY)
-
-
-def _unseen(comparison: Comparison) -> Iterator[Finding]:
-    """Where even twice the time could have passed for noise. What is less is left to the nights together."""
-    for judged in comparison.judged:
-        if judged.mark is Mark.INCONCLUSIVE and (judged.minimum_detectable or 0.0) >= _UNSEEN:
-            reason = f"{METRICS[judged.metric].label}: {judged.reason}"
-            yield Finding(Kind.INCONCLUSIVE, reason, judged.cell, judged.metric)
 
 
 def _never_tried(candidate: Measured) -> Iterator[Finding]:

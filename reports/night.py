@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from engine.errors import ProtocolError
 from engine.protocol import from_json, to_json
 from reports.errors import RecordError
-from reports.judgement import Comparison
+from reports.judgement import Comparison, Mark
 from reports.records import Cell, require_utc
 
 VERSION = 1
@@ -135,6 +135,11 @@ class Night:
         last = tuple(replace(trend, points=trend.points[-1:]) for trend in self.trends)
         content = to_json(replace(self, trends=last))
         return json.dumps({"v": VERSION, **content}, allow_nan=False)
+
+    @property
+    def too_noisy(self) -> int:
+        """How many comparisons said neither: no finding, and no proof that all is well."""
+        return 0 if self.comparison is None else sum(j.mark is Mark.INCONCLUSIVE for j in self.comparison.judged)
 
     @classmethod
     def from_json(cls, text: str, *, trends_only: bool = False) -> Night:

@@ -53,6 +53,8 @@ def markdown(night: Night) -> str:
         better = [j for j in night.comparison.judged if j.mark is Mark.BETTER]
         if better:
             lines += [f"{len(better)} better than the baseline.", ""]
+        if night.too_noisy:
+            lines += [f"Too noisy to say in {night.too_noisy} of {len(night.comparison.judged)} comparisons.", ""]
         if night.comparison.environment:
             lines += ["### Differences of environment", ""]
             changes = night.comparison.environment[:_MOST_SHOWN]

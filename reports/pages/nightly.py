@@ -149,9 +149,11 @@ def _lede(night: Night) -> str:
         more = f" and {len(names) - _MOST_NAMED} more" if names[_MOST_NAMED:] else ""
         places = f": {', '.join(names[:_MOST_NAMED])}{more}" if names else ""
         return f"{counted(len(regressions), 'regression')}{against}{places}."
+    compared = night.comparison.judged if night.comparison else ()
     gravest = next((f for kind in Kind for f in night.findings if f.kind is kind), None)
     if gravest is None:
-        return f"No regression{against}."
+        noisy = f"; too noisy to say in {night.too_noisy} of {len(compared)} comparisons" if night.too_noisy else ""
+        return f"No regression{against}{noisy}."
     count = sum(finding.kind is gravest.kind for finding in night.findings)
     what = {
         Kind.MISSING: f"{counted(count, 'result')} missing",

@@ -92,7 +92,7 @@ def test_the_first_sentence_says_how_it_ended_and_where(html):
 @pytest.mark.parametrize(
     ("findings", "code", "sentence", "colour"),
     [
-        ((), 0, "No regression against main.", "good"),
+        ((), 0, "No regression against main; too noisy to say in 1 of 21 comparisons.", "good"),
         ((Finding(Kind.MISSING, "it was unplugged"),), 3, "1 result missing against main, and no regression.", "bad"),
         ((Finding(Kind.INFRASTRUCTURE, "no device"),), 4, "The devices could not be used", "bad"),
         ((Finding(Kind.INCONCLUSIVE, "too much noise"),), 5, "1 result inconclusive against main", "warn"),
