@@ -282,7 +282,8 @@ class Watcher:
                 _serve(SimpleNamespace(**settle), result, say, stop)
                 os._exit(0)
             except BaseException as error:  # noqa: BLE001 - whatever it is, this is no supervisor
-                os.write(say, f"{type(error).__name__}: {error}".encode())
+                os.write(say, f"{type(error).__name__}: {error}".encode())  # fails once nobody listens any more
+            finally:
                 os._exit(1)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(say)

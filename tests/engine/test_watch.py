@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -265,6 +267,25 @@ def test_a_child_that_fails_says_why_and_one_that_is_ended_stops_the_run(tmp_pat
             ended.wait_until_ready(lambda line: None)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_child_that_fails_when_nobody_listens_is_no_second_supervisor(tmp_path: Path) -> None:
+    """Such as on a full disk: what goes on after the fork starts an engine."""
+    (tmp_path / "run").mkdir()
+    script = f"""if True:
+        import os, shutil, sys
+        from engine.watch import Watcher
+        try:
+            watcher = Watcher({to_json(Settle())!r}, {str(tmp_path / "run/watched.json")!r})
+        except OSError:
+            pass  # as the supervisor does
+        os.write(1, b"started\\n")
+        if watcher.wait_until_ready(lambda line: None) is None:
+            shutil.rmtree({str(tmp_path / "run")!r})
+            watcher.stop()
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "started\n", done.stderr
 
 
 def test_a_watch_survives_json() -> None:
