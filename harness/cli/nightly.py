@@ -65,7 +65,7 @@ Exit codes:
   2    usage: an argument or a file is wrong
   3    incomplete: a result is missing
   4    infrastructure: no device could be used, another nightly run is at work, or the farm itself failed
-  5    inconclusive: suspect runs, a suspicion that stayed undecided, or nothing to compare with
+  5    inconclusive: suspect runs, too much noise (for nightly: to decide a suspicion), or nothing to compare with
   130  interrupted; the same command goes on
 Of several, 1 comes before 3, 3 before 4, 4 before 5.
 """

@@ -158,7 +158,7 @@ PARTS = {
 
 
 def time_parts(row: Row) -> dict[str, float]:
-    """Mean seconds of a decoded token by PARTS. How what is no waiting divides was seen in the warm-ups that kept a
+    """Mean seconds of a decoded token by PARTS. How what is no waiting divides was seen in the samples that kept a
     timeline; without one it is `compute`."""
     samples = [s for run in row.runs for s in run.timed_samples if len(s.steps.time_s) > 1]
     if not samples:
