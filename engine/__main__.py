@@ -87,7 +87,7 @@ def _run(options: argparse.Namespace) -> int:
     try:
         request = from_json(RunRequest, loads(text))
         _limit_threads(request.threads)
-        from engine.facts import device_facts
+        from engine.device.facts import device_facts
         from engine.generate import run
 
         emit("started", facts=device_facts(), request_sha256=hashlib.sha256(text).hexdigest())
@@ -149,15 +149,15 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _probe(options: argparse.Namespace) -> int:
-    from engine.facts import device_facts
+    from engine.device.facts import device_facts
 
     _print(to_json(device_facts(now=True)))
     return 0
 
 
 def _watch(options: argparse.Namespace) -> int:
-    from engine.sensors import Sensors
-    from engine.watch import watch
+    from engine.device.sensors import Sensors
+    from engine.device.watch import watch
 
     end = time.monotonic() + options.seconds
 

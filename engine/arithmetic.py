@@ -8,8 +8,8 @@ from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
 import numpy as np
 
-from engine import meters
 from engine.container import Container, Record
+from engine.device import meters
 from engine.experts.buffer import ExpertBuffer
 from engine.experts.eviction import policy_named
 from engine.experts.loader import Loader

@@ -9,8 +9,8 @@ from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
-from engine import meters
 from engine.container import Container
+from engine.device import meters
 from engine.errors import DeadlineError
 from engine.experts.loader import Loader
 from engine.experts.predictors import OraclePredictor, Predictor, predictor_named

@@ -36,7 +36,7 @@ READERS = ("pread", "direct", "mmap")
 MOST_LANES = 2
 PAGE_CACHES = ("cold", "warm")
 BACKENDS = ("auto", "native", "numpy")
-LIMIT_METHODS = ("cgroup-v2", "cgroup-v1", "rlimit-data", "none")  # see engine.limits
+LIMIT_METHODS = ("cgroup-v2", "cgroup-v1", "rlimit-data", "none")  # see engine.device.limits
 MAX_LINE_BYTES = 16 << 20  # of one event: anything longer is damage or malice, never a sample
 MOST_CHARACTERS = 4096  # of one fact about a device
 MOST_S = 1e9  # longer than anything that is measured: sums of such times are still numbers
@@ -159,11 +159,11 @@ class RunRequest:
     lanes: int = 0  # threads that read, 1 or 2; 0: what the probe finds, and one for a reader that is said
     page_cache: str = "cold"
     emulated_read_bytes_per_s: Optional[float] = None  # the engine's own rate limit on expert reads
-    threads: int = 0  # of the arithmetic; 0: as many as suit the device, see engine.cores
+    threads: int = 0  # of the arithmetic; 0: as many as suit the device, see engine.device.cores
     backend: str = "auto"
     deadline_s: float = 3600.0
     passages: Tuple[Passage, ...] = ()  # predicted after all that is timed: what a lossy strategy loses
-    memory_limit_bytes: Optional[int] = None  # under which the engine's process is started, see engine.limits
+    memory_limit_bytes: Optional[int] = None  # under which the engine's process is started, see engine.device.limits
     settle: Optional[Settle] = None  # None: the engine starts at once, and nothing is asked of the device's state
     timeline_steps: int = 0  # of a timeline, for which the last prompt is begun once more after all that is timed
 
@@ -232,7 +232,7 @@ class DeviceFacts:
     storage_model: Optional[str] = None
     read_ahead_bytes: Optional[int] = None  # of that storage
     swap_bytes: Optional[int] = None
-    memory_limit_method: Optional[str] = None  # by which a memory limit would be enforced, see engine.limits
+    memory_limit_method: Optional[str] = None  # by which a memory limit would be enforced, see engine.device.limits
     now: Optional[Watched] = None  # what its sensors say, where that was asked for: a run has its Conditions
 
     def __post_init__(self) -> None:
@@ -506,7 +506,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Watched:
-    """What was seen of a device beside an engine's run, by a process of its own (engine/watch.py).
+    """What was seen of a device beside an engine's run, by a process of its own (engine/device/watch.py).
 
     A field is None where the device has no such sensor, and then `absent` names it, or where the sensor did not answer,
     and then `unknown` does.

@@ -18,8 +18,9 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 
-from engine import __version__, meters
+from engine import __version__
 from engine.container import Container
+from engine.device import meters
 from engine.errors import ProtocolError, StorageError
 from engine.experts.lanes import ReadingLanes, new_slab
 from engine.files import replacing

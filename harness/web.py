@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from harness.errors import UsageError
-from reports.site import Answer
+from reports.pages.site import Answer
 
 THREADS = 8
 MOST_WAITING = 64  # connections; more are closed unheard

@@ -14,7 +14,7 @@ import click
 import pytest
 
 from harness.cli import main
-from harness.matrix import parse_matrix
+from harness.sweep.matrix import parse_matrix
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

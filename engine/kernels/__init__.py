@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import List, Tuple
 
-from engine.cores import arithmetic_threads
+from engine.device.cores import arithmetic_threads
 from engine.errors import RequestError
 from engine.kernels.native import NativeKernels, NativeUnavailableError
 from engine.kernels.reference import Kernels

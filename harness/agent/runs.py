@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import json
 import os
 import shutil
@@ -155,14 +156,26 @@ def supervise(run: str, plan: Dict[str, Any], lock: int) -> None:
 # The watcher and the memory limit are the deployed engine's own code: it knows the device's sensors and groups.
 
 
+def engine_module(name: str) -> Any:
+    """Returns a module of the deployed engine, which may be the older one that a baseline was pinned with.
+
+    Engines from before December 2026 keep their modules about the device directly in `engine`.
+    """
+    try:
+        return importlib.import_module("engine.device." + name)
+    except ModuleNotFoundError as error:
+        if error.name != "engine.device":
+            raise
+        return importlib.import_module("engine." + name)
+
+
 def watch(run: str, plan: Dict[str, Any], lock: int, kills_before: Optional[int], events: Any, say: Any) -> Any:
     """Lets the device settle; returns what watches it from then on, or None. Raises InterruptedError after `kill`."""
     if plan.get("settle") is None:
         return None
     sys.path.insert(0, plan["cwd"])
     try:
-        from engine.watch import Watcher
-
+        Watcher = engine_module("watch").Watcher
         watcher = Watcher(plan["settle"], os.path.join(run, "watched.json"), not_for_it=(lock,))
     except Exception as error:  # noqa: BLE001 - without it the run is suspect, and not lost
         say(f"the device is not watched: {type(error).__name__}: {error}")
@@ -185,9 +198,7 @@ def memory_limit(run: str, plan: Dict[str, Any], say: Any) -> Any:
         return None
     sys.path.insert(0, plan["cwd"])
     try:
-        from engine.limits import MemoryLimit
-
-        return MemoryLimit(plan["memory_limit_bytes"], f"edgemoe-farm-{os.path.basename(run)}")
+        return engine_module("limits").MemoryLimit(plan["memory_limit_bytes"], f"edgemoe-farm-{os.path.basename(run)}")
     except Exception as error:  # noqa: BLE001 - the same
         say(f"memory is not limited: {type(error).__name__}: {error}")
         return None

@@ -73,11 +73,11 @@ def adapt(
     from engine.container import Container
     from engine.experts.profile import PathProfile
     from engine.models import model_config
-    from engine.offline.adapt import adapt as plan_for
-    from engine.offline.adapt import write_adapted
-    from engine.offline.calibration import Calibration
-    from engine.offline.importer import is_container
-    from engine.offline.passages import cut, passages_of, read_pairs
+    from engine.offline.accuracy.adapt import adapt as plan_for
+    from engine.offline.accuracy.adapt import write_adapted
+    from engine.offline.accuracy.calibration import Calibration
+    from engine.offline.accuracy.passages import cut, passages_of, read_pairs
+    from engine.offline.importing.importer import is_container
     from engine.offline.tokenizer import Tokenizer
 
     if to.is_file() and not is_container(to):

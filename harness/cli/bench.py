@@ -81,7 +81,7 @@ def ablation(full: Path, adapted: Path, **options: Any) -> None:
     Example:
       edgemoe-farm bench ablation model.emoe small.emoe --text held-out.txt --profile model.profile.json
     """
-    from engine.offline.benchmarks import ABLATION
+    from engine.offline.benchmarks.strategies import ABLATION
 
     later = ("edgemoe-buffer", "edgemoe-lookahead", "edgemoe-adaptive")
     chain = [f"{name}={full if name == 'naive-swap' else adapted}" for name in (*ABLATION, *later)]
@@ -105,7 +105,7 @@ def kernels(rows: int, columns: int, batch: int, rounds: int, threads: int, as_j
     Example:
       edgemoe-farm bench kernels --rows 3584 --columns 1024
     """
-    from engine.offline.kernel_benchmarks import bench_kernels
+    from engine.offline.benchmarks.kernels import bench_kernels
 
     with threadpool_limits(threads), progress_bar("formats") as progress:
         found = bench_kernels(rows, columns, batch, rounds=rounds, threads=threads, progress=progress)
@@ -142,8 +142,8 @@ def storage(path: Path, block_bytes: int | None, rounds: int, seconds: float, as
       edgemoe-farm bench storage model.emoe
     """
     from engine.container import Container
-    from engine.offline.importer import is_container
-    from engine.offline.storage_benchmarks import bench_storage
+    from engine.offline.benchmarks.storage import bench_storage
+    from engine.offline.importing.importer import is_container
 
     if block_bytes is None:
         known = path.is_file() and is_container(path)
@@ -194,7 +194,7 @@ def decode(
       edgemoe-farm bench decode model.emoe --text held-out.txt
     """
     from engine.experts.profile import PathProfile
-    from engine.offline.kernel_benchmarks import bench_decode
+    from engine.offline.benchmarks.kernels import bench_decode
     from engine.offline.tokenizer import Tokenizer
 
     tokens = (
@@ -237,7 +237,7 @@ def start(container: Path, strategy: str, backend: str, warm: bool, rounds: int,
       edgemoe-farm bench start model.emoe
     """
     from engine.container import Container
-    from engine.offline.start_benchmark import bench_start
+    from engine.offline.benchmarks.start import bench_start
 
     Container.open(str(container))
     strategy_named(strategy)
@@ -270,7 +270,7 @@ def _compare(
     as_json: bool,
 ) -> None:
     from engine.experts.profile import PathProfile
-    from engine.offline.benchmarks import Candidate, compare, summarise
+    from engine.offline.benchmarks.strategies import Candidate, compare, summarise
     from engine.offline.tokenizer import Tokenizer
 
     parsed = [Candidate.parse(candidate) for candidate in candidates]

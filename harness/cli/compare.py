@@ -10,11 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.cli.options import MetricShare, json_option, open_results, printable, results_option
-from reports.comparison_tables import FORMATS, HEADINGS, cells, totals
-from reports.judgement import GATED, THRESHOLD, Comparison, Mark, compare_sides, exit_code
+from reports.judging.judgement import GATED, THRESHOLD, Comparison, Mark, compare_sides, exit_code
+from reports.judging.noise import noise_before
+from reports.judging.selection import select
+from reports.judging.tables import FORMATS, HEADINGS, cells, totals
 from reports.metrics import METRICS
-from reports.noise import noise_before
-from reports.selection import select
 
 _STYLES = {
     Mark.BETTER: "green",

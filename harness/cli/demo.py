@@ -14,10 +14,10 @@ from harness.cli.faults import demonstrate
 from harness.cli.measuring import measure, new_sweep, plan_matrix
 from harness.cli.options import EXIT_CODES, open_results
 from harness.demo.loopback import Emulated, LoopbackFarm
+from harness.device.trust import trust
 from harness.errors import UsageError
-from harness.matrix import parse_matrix
-from harness.presence import at_work
-from harness.trust import trust
+from harness.sweep.matrix import parse_matrix
+from harness.sweep.presence import at_work
 from reports.pages import render
 
 _SHIPPED = Path(harness.demo.__file__).parent
@@ -90,7 +90,7 @@ def demo(context: click.Context, output: Path, quick: bool, backend: str, faults
 
 
 def _import_model(output: Path) -> Path:
-    from engine.offline.importer import import_checkpoint
+    from engine.offline.importing.importer import import_checkpoint
 
     container = output / "mix16.emoe"
     origin = {"origin": "trained for edgemoe-farm, see harness/demo/mix16/README.md", "licence": "research use"}
@@ -99,8 +99,8 @@ def _import_model(output: Path) -> Path:
 
 
 def _profile(container: Path) -> Path:
-    from engine.offline.activations import profile_texts
-    from engine.offline.model import counting_model
+    from engine.offline.accuracy.model import counting_model
+    from engine.offline.routing.activations import profile_texts
     from engine.offline.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_container(str(container))

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from device_inventory import Device
 from engine.protocol import to_json
-from harness.cli.locks import locks, unlock
+from harness.cli.devices_health import health, health_in_words, known_health, prune
+from harness.cli.devices_locks import locks, unlock
 from harness.cli.options import (
     cache_folder,
     inventory_option,
@@ -25,12 +26,11 @@ from harness.cli.options import (
     printable,
     results_option,
 )
-from harness.cli.upkeep import health, health_in_words, known_health, prune
+from harness.device.remote import open_session
+from harness.device.trust import trust as trust_device
 from harness.errors import DeviceError, UsageError
-from harness.known_hosts import HostKey
-from harness.remote import open_session
-from harness.trust import trust as trust_device
-from reports.health import DeviceHealth, Health
+from harness.transport.known_hosts import HostKey
+from reports.results.health import DeviceHealth, Health
 
 _MAX_PROBES_AT_ONCE = 32
 # What watching tells of a run, and not of a moment.

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 
 from device_inventory import Device
+from harness.cli.devices_health import known_health
 from harness.cli.options import (
     cache_folder,
     inventory_option,
@@ -23,12 +24,11 @@ from harness.cli.options import (
     results_option,
     to_terminal,
 )
-from harness.cli.upkeep import known_health
+from harness.device.remote import open_session
 from harness.doctor import CONTROLLER, Finding, Severity
 from harness.doctor import controller as controller_checks
 from harness.doctor.examination import examine_device
 from harness.errors import DeviceError
-from harness.remote import open_session
 
 _MAX_AT_ONCE = 32
 _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}

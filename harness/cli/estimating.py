@@ -33,18 +33,18 @@ from harness.cli.options import (
     printable,
     read_text,
 )
-from harness.deploy import ENGINE_SOURCE
+from harness.device.deploy import ENGINE_SOURCE
+from harness.device.probe import Python, read_arithmetic
+from harness.device.remote import open_session
+from harness.device.session import Session
 from harness.errors import DeviceError, UsageError
-from harness.matrix import ContainerFile
-from harness.plan import Measurement
-from harness.probe import Python, read_arithmetic
-from harness.remote import open_session
-from harness.session import Session
+from harness.sweep.matrix import ContainerFile
+from harness.sweep.plan import Measurement
 from harness.transport.local import LocalTransport
 from reports.records import RunEstimate
 
 if TYPE_CHECKING:
-    from engine.offline.estimate import Demand, Estimate, Machine
+    from engine.offline.routing.estimate import Demand, Estimate, Machine
 
 _TEXT_TOKENS = 1024  # of --text that are traced
 _RUN_TOKENS = 96  # replayed for a cell of a run: it must take well under a second
@@ -109,7 +109,7 @@ def estimate(
       edgemoe-farm estimate model.emoe --device pi5 --profile model.profile.json
       edgemoe-farm estimate model.emoe --storage-rate 90 --memory-rate 4 --strategy naive-swap --strategy full-load
     """
-    from engine.offline.estimate import estimate as estimate_one
+    from engine.offline.routing.estimate import estimate as estimate_one
 
     if trace_file is not None and text is not None:
         raise UsageError("give --trace or --text, not both")
@@ -171,8 +171,8 @@ class CellEstimator:
         return self._cells[key]
 
     def _estimate(self, session: Session, measurement: Measurement, request: RunRequest) -> RunEstimate | None:
-        from engine.offline.estimate import Machine, estimate
-        from engine.offline.simulation import Storage
+        from engine.offline.routing.estimate import Machine, estimate
+        from engine.offline.routing.simulation import Storage
 
         rate, strategy = request.emulated_read_bytes_per_s, strategy_named(request.strategy)
         if rate is None and strategy.residency != "all":
@@ -218,9 +218,9 @@ def _demand_of_run(file: ContainerFile) -> tuple[Container, PathProfile | None, 
 
 
 def _demand(container: Container, trace_file: Path | None, text: Path | None, profile: PathProfile | None) -> Demand:
-    from engine.offline.estimate import Demand, drawn_from, uniform
+    from engine.offline.routing.estimate import Demand, drawn_from, uniform
+    from engine.offline.routing.trace import Trace, record_trace
     from engine.offline.tokenizer import Tokenizer
-    from engine.offline.trace import Trace, record_trace
 
     if trace_file is not None:
         return Demand(Trace.load(str(trace_file)), f"replayed from {trace_file}")
@@ -239,7 +239,7 @@ def _file_bytes(path: Path | None) -> int:
 
 
 def _by_hand(container: Container, memory_bytes_per_s: float) -> Machine:
-    from engine.offline.estimate import Machine, times_by_hand
+    from engine.offline.routing.estimate import Machine, times_by_hand
 
     return Machine(
         times_by_hand(container, memory_bytes_per_s),
@@ -250,7 +250,7 @@ def _by_hand(container: Container, memory_bytes_per_s: float) -> Machine:
 
 def _local(container: Container, backend: str, *, storage_too: bool) -> Machine:
     """This machine: a process of its own does the arithmetic, as on a device."""
-    from engine.offline.estimate import Machine
+    from engine.offline.routing.estimate import Machine
     from engine.storage import measure_storage
 
     python = Python(sys.executable, sys.version.split()[0], numpy.__version__)
@@ -277,8 +277,8 @@ def _remote(
     *,
     storage_too: bool,
 ) -> Machine:
-    from engine.offline.estimate import Machine
-    from engine.offline.simulation import Storage
+    from engine.offline.routing.estimate import Machine
+    from engine.offline.routing.simulation import Storage
 
     device = load_inventory(inventory_path)[name]
     session = open_session(device, known_hosts=known_hosts, cache_dir=cache_folder())
@@ -302,7 +302,7 @@ def _remote(
 
 
 def _with_measured(machine: Machine, found: StorageRates, name: str) -> Machine:
-    from engine.offline.simulation import Storage
+    from engine.offline.routing.simulation import Storage
 
     rate = found.bytes_per_s
     if rate is None:
@@ -315,7 +315,7 @@ def _with_measured(machine: Machine, found: StorageRates, name: str) -> Machine:
 
 
 def _with_rate(machine: Machine, bytes_per_s: float) -> Machine:
-    from engine.offline.simulation import Storage
+    from engine.offline.routing.simulation import Storage
 
     return replace(machine, storage=Storage(bytes_per_s), storage_from=f"{bytes_per_s / 1e6:g} MB/s, said by hand")
 

@@ -56,10 +56,10 @@ def evaluate_command(
       edgemoe-farm model eval switch.emoe --pairs xsum.jsonl
       edgemoe-farm model eval model.emoe --text held-out.txt --strategy edgemoe-cacheaware --profile model.profile.json
     """
-    from engine.offline.decoding import DecodingModel
-    from engine.offline.model import OfflineModel
-    from engine.offline.passages import passages_of, read_pairs, rouge_2
-    from engine.offline.perplexity import evaluate, evaluate_passages
+    from engine.offline.accuracy.decoding import DecodingModel
+    from engine.offline.accuracy.model import OfflineModel
+    from engine.offline.accuracy.passages import passages_of, read_pairs, rouge_2
+    from engine.offline.accuracy.perplexity import evaluate, evaluate_passages
     from engine.offline.tokenizer import Tokenizer
 
     if (text is None) == (pairs is None):
@@ -136,8 +136,8 @@ def profile(container: Path, texts: tuple[Path, ...], to: Path, context: int, mo
     Example:
       edgemoe-farm model profile model.emoe --text news.txt stories.txt --to model.profile.json
     """
-    from engine.offline.activations import profile_texts
-    from engine.offline.model import counting_model
+    from engine.offline.accuracy.model import counting_model
+    from engine.offline.routing.activations import profile_texts
     from engine.offline.tokenizer import Tokenizer
 
     contents = [read_text(path) for path in texts + more]

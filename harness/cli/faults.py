@@ -16,13 +16,13 @@ from engine.quantize import Format
 from engine.selftest import profile_of, write_random_model
 from harness.cli.measuring import measure, new_sweep, plan_matrix
 from harness.cli.options import open_results, printable
-from harness.matrix import parse_matrix
-from harness.presence import at_work
-from harness.transport.scripted import WHAT_HAPPENS, FaultKind, FaultScript, declare
-from reports.database import ResultsDatabase
+from harness.scripted import WHAT_HAPPENS, FaultKind, FaultScript, declare
+from harness.sweep.matrix import parse_matrix
+from harness.sweep.presence import at_work
 from reports.metrics import METRICS
 from reports.pages import render
 from reports.records import Run, RunStatus, Sweep, last_attempts
+from reports.results.database import ResultsDatabase
 
 HEALTHY = "healthy"
 SPEED = 60.0  # of the devices' time: a minute of waiting for a link takes a second

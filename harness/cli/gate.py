@@ -11,19 +11,19 @@ from rich.table import Table
 
 from harness.cli.nightly import GATE_EXIT_CODES
 from harness.cli.options import Duration, MetricShare, json_option, open_results, print_json, printable, results_option
-from harness.engines import EngineStore, engines_folder
 from harness.errors import UsageError
-from harness.nightly import read_nightly
+from harness.night.config import read_nightly
 from harness.process import owner
-from reports.baselines import Acknowledgement, Baseline
-from reports.database import LATEST, ResultsDatabase
+from harness.sweep.engines import EngineStore, engines_folder
 from reports.files import replacing
-from reports.gate import Measured
-from reports.judgement import ANSWER, GATED, RESULT, Side, compare_sides
-from reports.night_summary import junit, markdown, payload
-from reports.nightly import Context, judge_sweep
-from reports.noise import noise_before
+from reports.judging.judgement import ANSWER, GATED, RESULT, Side, compare_sides
+from reports.judging.noise import noise_before
+from reports.nights.gate import Measured
+from reports.nights.judge import Context, judge_sweep
+from reports.nights.summary import junit, markdown, payload
 from reports.records import RunStatus, Sweep
+from reports.results.baselines import Acknowledgement, Baseline
+from reports.results.database import LATEST, ResultsDatabase
 
 _METRICS = (*GATED, ANSWER, RESULT)
 

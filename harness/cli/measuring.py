@@ -23,33 +23,33 @@ from device_inventory import Inventory
 from engine.container import Container
 from engine.experts.provision import check_records
 from engine.models import model_config
-from engine.offline.passages import cut
+from engine.offline.accuracy.passages import cut
 from engine.offline.tokenizer import Tokenizer
 from engine.protocol import Passage
 from engine.strategies import STRATEGIES
 from harness.cli.estimating import CellEstimator
 from harness.cli.options import cache_folder, printable
 from harness.cli.strategies import traits
-from harness.deploy import DEFAULT_UPLOADS, ENGINE_SOURCE, HashCache, UploadTurns, engine_bundle
-from harness.device_worker import Listener, Surroundings
-from harness.engines import EngineStore
+from harness.device.deploy import DEFAULT_UPLOADS, ENGINE_SOURCE, HashCache, UploadTurns, engine_bundle
+from harness.device.lease import WAIT_S, Holder
+from harness.device.remote import open_session
 from harness.errors import UsageError
-from harness.lease import WAIT_S, Holder
-from harness.matrix import Accuracy, Matrix, parse_matrix
-from harness.plan import Plan, make_plan
-from harness.presence import Presence
-from harness.progress import JsonLines, LiveTable, LogLines
-from harness.remote import open_session
-from harness.run import SweepRunner, tally
-from harness.transport.scripted import speed_of
+from harness.scripted import speed_of
+from harness.sweep.engines import EngineStore
+from harness.sweep.matrix import Accuracy, Matrix, parse_matrix
+from harness.sweep.plan import Plan, make_plan
+from harness.sweep.presence import Presence
+from harness.sweep.progress import JsonLines, LiveTable, LogLines
+from harness.sweep.runner import SweepRunner, tally
+from harness.sweep.worker import Listener, Surroundings
 from harness.version import farm_version
 from reports import units
-from reports.comparison import Row, compare
-from reports.connection import OUTAGE_S, Patience, sleep
-from reports.database import ResultsDatabase
-from reports.headline import headline
+from reports.judging.groups import Row, compare
+from reports.judging.headline import headline
 from reports.metrics import METRICS
 from reports.records import RunStatus, Sweep
+from reports.results.connection import OUTAGE_S, Patience, sleep
+from reports.results.database import ResultsDatabase
 
 INTERRUPTED = 130
 _SUMMARY = ("tpot_s", "estimated_tpot_s", "peak_resident_bytes", "expert_hit_rate", "perplexity")

@@ -107,7 +107,7 @@ def import_command(
       edgemoe-farm model import mixtral/ --to small.emoe --precision int4 --non-experts int8
       edgemoe-farm model import mixtral/ --to both.emoe --precision int8 --precision int2 --group 64
     """
-    from engine.offline.importer import formats_of, import_checkpoint, is_container
+    from engine.offline.importing.importer import formats_of, import_checkpoint, is_container
 
     if not force and to.is_file() and not is_container(to):
         raise UsageError(f"{to}: is not a container; choose another name, or overwrite it with --force")
@@ -187,7 +187,7 @@ def logits(container: Path, tokens: tuple[int, ...], to: Path, decoder_tokens: t
       edgemoe-farm model logits model.emoe --tokens 5,6,7 --to logits.npy
       edgemoe-farm model logits switch.emoe --tokens 5,6,7,1 --decoder-tokens 0,8,9 --to logits.npy
     """
-    from engine.offline.model import OfflineModel, save_logits
+    from engine.offline.accuracy.model import OfflineModel, save_logits
 
     offline = OfflineModel.open(str(container))
     if offline.has_encoder and decoder_tokens is None:

@@ -25,10 +25,8 @@ from harness.cli.options import (
     results_option,
     wait_option,
 )
-from harness.engines import EngineStore, engines_folder
 from harness.errors import FarmError, InfrastructureError, UsageError
-from harness.matrix import parse_matrix, read_matrix
-from harness.nightly import (
+from harness.night.config import (
     NightlyConfig,
     Progress,
     finish,
@@ -39,24 +37,26 @@ from harness.nightly import (
     state_file,
     unfinished,
 )
-from harness.plan import Plan
-from harness.presence import at_work
-from harness.progress import JsonLines
-from harness.webhook import post, webhook_url
-from reports.baselines import NightRecord
-from reports.confirmation import Suspicion
-from reports.database import ResultsDatabase
+from harness.night.webhook import post, webhook_url
+from harness.sweep.engines import EngineStore, engines_folder
+from harness.sweep.matrix import parse_matrix, read_matrix
+from harness.sweep.plan import Plan
+from harness.sweep.presence import at_work
+from harness.sweep.progress import JsonLines
 from reports.errors import ReportError, UnknownSweepError
 from reports.files import replacing
-from reports.gate import Measured
-from reports.judgement import Side, compare_sides
-from reports.night import Night
-from reports.night_summary import headline, junit, markdown, payload
-from reports.nightly import Context, judge_night, without_baseline
-from reports.noise import noise_before
+from reports.judging.judgement import Side, compare_sides
+from reports.judging.noise import noise_before
+from reports.nights.confirmation import Suspicion
+from reports.nights.gate import Measured
+from reports.nights.judge import Context, judge_night, without_baseline
+from reports.nights.night import Night
+from reports.nights.summary import headline, junit, markdown, payload
+from reports.nights.trends import NIGHTS, trends
 from reports.pages import render
 from reports.records import Run, Sweep
-from reports.trends import NIGHTS, trends
+from reports.results.baselines import NightRecord
+from reports.results.database import ResultsDatabase
 
 GATE_EXIT_CODES = """\b
 Exit codes:

@@ -17,9 +17,9 @@ from engine.errors import RequestError
 from engine.protocol import ExpertBudget, to_json
 from harness.deadlines import parse_duration
 from harness.errors import UsageError
-from harness.known_hosts import default_path
-from reports.connection import Patience, Place
-from reports.database import ResultsDatabase
+from harness.transport.known_hosts import default_path
+from reports.results.connection import Patience, Place
+from reports.results.database import ResultsDatabase
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 

@@ -11,20 +11,20 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.protocol import to_json
-from harness.cli.keeping import bundle_sweeps, import_results, migrate, prune
 from harness.cli.options import Moment, json_option, open_results, print_json, printable, results_option
+from harness.cli.results_keeping import bundle_sweeps, import_results, migrate, prune
 from harness.errors import UsageError
-from harness.presence import is_alive
-from harness.run import Tally
-from reports import bundle
-from reports.bundle import is_bundle
-from reports.controllers import Controller
-from reports.database import LATEST
+from harness.sweep.presence import is_alive
+from harness.sweep.runner import Tally
 from reports.errors import UnknownSweepError
-from reports.export import FORMATS, export
-from reports.history import Endings
+from reports.nights import bundle
+from reports.nights.bundle import is_bundle
 from reports.pages import KINDS, Kind, render
 from reports.records import RunStatus, Sweep, Verdict, last_attempts, run_to_json
+from reports.results.controllers import Controller
+from reports.results.database import LATEST
+from reports.results.export import FORMATS, export
+from reports.results.history import Endings
 
 
 @click.command()
@@ -131,7 +131,7 @@ def list_sweeps(name: str | None, last: int | None, results_place: str, as_json:
 
 
 def _tally(sweep: Sweep, endings: Endings) -> Tally:
-    """What `harness.run.tally` says, as far as the list shows it, without reading a record."""
+    """What `harness.sweep.runner.tally` says, as far as the list shows it, without reading a record."""
     counts: Counter[RunStatus] = Counter()
     for (status, _), n in endings.items():
         counts[status] += n

@@ -25,13 +25,13 @@ from harness.cli.options import (
     results_option,
     wait_option,
 )
-from harness.deploy import DEFAULT_UPLOADS
-from harness.engines import EngineStore, engines_folder
+from harness.device.deploy import DEFAULT_UPLOADS
 from harness.errors import UsageError
-from harness.matrix import read_matrix
-from harness.plan import Plan
-from harness.presence import at_work
-from reports.database import LATEST
+from harness.sweep.engines import EngineStore, engines_folder
+from harness.sweep.matrix import read_matrix
+from harness.sweep.plan import Plan
+from harness.sweep.presence import at_work
+from reports.results.database import LATEST
 
 
 @click.command(epilog=EXIT_CODES)

@@ -9,7 +9,7 @@ from types import FrameType
 import click
 
 from harness.cli.options import json_option, open_results, print_json, results_option
-from harness.presence import is_alive
+from harness.sweep.presence import is_alive
 from harness.web import Gate, Server, is_loopback
 
 
@@ -33,7 +33,7 @@ def serve(host: str, port: int, names: tuple[str, ...], results_place: str, as_j
       edgemoe-farm serve --port 0 --json
       EDGEMOE_FARM_TOKEN=$(cat token) edgemoe-farm serve --host 0.0.0.0 --name farm.example.org
     """
-    from reports.site import Site
+    from reports.pages.site import Site
 
     gate = Gate.at(host, names, os.environ.get("EDGEMOE_FARM_TOKEN") or None)
     with open_results(results_place) as database:

@@ -14,10 +14,10 @@ from engine.protocol import ExpertBudget
 from harness.cli.bar import progress_bar
 from harness.cli.options import Budget, json_option, print_json, read_text
 from harness.errors import UsageError
-from harness.plan import StrategyTraits
+from harness.sweep.plan import StrategyTraits
 
 if TYPE_CHECKING:
-    from engine.offline.losses import MeasuredLoss
+    from engine.offline.accuracy.losses import MeasuredLoss
 
 
 @click.command()
@@ -71,7 +71,7 @@ def strategies(
 def _measure(
     container: Path, text: Path, tokens: int, context: int, budget: ExpertBudget | None, profile: Path | None
 ) -> dict[str, MeasuredLoss]:
-    from engine.offline.losses import measured_losses
+    from engine.offline.accuracy.losses import measured_losses
     from engine.offline.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_container(str(container))

@@ -28,8 +28,8 @@ def trace(container: Path, text: Path, tokens: int | None, context: int, to: Pat
       edgemoe-farm model trace model.emoe --text held-out.txt --to held-out.trace
     """
     from engine.container import Container
+    from engine.offline.routing.trace import record_trace
     from engine.offline.tokenizer import Tokenizer
-    from engine.offline.trace import record_trace
 
     opened = Container.open(str(container))
     given = Tokenizer.from_container(str(container)).encode(read_text(text))[:tokens]
@@ -58,8 +58,8 @@ def replay(trace_file: Path, profile: Path, buffer_experts: str | None, by_layer
       edgemoe-farm model replay held-out.trace --profile model.profile.json --buffer-experts 16,32,64
     """
     from engine.experts.profile import PathProfile
-    from engine.offline.replay import replay_policies, replay_predictors
-    from engine.offline.trace import Trace
+    from engine.offline.routing.replay import replay_policies, replay_predictors
+    from engine.offline.routing.trace import Trace
 
     try:
         sizes = [int(word) for word in buffer_experts.split(",")] if buffer_experts else []

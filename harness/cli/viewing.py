@@ -14,9 +14,9 @@ from harness.errors import UsageError
 if TYPE_CHECKING:
     from engine.container import Container
     from engine.experts.profile import PathProfile
-    from engine.offline.trace import Trace
+    from engine.offline.routing.trace import Trace
     from reports.charts.heat import Grid
-    from reports.experts import ExpertFacts
+    from reports.pages.experts import ExpertFacts
 
 _MOST_LAYERS_OF_A_PATH = 3  # that are drawn, besides all
 
@@ -49,8 +49,8 @@ def view(
     """
     from engine.container import Container
     from engine.experts.profile import PathProfile
-    from engine.offline.trace import Trace
-    from reports.experts import render
+    from engine.offline.routing.trace import Trace
+    from reports.pages.experts import render
 
     facts = _facts(
         container,
@@ -75,9 +75,9 @@ def _facts(
     path: Path, container: Container, profile: PathProfile | None, trace: Trace | None, plan: Path | None
 ) -> ExpertFacts:
     from engine.models import model_config
-    from engine.offline import activation_paths
-    from engine.offline.adapt import read_evidence
-    from reports.experts import ExpertFacts
+    from engine.offline.accuracy.adapt import read_evidence
+    from engine.offline.routing import activation_paths
+    from reports.pages.experts import ExpertFacts
 
     layers, experts, top_k = container.moe_layers, container.experts_per_layer, model_config(container).top_k
     for name, found in (("profile", profile), ("trace", trace)):

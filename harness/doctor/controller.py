@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_inventory import Device
-from harness.deploy import ENGINE_SOURCE
+from harness.device.deploy import ENGINE_SOURCE
 from harness.doctor import CONTROLLER, Finding, Severity
-from reports.database import ResultsDatabase
 from reports.errors import ReportError
+from reports.results.database import ResultsDatabase
 
 LITTLE_FREE_BYTES = 1 << 30
 

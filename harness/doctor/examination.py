@@ -8,6 +8,7 @@ from typing import Protocol
 
 from device_inventory import Device
 from engine.protocol import DeviceFacts
+from harness.device.probe import Kernels
 from harness.doctor import Finding, Severity
 from harness.doctor.device import Examined, examine
 from harness.doctor.survey import Pruned, Survey
@@ -18,8 +19,7 @@ from harness.errors import (
     PythonMissingError,
     UnreachableError,
 )
-from harness.probe import Kernels
-from reports.health import DeviceHealth, Health
+from reports.results.health import DeviceHealth, Health
 
 UNUSED_DAYS = 30.0
 MUCH_UNUSED_BYTES = 256 << 20

@@ -22,7 +22,7 @@ from fabric import Config, Connection
 
 from device_inventory import Device
 from harness.errors import HostKeyError, UnreachableError, UsageError
-from harness.known_hosts import HostKey, KnownHosts
+from harness.transport.known_hosts import HostKey, KnownHosts
 from harness.transport.shell import STALL_S, ShellTransport
 
 CONNECT_S = 15.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from reports import units
 from reports.charts.axes import WIDTH, Axis, Tick, log_ticks, nice_ticks, tick_label, ticks_between
-from reports.comparison import Row
+from reports.judging.groups import Row
 from reports.metrics import Metric
 
 PITCH = 36.0  # from bar to bar

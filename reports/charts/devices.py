@@ -8,7 +8,7 @@ from statistics import median
 from reports import units
 from reports.charts.axes import line, log_ticks, nice_ticks
 from reports.charts.plot import BOTTOM, LEFT, RIGHT, TOP, Dot, Label, Plot, Stroke, placed, x_axis, y_axis
-from reports.comparison import Row
+from reports.judging.groups import Row
 
 
 def pareto_chart(rows: Sequence[Row], series: dict[str, int], place: str) -> Plot | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from reports import units
 from reports.charts.axes import Tick, line, nice_ticks
 from reports.charts.plot import Key, Plot, Stroke, x_axis, y_axis
-from reports.comparison import Row
+from reports.judging.groups import Row
 
 
 def layers_chart(rows: Sequence[Row], series: dict[str, int], place: str) -> Plot | None:

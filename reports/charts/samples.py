@@ -12,7 +12,7 @@ import numpy as np
 from reports import units
 from reports.charts.axes import Axis, Tick, line, log_ticks, nice_ticks, steps, thinned
 from reports.charts.plot import BOTTOM, LEFT, Key, Plot, Stroke, x_axis, y_axis
-from reports.comparison import Row
+from reports.judging.groups import Row
 from reports.records import Run
 
 _SHARES = 60  # of a distribution's line

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from engine.protocol import COMPUTED, LOADED, Timeline
 from reports import units
 from reports.charts.axes import Tick, nice_ticks, tick_label
-from reports.comparison import Row
+from reports.judging.groups import Row
 
 TRACK, GAP = 22.0, 8.0  # heights
 STEPS_HEIGHT = 14.0

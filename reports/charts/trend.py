@@ -6,7 +6,7 @@ from reports import units
 from reports.charts.axes import line, ticks_between
 from reports.charts.plot import BOTTOM, TOP, Dot, Label, Plot, Stroke, x_axis, y_axis
 from reports.metrics import METRICS
-from reports.night import Trend
+from reports.nights.night import Trend
 
 _SPARK_WIDTH, _SPARK_HEIGHT = 100, 20  # of a sparkline's canvas
 

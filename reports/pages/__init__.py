@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from reports.baselines import NightRecord
-from reports.database import ResultsDatabase
 from reports.errors import SelectionError
 from reports.files import replacing
-from reports.gate import Measured
-from reports.nightly import load_night, sweeps_behind
+from reports.nights.gate import Measured
+from reports.nights.judge import load_night, sweeps_behind
 from reports.pages.devices import devices_page
 from reports.pages.nightly import nightly_page
 from reports.pages.strategies import strategies_page
 from reports.records import Sweep
+from reports.results.baselines import NightRecord
+from reports.results.database import ResultsDatabase
 
 Kind = Literal["auto", "nightly", "devices", "strategies"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

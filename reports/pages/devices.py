@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from reports import units
 from reports.charts.devices import pareto_chart, roofline_chart
 from reports.charts.plot import Plot
-from reports.comparison import Group, Row, Variant, budget_text, compare, emulated_conditions
-from reports.gate import Measured
-from reports.headline import across_devices
+from reports.judging.groups import Group, Row, Variant, budget_text, compare, emulated_conditions
+from reports.judging.headline import across_devices
 from reports.metrics import METRICS
+from reports.nights.gate import Measured
 from reports.pages.layout import counted, self_contained, words
 from reports.pages.raw import Raw, raw_samples
 from reports.pages.strategies import common, drawn_rows, in_plan_order, place_of, series_of

@@ -10,17 +10,17 @@ from reports import units
 from reports.charts.bars import BarChart, Interval, ratio_chart
 from reports.charts.plot import Plot
 from reports.charts.trend import sparkline, trend_chart
-from reports.comparison import budget_text
-from reports.gate import Measured
-from reports.judgement import ANSWER, RESULT, Judged, Mark
+from reports.judging.groups import budget_text
+from reports.judging.judgement import ANSWER, RESULT, Judged, Mark
+from reports.judging.statistics import Summary, summarize_runs
 from reports.metrics import METRICS
-from reports.night import Confirmation, Finding, Kind, Night, Trend, TrendPoint
-from reports.night_summary import TITLES
+from reports.nights.gate import Measured
+from reports.nights.night import Confirmation, Finding, Kind, Night, Trend, TrendPoint
+from reports.nights.summary import TITLES
 from reports.pages.layout import counted, self_contained, where
 from reports.pages.raw import Raw, raw_samples
 from reports.pages.strategies import common, in_plan_order
 from reports.records import Cell, Run, by_cell
-from reports.statistics import Summary, summarize_runs
 
 _MOST_FOUND = 60  # of one kind that are told: all of them are in the table
 _MOST_TRENDS = 40  # that are drawn: what was found, what changed, then the others
@@ -107,7 +107,7 @@ class DrawnTrend:
 def nightly_page(
     night: Night, tonight: Measured, behind: Sequence[Measured] = (), baseline_sweep_id: str | None = None
 ) -> str:
-    """`behind`: the sweeps of which it tells beside its own, as far as they are there; see reports.nightly."""
+    """`behind`: the sweeps of which it tells beside its own, as far as they are there; see reports.nights.judge."""
     tonight = in_plan_order(tonight)
     raw = raw_samples((run for side in (tonight, *behind) for run in side.runs), _RAW_BYTES)
     trends = _drawn(night)

@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from reports.comparison import emulated_conditions
-from reports.gate import Measured
+from reports.judging.groups import emulated_conditions
+from reports.nights.gate import Measured
 from reports.pages.layout import words
 from reports.records import Run, RunStatus, Verdict
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.protocol import CoreKind, DeviceFacts
 from reports import units
-from reports.comparison import emulated_conditions
+from reports.judging.groups import emulated_conditions
 from reports.records import Run
 
 _LABELS = {

@@ -14,7 +14,7 @@ from statistics import median
 
 from engine.protocol import Sample, Steps
 from reports import units
-from reports.comparison import emulated_conditions
+from reports.judging.groups import emulated_conditions
 from reports.metrics import METRICS
 from reports.records import Cell, Run
 

@@ -10,10 +10,10 @@ from reports.charts.layers import layers_chart
 from reports.charts.plot import Plot
 from reports.charts.samples import PARTS, distribution_chart, latency_charts, memory_chart, time_parts
 from reports.charts.timeline import Pipeline, pipelines
-from reports.comparison import Group, Row, compare, emulated_conditions
-from reports.gate import Measured
-from reports.headline import headline, sentence
+from reports.judging.groups import Group, Row, compare, emulated_conditions
+from reports.judging.headline import headline, sentence
 from reports.metrics import METRICS
+from reports.nights.gate import Measured
 from reports.pages.layout import counted, self_contained
 from reports.pages.problems import problems, tally
 from reports.pages.provenance import device_cards

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reports import units
-from reports.comparison import Group, Row
+from reports.judging.groups import Group, Row
 from reports.metrics import METRICS
 from reports.pages.raw import Raw
 from reports.records import Verdict

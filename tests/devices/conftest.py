@@ -20,8 +20,8 @@ from engine.protocol import Sampling
 from engine.quantize import Format
 from engine.selftest import write_random_model
 from engine.strategies import STRATEGIES
-from reports.database import ResultsDatabase
 from reports.records import Run, RunStatus
+from reports.results.database import ResultsDatabase
 from tests.devices.userland import emulated
 from tests.integration.conftest import Sshd, make_sshd  # noqa: F401 - a fixture
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from engine.offline.importer import import_checkpoint
+from engine.offline.importing.importer import import_checkpoint
 from engine.protocol import ExpertBudget, RunRequest
 from engine.quantize import Format
 from engine.selftest import profile_of
-from harness.remote import open_session
+from harness.device.remote import open_session
 from harness.transport.ssh import SshTransport
 from reports.records import RunStatus
 from tests.devices.machine import HOME, VIRT

@@ -13,7 +13,7 @@ import pytest
 from engine.protocol import RunRequest
 from engine.quantize import Format
 from engine.selftest import write_random_model
-from harness.remote import RemoteSession
+from harness.device.remote import RemoteSession
 from harness.transport.ssh import SshTransport
 from reports.records import RunStatus
 from tests.devices.conftest import NEW_TOKENS, PROMPT, generated_here

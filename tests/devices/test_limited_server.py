@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from engine.offline.importer import import_checkpoint
+from engine.offline.importing.importer import import_checkpoint
 from engine.protocol import ExpertBudget, RunRequest
 from engine.quantize import Format
 from engine.selftest import profile_of
-from harness.remote import open_session
-from harness.session import Session
+from harness.device.remote import open_session
+from harness.device.session import Session
 from reports.records import RunStatus
 from tests.devices.limits import Card, ControlGroup, card
 from tests.devices.userland import need

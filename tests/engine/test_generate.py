@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import engine
-from engine import meters
 from engine.container import Container
+from engine.device import meters
+from engine.device.facts import device_facts
 from engine.errors import DeadlineError, RequestError
 from engine.experts.profile import PathProfile
-from engine.facts import device_facts
 from engine.generate import Engine, run
 from engine.models.mixtral import PREFILL_CHUNK
 from engine.protocol import Passage, RunRequest, Sampling, decode_event, to_json

@@ -18,7 +18,7 @@ from engine.generate import Engine
 from engine.kernels import Kernels, NativeKernels, make_kernels
 from engine.kernels.native import DecoderLayer, NativeUnavailableError, TokenMemory
 from engine.models.layers import route_top_k
-from engine.offline.importer import import_checkpoint
+from engine.offline.importing.importer import import_checkpoint
 from engine.protocol import Sampling
 from engine.quantize import FLOATS, Format, MatrixShape, RecordLayout, as_float32, bf16_from_float32
 from engine.selftest import all_formats, write_random_model

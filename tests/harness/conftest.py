@@ -24,15 +24,15 @@ from engine.protocol import (
     StorageRates,
     Totals,
 )
-from harness.deploy import EngineBundle
-from harness.device_worker import Estimator, Surroundings
+from harness.device.deploy import EngineBundle
+from harness.device.session import Outcome
 from harness.errors import UnreachableError
-from harness.matrix import parse_matrix
-from harness.plan import Measurement, Plan, StrategyTraits, make_plan
-from harness.run import SweepRunner
-from harness.session import Outcome
-from reports.database import ResultsDatabase
+from harness.sweep.matrix import parse_matrix
+from harness.sweep.plan import Measurement, Plan, StrategyTraits, make_plan
+from harness.sweep.runner import SweepRunner
+from harness.sweep.worker import Estimator, Surroundings
 from reports.records import Run, RunStatus, Sweep
+from reports.results.database import ResultsDatabase
 
 FACTS = DeviceFacts(
     hostname="scripted", machine="x86_64", kernel="6", os=None, model=None, cpu=None, cores=2, memory_bytes=None,

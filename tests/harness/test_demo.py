@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness.plan import SCRIPTED
-from harness.transport.scripted import WHAT_HAPPENS, FaultKind
-from reports.database import ResultsDatabase
+from harness.scripted import WHAT_HAPPENS, FaultKind
+from harness.sweep.plan import SCRIPTED
 from reports.records import RunStatus, Verdict
+from reports.results.database import ResultsDatabase
 
 
 def test_the_demonstration_ends_with_a_report_and_leaves_nothing_running(tmp_path: Path) -> None:

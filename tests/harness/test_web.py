@@ -12,7 +12,7 @@ import pytest
 from harness import web
 from harness.errors import UsageError
 from harness.web import Gate, Server
-from reports.site import Answer
+from reports.pages.site import Answer
 
 TOKEN = "a-token-of-many-letters"
 

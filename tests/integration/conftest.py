@@ -21,7 +21,7 @@ import pytest
 
 import engine.protocol
 from device_inventory import Device
-from harness.known_hosts import HostKey, KnownHosts
+from harness.transport.known_hosts import HostKey, KnownHosts
 
 STUB = Path(__file__).parent / "stub_engine"
 

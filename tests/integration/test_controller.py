@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.offline.importer import import_checkpoint
-from reports.database import ResultsDatabase
+from engine.offline.importing.importer import import_checkpoint
 from reports.records import RunStatus
+from reports.results.database import ResultsDatabase
 from tests.golden.checkpoints import RECIPES
 
 pytestmark = pytest.mark.integration

@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 
 from engine.protocol import RunRequest
-from harness.bootstrap import WheelCache
+from harness.device.bootstrap import WheelCache
+from harness.device.remote import RemoteSession, open_session, prune_device
 from harness.doctor.device import Examined, examine
 from harness.doctor.examination import examine_device
 from harness.doctor.survey import prune, survey
 from harness.errors import PythonMissingError, UnfitError
-from harness.plan import StrategyTraits
-from harness.remote import RemoteSession, open_session, prune_device
+from harness.sweep.plan import StrategyTraits
 from harness.transport.ssh import SshTransport
-from reports.health import DeviceHealth
 from reports.records import Fault, RunStatus, last_attempts
+from reports.results.health import DeviceHealth
 from tests.harness.conftest import MATRIX, TRAITS
 from tests.harness.conftest import bench as bench
 

@@ -14,9 +14,9 @@ from click.testing import CliRunner
 
 from engine.protocol import RunRequest
 from harness.cli import main
+from harness.device.lease import Holder, Owner
+from harness.device.remote import RemoteSession
 from harness.errors import DeviceBusyError, LeaseLostError
-from harness.lease import Holder, Owner
-from harness.remote import RemoteSession
 from harness.transport.local import LocalTransport
 from reports.records import RunStatus
 
@@ -276,8 +276,8 @@ import sys
 from pathlib import Path
 from device_inventory import Inventory
 from engine.protocol import RunRequest
-from harness.lease import Holder
-from harness.remote import open_session
+from harness.device.lease import Holder
+from harness.device.remote import open_session
 inventory, known_hosts, cache, engine, name = sys.argv[1:]
 device = Inventory.load(Path(inventory))["pi"]
 for n in range(3):

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from engine.offline.importer import import_checkpoint
+from engine.offline.importing.importer import import_checkpoint
 from tests.golden.checkpoints import RECIPES
 
 pytestmark = pytest.mark.integration

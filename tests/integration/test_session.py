@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from engine.protocol import RunRequest, Settle
+from harness.device.remote import RemoteSession
 from harness.errors import DiskFullError, PythonMissingError, UnreachableError, UsageError
-from harness.remote import RemoteSession
 from harness.transport.fake import FakeTransport, Fault
 from harness.transport.local import LocalTransport
 from harness.transport.ssh import SshTransport

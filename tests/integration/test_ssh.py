@@ -10,10 +10,10 @@ import subprocess
 
 import pytest
 
+from harness.device.trust import trust
 from harness.errors import HostKeyError, RemoteTimeoutError, UnreachableError, UsageError
-from harness.known_hosts import KnownHosts
+from harness.transport.known_hosts import KnownHosts
 from harness.transport.ssh import SshTransport
-from harness.trust import trust
 
 pytestmark = pytest.mark.integration
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from engine.container import Container
-from engine.limits import MemoryLimit, best_method
-from engine.offline.importer import import_checkpoint
+from engine.device.limits import MemoryLimit, best_method
+from engine.offline.importing.importer import import_checkpoint
 from engine.protocol import RunRequest, Settle
 from engine.quantize import Format
-from harness.remote import RemoteSession
-from harness.session import Outcome
+from harness.device.remote import RemoteSession
+from harness.device.session import Outcome
+from harness.sweep.verify import COLD_RESIDENT_FRACTION, judge
 from harness.transport.local import LocalTransport
-from harness.verify import COLD_RESIDENT_FRACTION, judge
 from reports.records import RunStatus, Verdict
 from tests.golden.checkpoints import SHIPPED
 

@@ -1,4 +1,4 @@
-"""Memory as the operating system counts it, under real limits: control groups, as engine.limits makes them."""
+"""Memory as the operating system counts it, under real limits: control groups, as engine.device.limits makes them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from engine.container import Container
-from engine.limits import MemoryLimit, best_method
-from engine.offline.importer import import_checkpoint
+from engine.device.limits import MemoryLimit, best_method
+from engine.offline.importing.importer import import_checkpoint
 from engine.protocol import ExpertBudget, RunRequest, Totals, decode_event, to_json
 from engine.quantize import Format
 from engine.selftest import profile_of

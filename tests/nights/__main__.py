@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections import Counter
 
-from reports.night import Kind
+from reports.nights.night import Kind
 from tests.nights.simulated import Change, SimulatedFarm, recorded
 
 NIGHTS_A_BASELINE = 20

@@ -19,15 +19,15 @@ from pathlib import Path
 from statistics import median
 
 from engine.protocol import DeviceFacts, Load, Passage, RunRequest, Sample, Steps, Totals
-from reports.baselines import Acknowledgement
-from reports.confirmation import Suspicion
-from reports.gate import Limits, Measured
-from reports.judgement import GATED, Side, compare_sides
-from reports.night import Night
-from reports.nightly import ROUNDS, Context, judge_night
-from reports.noise import SWEEPS, noise_floors
+from reports.judging.judgement import GATED, Side, compare_sides
+from reports.judging.noise import SWEEPS, noise_floors
+from reports.nights.confirmation import Suspicion
+from reports.nights.gate import Limits, Measured
+from reports.nights.judge import ROUNDS, Context, judge_night
+from reports.nights.night import Night
+from reports.nights.trends import trends
 from reports.records import Cell, Run, RunStatus, Sweep, Verdict
-from reports.trends import trends
+from reports.results.baselines import Acknowledgement
 
 NOISE = Path(__file__).parent / "noise.json"
 BLOCKS, PAIRS = 3, 10

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from reports.baselines import Acknowledgement
-from reports.gate import Measured
-from reports.night import Kind
-from reports.nightly import without_baseline
+from reports.nights.gate import Measured
+from reports.nights.judge import without_baseline
+from reports.nights.night import Kind
+from reports.nights.trends import trends
 from reports.records import Fault, RunStatus, Verdict
-from reports.trends import trends
+from reports.results.baselines import Acknowledgement
 from tests.nights.simulated import CHANGED, NEW, OLD, Change, SimulatedFarm, recorded
 
 PI, JETSON = "pi4b-emulated", "jetson-tx2-emulated"

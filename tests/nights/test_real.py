@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 import harness.demo
-from engine.offline.activations import profile_texts
-from engine.offline.importer import import_checkpoint
-from engine.offline.model import counting_model
+from engine.offline.accuracy.model import counting_model
+from engine.offline.importing.importer import import_checkpoint
+from engine.offline.routing.activations import profile_texts
 from engine.offline.tokenizer import Tokenizer
 from harness.demo.loopback import Emulated, LoopbackFarm
-from harness.trust import trust
+from harness.device.trust import trust
 
 SHIPPED = Path(harness.demo.__file__).parent
 DEVICES = [Emulated("pi4b-emulated", 43e6), Emulated("jetson-tx2-emulated", 200e6)]

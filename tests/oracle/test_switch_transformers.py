@@ -15,10 +15,10 @@ from transformers.models.switch_transformers import modeling_switch_transformers
 
 from engine.generate import Engine  # noqa: E402
 from engine.models.switch import relative_buckets  # noqa: E402
-from engine.offline.importer import import_checkpoint  # noqa: E402
-from engine.offline.layout import ConfigKeys  # noqa: E402
-from engine.offline.model import OfflineModel  # noqa: E402
-from engine.offline.switch import SwitchLayout  # noqa: E402
+from engine.offline.accuracy.model import OfflineModel  # noqa: E402
+from engine.offline.importing.importer import import_checkpoint  # noqa: E402
+from engine.offline.importing.layout import ConfigKeys  # noqa: E402
+from engine.offline.importing.switch import SwitchLayout  # noqa: E402
 from engine.protocol import Sampling  # noqa: E402
 from engine.quantize import Format  # noqa: E402
 from engine.strategies import strategy_named  # noqa: E402

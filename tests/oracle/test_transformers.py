@@ -13,9 +13,9 @@ torch = pytest.importorskip("torch", reason="needs torch and transformers: run c
 transformers = pytest.importorskip("transformers", reason="needs torch and transformers: run ci/oracle")
 
 from engine.generate import Engine  # noqa: E402
-from engine.offline.importer import import_checkpoint  # noqa: E402
-from engine.offline.model import OfflineModel  # noqa: E402
-from engine.offline.perplexity import evaluate  # noqa: E402
+from engine.offline.accuracy.model import OfflineModel  # noqa: E402
+from engine.offline.accuracy.perplexity import evaluate  # noqa: E402
+from engine.offline.importing.importer import import_checkpoint  # noqa: E402
 from engine.offline.tokenizer import Tokenizer  # noqa: E402
 from engine.protocol import Sampling  # noqa: E402
 from engine.quantize import Format  # noqa: E402

@@ -9,8 +9,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from engine.offline.checkpoint import BFLOAT16, Checkpoint
-from engine.offline.mixtral import EXPERT_MATRICES, MixtralLayout
+from engine.offline.importing.checkpoint import BFLOAT16, Checkpoint
+from engine.offline.importing.mixtral import EXPERT_MATRICES, MixtralLayout
 from tests.peers.llama import library
 
 Q8_0 = int(gguf.GGMLQuantizationType.Q8_0)

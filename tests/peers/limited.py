@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from engine import meters
+from engine.device import meters
 from tests.peers.card import Card
 from tests.peers.engines import Decoded, Work, ours, theirs
 from tests.peers.limits import Limits

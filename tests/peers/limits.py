@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from engine.limits import MemoryLimit
+from engine.device.limits import MemoryLimit
 
 BLKIO = Path("/sys/fs/cgroup/blkio")
 

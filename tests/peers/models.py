@@ -10,9 +10,9 @@ from pathlib import Path
 
 from engine.container import Container
 from engine.kernels import make_kernels
-from engine.offline.activations import profile_texts
-from engine.offline.importer import import_checkpoint
-from engine.offline.model import OfflineModel
+from engine.offline.accuracy.model import OfflineModel
+from engine.offline.importing.importer import import_checkpoint
+from engine.offline.routing.activations import profile_texts
 from engine.offline.tokenizer import Tokenizer
 from engine.quantize import Format
 from tests.golden.checkpoints import DEMO, Recipe

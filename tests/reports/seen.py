@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html.parser import HTMLParser
 
-from reports.gate import Measured
-from reports.judgement import Side, compare_sides
-from reports.night import Confirmation, Finding, Kind, Night
+from reports.judging.judgement import Side, compare_sides
+from reports.nights.gate import Measured
+from reports.nights.night import Confirmation, Finding, Kind, Night
+from reports.nights.trends import trends
 from reports.pages.devices import devices_page
 from reports.pages.nightly import nightly_page
 from reports.pages.strategies import strategies_page
 from reports.records import Run, Sweep
-from reports.trends import trends
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7 * 7 }}\x1b[31m\u202e\ud800"
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from reports.judging.statistics import paired_ratio, ratio, unpaired_ratio
 from reports.metrics import METRICS
-from reports.statistics import paired_ratio, ratio, unpaired_ratio
 
 NOISES = [(0.01, 0.01), (0.005, 0.03), (0.03, 0.01), (0.05, 0.1)]  # standard deviations of runs, and of their samples
 TRUTH = math.log(1.1)

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from engine.protocol import ComputeSpans, LoadSpans, Steps, Timeline
-from reports.answers import answers, first_change
-from reports.comparison import compare
+from reports.judging.answers import answers, first_change
+from reports.judging.groups import compare
 from reports.metrics import METRICS
 from reports.records import run_from_json, run_to_json
 

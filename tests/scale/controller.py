@@ -23,9 +23,9 @@ from typing import Any
 
 from engine.protocol import RunRequest, to_json
 from harness.cli.faults import write_model
-from harness.remote import RemoteSession
+from harness.device.remote import RemoteSession
 from harness.transport.ssh import SshTransport
-from reports.database import ResultsDatabase
+from reports.results.database import ResultsDatabase
 from tests.integration.conftest import Relay, Sshd
 from tests.scale.openssh import MATRIX, servers, write_inventory
 from tests.scale.soak import Controllers, controller_command

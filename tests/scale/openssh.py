@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.cli.faults import write_model
-from reports.database import ResultsDatabase
 from reports.records import RunStatus
+from reports.results.database import ResultsDatabase
 from tests.integration.conftest import Sshd, _keygen, free_port
 from tests.scale.soak import Controllers, controller_command
 

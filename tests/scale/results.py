@@ -19,13 +19,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from reports.baselines import NightRecord
-from reports.database import ResultsDatabase
-from reports.gate import Measured
-from reports.judgement import GATED, Side, compare_sides
-from reports.nightly import Context, judge_sweep
+from reports.judging.judgement import GATED, Side, compare_sides
+from reports.nights.gate import Measured
+from reports.nights.judge import Context, judge_sweep
+from reports.nights.trends import NIGHTS, trends
 from reports.records import Sweep
-from reports.trends import NIGHTS, trends
+from reports.results.baselines import NightRecord
+from reports.results.database import ResultsDatabase
 from tests.scale.years import NAME, fill
 
 _INSERTS = 200

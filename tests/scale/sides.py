@@ -22,12 +22,12 @@ from engine.protocol import (
     Timeline,
     Totals,
 )
-from reports.gate import Measured
-from reports.judgement import GATED, Side, compare_sides
-from reports.night import ChangePoint, Confirmation, Finding, Kind, Night, Trend, TrendPoint
-from reports.nightly import Context, judge_sweep
+from reports.judging.judgement import GATED, Side, compare_sides
+from reports.nights.gate import Measured
+from reports.nights.judge import Context, judge_sweep
+from reports.nights.night import ChangePoint, Confirmation, Finding, Kind, Night, Trend, TrendPoint
+from reports.nights.trends import NIGHTS, trends
 from reports.records import Conditions, Fault, Run, RunEstimate, RunStatus, Sweep, Verdict
-from reports.trends import NIGHTS, trends
 from tests.reports.conftest import EXPERT_BYTES, MIB, STRATEGIES, run
 
 LAYERS = 8

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.cli.faults import write_model
-from harness.transport.scripted import FaultKind, FaultScript, ScriptedDevice, declare
-from reports.database import ResultsDatabase
+from harness.scripted import FaultKind, FaultScript, ScriptedDevice, declare
 from reports.records import RunStatus
+from reports.results.database import ResultsDatabase
 
 SPEED = 20.0  # of the devices' time
 MATRIX = """

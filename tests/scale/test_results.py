@@ -4,8 +4,8 @@ from statistics import median
 
 import pytest
 
-from reports.database import ResultsDatabase
 from reports.metrics import METRICS
+from reports.results.database import ResultsDatabase
 from tests.scale.results import LIMITS_S, measure
 from tests.scale.years import BLOCKS, DEVICES, NAME, WORKLOADS, Change, fill
 

@@ -9,7 +9,7 @@ from time import perf_counter
 
 import pytest
 
-from reports.database import ResultsDatabase
+from reports.results.database import ResultsDatabase
 from tests.scale.years import Change, fill
 
 RUNS = 100_000

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
-from reports import schema
-from reports.baselines import Baseline
-from reports.database import ResultsDatabase, run_row
 from reports.records import Run, Sweep, run_to_json
+from reports.results import schema
+from reports.results.baselines import Baseline
+from reports.results.database import ResultsDatabase, run_row
 from tests.reports.conftest import STRATEGIES, cell, run
 
 DEVICES = ("jetson-nano", "phone", "pi3b", "pi4b", "pi5")

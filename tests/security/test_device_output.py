@@ -33,16 +33,16 @@ from engine.protocol import (
     loads,
     to_json,
 )  # fmt: skip
-from harness.collect import Collector, Ending, judge, printable
+from harness.device.collect import Collector, Ending, judge, printable
+from harness.device.probe import Python, find_python, read_facts
+from harness.device.remote import RemoteSession
 from harness.errors import DeviceError
-from harness.probe import Python, find_python, read_facts
-from harness.progress import JsonLines, LiveTable, LogLines
-from harness.remote import RemoteSession
+from harness.sweep.progress import JsonLines, LiveTable, LogLines
 from harness.transport import Completed
 from harness.transport.shell import ShellTransport
-from reports.comparison import compare
-from reports.export import export
+from reports.judging.groups import compare
 from reports.records import Cell, Run, RunStatus, Sweep, Verdict, run_from_json, run_to_json
+from reports.results.export import export
 from tests.reports.seen import pages_of
 from tests.security.hostile import damaged, long_texts, nested, texts
 

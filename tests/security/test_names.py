@@ -18,11 +18,11 @@ from device_inventory import Inventory, InventoryError
 from device_inventory.inventory import Device
 from engine.protocol import RunRequest
 from harness.cli.options import printable
-from harness.collect import Ending
-from harness.deploy import Place, safe_name
+from harness.device.collect import Ending
+from harness.device.deploy import Place, safe_name
 from harness.errors import UsageError
-from harness.matrix import parse_matrix
-from harness.plan import run_id
+from harness.sweep.matrix import parse_matrix
+from harness.sweep.plan import run_id
 from harness.transport.shell import ShellTransport
 from reports.errors import RecordError
 from reports.records import Cell, Run, RunStatus, Sweep, Verdict

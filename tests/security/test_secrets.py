@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.cli import main
-from reports.connection import Place
-from reports.database import ResultsDatabase
 from reports.errors import DatabaseError
-from reports.export import FORMATS
+from reports.results.connection import Place
+from reports.results.database import ResultsDatabase
+from reports.results.export import FORMATS
 from tests.postgresql import PASSWORD, Server
 from tests.reports import conftest as synthetic
 from tests.security.hostile import texts

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine.container import Container
-from engine.offline.importer import import_checkpoint
+from engine.offline.importing.importer import import_checkpoint
 from tests.golden.checkpoints import SHIPPED, Recipe, write_checkpoint
 
 Change = Callable[[dict, dict], None]  # of config.json and of the tensors

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from engine.kernels import Kernels
-from engine.offline.kernel_benchmarks import FORMATS, available_kernels, decoded, relative_error
-from engine.offline.start_benchmark import PHASES
+from engine.offline.benchmarks.kernels import FORMATS, available_kernels, decoded, relative_error
+from engine.offline.benchmarks.start import PHASES
 from engine.quantize import Format, MatrixShape, RecordLayout
 from engine.selftest import all_formats, write_random_model
 from harness.cli import main

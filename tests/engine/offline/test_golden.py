@@ -12,9 +12,9 @@ import pytest
 from engine.container import Container
 from engine.generate import Engine
 from engine.models.switch import Switch
-from engine.offline.importer import import_checkpoint
-from engine.offline.model import OfflineModel
-from engine.offline.perplexity import evaluate
+from engine.offline.accuracy.model import OfflineModel
+from engine.offline.accuracy.perplexity import evaluate
+from engine.offline.importing.importer import import_checkpoint
 from engine.offline.tokenizer import Tokenizer
 from engine.protocol import Passage, Sampling
 from engine.quantize import Format

@@ -12,11 +12,11 @@ import pytest
 from engine.container import Container
 from engine.errors import ContainerError, RequestError
 from engine.experts.profile import PathProfile
-from engine.offline.activations import profile_texts
-from engine.offline.importer import import_checkpoint
-from engine.offline.model import MappedExperts, OfflineModel, save_logits
-from engine.offline.passages import Pair, cut, read_pairs, rouge_2
-from engine.offline.perplexity import evaluate
+from engine.offline.accuracy.model import MappedExperts, OfflineModel, save_logits
+from engine.offline.accuracy.passages import Pair, cut, read_pairs, rouge_2
+from engine.offline.accuracy.perplexity import evaluate
+from engine.offline.importing.importer import import_checkpoint
+from engine.offline.routing.activations import profile_texts
 from engine.offline.tokenizer import Tokenizer
 from engine.protocol import Passage
 from engine.quantize import Format

@@ -9,14 +9,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from device_inventory import Device, Inventory
-from engine.offline.importer import import_checkpoint
+from engine.offline.importing.importer import import_checkpoint
 from engine.strategies import STRATEGIES
 from harness.cli import main
 from harness.cli.estimating import CellEstimator
 from harness.cli.strategies import traits
 from harness.errors import UnreachableError
-from harness.matrix import parse_matrix
-from harness.plan import make_plan
+from harness.sweep.matrix import parse_matrix
+from harness.sweep.plan import make_plan
 from reports.records import Run, RunStatus, run_from_json, run_to_json
 from tests.golden.checkpoints import HELD_OUT, SHIPPED, held_out_text
 from tests.harness.conftest import Bench

@@ -16,10 +16,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from device_inventory import Device
-from engine.offline.importer import import_checkpoint
+from engine.offline.importing.importer import import_checkpoint
 from harness.cli import exit_code, main
 from harness.demo.loopback import Emulated, LoopbackFarm, kill_marked
-from reports.database import ResultsDatabase
+from reports.results.database import ResultsDatabase
 from tests.golden.checkpoints import HELD_OUT, RECIPES, SHIPPED, held_out_text
 
 MATRIX = """

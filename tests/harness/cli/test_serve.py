@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from harness.cli import main
-from reports.database import ResultsDatabase
+from reports.results.database import ResultsDatabase
 from tests.reports.conftest import run, sweep
 
 FARM = (sys.executable, "-m", "harness.cli")

@@ -12,8 +12,8 @@ from playwright.sync_api import Locator, Page, expect
 
 from engine.errors import ProtocolError
 from reports.errors import RecordError
-from reports.gate import Measured
-from reports.night import Night
+from reports.nights.gate import Measured
+from reports.nights.night import Night
 from reports.pages.devices import devices_page
 from reports.pages.nightly import nightly_page
 from reports.pages.strategies import strategies_page

@@ -1,7 +1,7 @@
 import re
 from dataclasses import replace
 
-from reports.gate import Measured
+from reports.nights.gate import Measured
 from reports.pages.devices import devices_page
 from reports.records import Fault, RunStatus, Verdict
 from tests.reports.seen import Page

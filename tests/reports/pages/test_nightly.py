@@ -3,12 +3,12 @@ from dataclasses import replace
 
 import pytest
 
-from reports.gate import Measured
-from reports.judgement import Side, compare_sides
-from reports.night import ChangePoint, Confirmation, Finding, Kind, Night, Trend, TrendPoint
+from reports.judging.judgement import Side, compare_sides
+from reports.nights.gate import Measured
+from reports.nights.night import ChangePoint, Confirmation, Finding, Kind, Night, Trend, TrendPoint
+from reports.nights.trends import trends
 from reports.pages.nightly import nightly_page
 from reports.records import Fault, RunStatus, Verdict
-from reports.trends import trends
 from tests.reports.seen import Page
 
 AT = "2026-11-25T06:00:00+00:00"

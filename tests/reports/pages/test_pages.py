@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from reports.baselines import NightRecord
-from reports.database import ResultsDatabase
 from reports.errors import ReportError, SelectionError, UnknownSweepError
-from reports.night import Night
+from reports.nights.night import Night
 from reports.pages import page, render
+from reports.results.baselines import NightRecord
+from reports.results.database import ResultsDatabase
 from tests.reports.conftest import runs, sweep
 from tests.reports.seen import HOSTILE, Page, pages_of
 from tests.scale.sides import complete
@@ -158,8 +158,8 @@ def test_whatever_a_chart_draws_or_a_table_marks_has_a_style():
     style = (Path(__file__).parents[3] / "reports" / "templates" / "page.css").read_text()
     from engine.protocol import COMPUTED, LOADED
     from reports.charts.samples import PARTS
-    from reports.judgement import Mark
-    from reports.night import Kind
+    from reports.judging.judgement import Mark
+    from reports.nights.night import Kind
 
     for name in (*COMPUTED, *LOADED, *PARTS, *(mark.value for mark in Mark), *(kind.value for kind in Kind)):
         assert re.search(rf"\.{name}\b", style), name

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from engine.protocol import Course, Passage
-from reports.gate import Measured
+from reports.nights.gate import Measured
 from reports.pages.strategies import strategies_page
 from reports.records import Conditions, Fault, RunStatus, Verdict
 from tests.reports.seen import HOSTILE, Page

@@ -1,0 +1,1 @@
+"""Which experts a text activates: traces, replays, simulations, estimates."""

@@ -1,0 +1,1 @@
+"""One device in use: session, lease, deployment, probe, collected results."""

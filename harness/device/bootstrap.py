@@ -1,0 +1,189 @@
+"""numpy for a device whose Python has none, without root and without a network there.
+
+The controller fetches the wheel that suits the device's Python, C library and processor, keeps it, sends it by content
+hash like a container, and has it unpacked into the farm's own folder: a wheel is a zip. Nothing of the device's own is
+changed. A launcher in it, ROOT/sites/<sha256[:16]>/python3, starts the device's Python with that folder on its path.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from engine.errors import ProtocolError
+from engine.protocol import from_json, loads
+from harness.device.deploy import HashCache, Place, put_blob
+from harness.device.probe import PROBE_DEADLINE_S, Python, find_python
+from harness.errors import PythonMissingError
+from harness.transport import Transport
+
+FETCH_DEADLINE_S = 300.0
+OLDEST_GLIBC_MINOR = 5  # manylinux1
+_OLD_NAMES = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
+_ONE_AT_A_TIME = threading.Lock()  # many devices of a kind come at once: the first fetches for all
+
+# Runs on the device's Python >= 3.8.
+_TAGS = """\
+import glob, json, os, platform, struct, sys
+try:
+    glibc = (os.confstr("CS_GNU_LIBC_VERSION") or "").rpartition(" ")[2]
+except (ValueError, OSError, AttributeError):
+    glibc = ""
+machine = platform.machine().lower()
+if struct.calcsize("P") == 4:
+    machine = {"aarch64": "armv7l", "armv8l": "armv7l", "x86_64": "i686"}.get(machine, machine)
+print(json.dumps({
+    "implementation": sys.implementation.name, "version": list(sys.version_info[:2]), "abi_flags": sys.abiflags,
+    "machine": machine, "glibc": glibc, "musl": not glibc and bool(glob.glob("/lib/ld-musl-*")),
+    "android": hasattr(sys, "getandroidapilevel") or "ANDROID_ROOT" in os.environ,
+}))
+"""
+_WRITE_LAUNCHER = 'cat >"$1.$$.part" && chmod 755 "$1.$$.part" && mv -f -- "$1.$$.part" "$1"'
+
+
+class WheelError(Exception):
+    """Why there is no wheel, in words that fit into brackets."""
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """What decides which wheels a Python can use (PEP 425, 600 and 656)."""
+
+    implementation: str
+    version: tuple[int, int]
+    abi_flags: str
+    machine: str
+    glibc: str  # its version; empty where it is another library
+    musl: bool
+    android: bool
+
+    def __post_init__(self) -> None:
+        """A device may answer anything, and this becomes the name of a folder here."""
+        for part in (self.implementation, self.abi_flags, self.machine, self.glibc):
+            if not re.fullmatch(r"[a-z0-9_.]{0,30}", part) or ".." in part:
+                raise ProtocolError(f"{part!r:.40} is no part of a platform's name")
+
+    @property
+    def abi(self) -> str:
+        return "cp{}{}{}".format(*self.version, self.abi_flags)
+
+    @property
+    def platforms(self) -> tuple[str, ...]:
+        """The best first; empty where nobody builds wheels."""
+        plain = f"linux_{self.machine}"  # what piwheels.org calls its own
+        if self.implementation != "cpython" or self.android:
+            return ()
+        if self.musl:
+            return (f"musllinux_1_2_{self.machine}", f"musllinux_1_1_{self.machine}", plain)
+        major, _, minor = self.glibc.partition(".")
+        if major != "2" or not minor.isdigit():
+            return ()
+        names = []
+        for older in range(min(int(minor), 99), OLDEST_GLIBC_MINOR - 1, -1):
+            names.append(f"manylinux_2_{older}_{self.machine}")
+            names += [f"{_OLD_NAMES[older]}_{self.machine}"] if older in _OLD_NAMES else []
+        return (*names, plain)
+
+
+class WheelCache:
+    """numpy wheels on the controller, one for each kind of device; safe to share between threads."""
+
+    def __init__(self, folder: Path, *, offline: bool = False) -> None:
+        self._folder = folder
+        self._offline = offline
+
+    def numpy(self, interpreter: Interpreter) -> Path:
+        """The wheel for such a Python, fetched with pip where it is not there yet. Raises WheelError."""
+        if not interpreter.platforms:
+            raise WheelError("no wheels are made for such a Python")
+        place = self._folder / f"{interpreter.abi}-{interpreter.platforms[0]}"
+        with _ONE_AT_A_TIME:
+            kept = sorted(place.glob("numpy-*.whl"))
+            if kept:
+                return kept[-1]
+            if self._offline:
+                raise WheelError(f"none is in {self._folder}, and --offline forbids to fetch one")
+            return self._fetch(interpreter, place)
+
+    def _fetch(self, interpreter: Interpreter, place: Path) -> Path:
+        command = [
+            sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--quiet",
+            "--no-deps", "--only-binary=:all:", "--implementation", "cp",
+            "--python-version", "{}.{}".format(*interpreter.version),
+            "--abi", interpreter.abi,
+        ]  # fmt: skip
+        for platform in interpreter.platforms:
+            command += ["--platform", platform]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".fetching-") as scratch:
+            try:
+                done = subprocess.run(
+                    [*command, "--dest", scratch, "numpy"], capture_output=True, text=True, timeout=FETCH_DEADLINE_S
+                )
+            except (OSError, subprocess.TimeoutExpired) as error:
+                raise WheelError(f"pip here could not fetch one: {error}") from None
+            fetched = sorted(Path(scratch).glob("numpy-*.whl"))
+            if done.returncode != 0 or not fetched:
+                raise WheelError(f"pip here could not fetch one: {_last_error(done.stderr)}")
+            place.mkdir(exist_ok=True)
+            return fetched[0].replace(place / fetched[0].name)
+
+
+def bootstrap(
+    transport: Transport,
+    place: Place,
+    missing: PythonMissingError,
+    wheels: WheelCache,
+    hashes: HashCache,
+    unpack: Callable[[str, str], object],
+) -> Python:
+    """Gives numpy to the Python that `missing` found without it.
+
+    `unpack(folder, archive)` unpacks an archive that is on the device. Raises DeviceError: `missing` itself, with the
+    reason why nothing could be done about it.
+    """
+    what, _, remedy = str(missing).rpartition(": ")
+    if missing.bare is None:
+        raise missing
+    try:
+        wheel = wheels.numpy(_interpreter(transport, missing.bare))
+    except WheelError as error:
+        raise PythonMissingError(f"{what} ({error}): {remedy}") from None
+    digest = hashes.sha256(wheel)
+    site = place.site(digest)
+    if transport.run(["test", "-d", site], deadline_s=PROBE_DEADLINE_S, check=False).exit_status != 0:
+        archive = put_blob(transport, place, wheel, hashes)
+        unpack(site, archive)
+        transport.run(["rm", "-rf", "--", os.path.dirname(archive)], deadline_s=PROBE_DEADLINE_S)  # noqa: PTH120 - its path there
+    launcher = f"{site}/python3"
+    script = f'#!/bin/sh\nPYTHONPATH={shlex.quote(site)} exec {shlex.quote(missing.bare)} "$@"\n'
+    command = ["sh", "-c", _WRITE_LAUNCHER, "sh", launcher]
+    transport.run(command, deadline_s=PROBE_DEADLINE_S, stdin=script.encode("utf-8", "surrogateescape"))
+    try:
+        return replace(find_python(transport, launcher), path=launcher)
+    except PythonMissingError as error:
+        why = str(error).rpartition(": ")[0].removeprefix(f"{transport.name}: ")
+        raise PythonMissingError(f"{what} ({wheel.name} was put there, and does not work: {why}): {remedy}") from None
+
+
+def _interpreter(transport: Transport, python: str) -> Interpreter:
+    done = transport.run([python, "-I", "-c", _TAGS], deadline_s=PROBE_DEADLINE_S)
+    try:
+        return from_json(Interpreter, loads(done.stdout.strip().rpartition(b"\n")[2]))
+    except ProtocolError as error:
+        raise PythonMissingError(
+            f"{transport.name}: {python} gave no sensible answer ({error}): set `python` in the inventory"
+        ) from None
+
+
+def _last_error(stderr: str) -> str:
+    lines = [line.removeprefix("ERROR: ") for line in stderr.strip().splitlines() if line.strip()]
+    return "".join(c for c in lines[-1] if c.isprintable())[:200] if lines else "it gave no reason"

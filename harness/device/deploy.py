@@ -1,0 +1,214 @@
+"""Deployment by content: what a device already has costs no bytes, and nothing half-written ever has its final name.
+
+ROOT/engines/<sha256[:16]>/engine/...     the engine, complete from the moment at which the folder appears
+ROOT/sites/<sha256[:16]>/...              numpy for a device that has none: see harness/device/bootstrap.py
+ROOT/blobs/<sha256>/<name>                containers and profiles
+ROOT/runs/<run id>/                       one run each, removed when it is collected
+
+Whoever uses an engine or a blob touches it, so that `edgemoe-farm devices prune` can tell what nobody uses any more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import sqlite3
+import threading
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import engine.protocol
+from harness.errors import RemoteCommandError, UsageError
+from harness.transport import Transport
+
+ENGINE_SOURCE = Path(engine.protocol.__file__).parent
+NOT_DEPLOYED = ("offline", "__pycache__", "tests")
+TEST_DELAY_VARIABLE, TEST_DELAY_FILE = "EDGEMOE_TEST_DELAY", "test_delay"  # as engine/slowdown.py has them
+FRESH_NS = 2_000_000_000
+DEFAULT_UPLOADS = 4
+TURN_POLL_S = 0.2
+
+# $1: the farm's folder.
+PREPARE = 'mkdir -p -- "$1/engines" "$1/sites" "$1/blobs" "$1/runs" && cd -- "$1" && pwd -P'
+# $1: a run's folder, $2: its holder. Not what a later holder has made of it.
+REMOVE = 'grep -qsF -- "$2" "$1/holder.json" && rm -rf -- "$1"'
+# $1: a folder, which is in use from now on.
+IS_THERE = '[ -d "$1" ] || exit 1; touch -c -- "$1" 2>/dev/null; exit 0'
+# $1: a file, which is in use from now on; prints its bytes.
+SIZE = '[ -f "$1" ] || exit; touch -c -- "$1" 2>/dev/null; wc -c <"$1"'
+
+
+class HashCache:
+    """SHA-256 of files, remembered by path, size, time of change and inode; several processes may share one."""
+
+    def __init__(self, folder: Path, *, now_ns: Callable[[], int] = time.time_ns) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._database = folder / "sha256.sqlite"
+        self._now_ns = now_ns
+        with closing(self._connect()) as connection, connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS v1 (file TEXT PRIMARY KEY, state TEXT, sha256 TEXT)")
+
+    def sha256(self, path: Path) -> str:
+        """Raises UsageError where the file cannot be read."""
+        try:
+            found = path.stat()
+            state = f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
+            with closing(self._connect()) as connection, connection:
+                row = connection.execute(
+                    "SELECT sha256 FROM v1 WHERE file = ? AND state = ?", (str(path.resolve()), state)
+                ).fetchone()
+                if row:
+                    return str(row[0])
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+        # A file that was written just now may change again within the resolution of its time: hash it again next time.
+        if self._now_ns() - found.st_mtime_ns > FRESH_NS:
+            with closing(self._connect()) as connection, connection:
+                connection.execute("INSERT OR REPLACE INTO v1 VALUES (?, ?, ?)", (str(path.resolve()), state, digest))
+        return digest
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self._database, timeout=30)
+
+
+@dataclass(frozen=True)
+class EngineBundle:
+    """The engine as it goes to a device: a zip, and the hash of what is in it."""
+
+    sha256: str
+    content: bytes
+
+    @classmethod
+    def of(cls, source: Path, *, test_delay: str = "") -> EngineBundle:
+        """`source`: the folder `engine`. Only what a device needs goes in. `test_delay`: see engine/slowdown.py."""
+        files = sorted(
+            path
+            for path in source.rglob("*")
+            if path.is_file() and not set(path.relative_to(source).parts) & set(NOT_DEPLOYED)
+        )
+        if not (source / "__main__.py").is_file():
+            raise UsageError(f"{source} is not an engine: it has no __main__.py")
+        content = {f"engine/{path.relative_to(source).as_posix()}": path.read_bytes() for path in files}
+        if test_delay:
+            content[f"engine/{TEST_DELAY_FILE}"] = test_delay.encode()
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            for name, data in content.items():
+                info = zipfile.ZipInfo(name)  # without a time: the same engine is the same bytes
+                info.compress_type = zipfile.ZIP_DEFLATED
+                archive.writestr(info, data)
+        return cls(_hash(content), packed.getvalue())
+
+    @classmethod
+    def packed(cls, content: bytes) -> EngineBundle:
+        """One that was packed before; its hash is that of what is in it. Raises ValueError where it is damaged."""
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                return cls(_hash({name: archive.read(name) for name in archive.namelist()}), content)
+        except (zipfile.BadZipFile, zlib.error, OSError, NotImplementedError) as error:
+            raise ValueError(str(error)) from None
+
+
+def _hash(content: dict[str, bytes]) -> str:
+    digest = hashlib.sha256()
+    for name, data in content.items():
+        digest.update(f"{name}\0{len(data)}\0".encode() + data)
+    return digest.hexdigest()
+
+
+_bundles: dict[Path, EngineBundle] = {}
+_bundling = threading.Lock()
+
+
+def engine_bundle(source: Path) -> EngineBundle:
+    """EngineBundle.of, packed once for all the devices of this process."""
+    with _bundling:
+        if source not in _bundles:
+            _bundles[source] = EngineBundle.of(source, test_delay=os.environ.get(TEST_DELAY_VARIABLE, ""))
+        return _bundles[source]
+
+
+@dataclass(frozen=True)
+class Place:
+    """The farm's folder on a device."""
+
+    root: str  # absolute
+
+    @classmethod
+    def prepare(cls, transport: Transport, root: str) -> Place:
+        """Makes the folder and finds out its absolute path. Raises DeviceError."""
+        done = transport.run(["sh", "-c", PREPARE, "sh", root], deadline_s=30)
+        found = done.stdout.decode("utf-8", "replace").rstrip("\n")
+        if not found.startswith("/") or not found.isprintable() or "\ufffd" in found or len(found) > 4096:
+            raise RemoteCommandError(f"{transport.name}: {root} has no usable absolute path there: set another `root`")
+        return cls(found)
+
+    def engine(self, sha256: str) -> str:
+        return f"{self.root}/engines/{sha256[:16]}"
+
+    def site(self, sha256: str) -> str:
+        return f"{self.root}/sites/{sha256[:16]}"
+
+    def blob(self, sha256: str, source: Path) -> str:
+        return f"{self.root}/blobs/{sha256}/{safe_name(source.name)}"
+
+    def run(self, run_id: str) -> str:
+        return f"{self.root}/runs/{safe_name(run_id)}"
+
+
+class UploadTurns:
+    """How many uploads may go on at once: the controller's network is shared, and so is its disk.
+
+    A turn lasts for one attempt. A device whose link is lost waits for it without one, and so delays nobody.
+    """
+
+    def __init__(self, at_once: int = DEFAULT_UPLOADS) -> None:
+        self._free = threading.BoundedSemaphore(at_once)
+
+    @contextmanager
+    def taken(self, waiting: Callable[[int], None] | None) -> Iterator[None]:
+        """`waiting` is called again and again meanwhile, with 0; an exception from it ends the wait."""
+        while not self._free.acquire(timeout=TURN_POLL_S):
+            if waiting is not None:
+                waiting(0)
+        try:
+            yield
+        finally:
+            self._free.release()
+
+
+def put_blob(
+    transport: Transport,
+    place: Place,
+    source: Path,
+    cache: HashCache,
+    progress: Callable[[int], None] | None = None,
+    uploads: UploadTurns | None = None,
+) -> str:
+    """Puts a container or profile on a device unless it is there; returns its path there."""
+    digest = cache.sha256(source)
+    target = place.blob(digest, source)
+    if not has_blob(transport, target, source):
+        with nullcontext() if uploads is None else uploads.taken(progress):
+            transport.upload(source, target, sha256=digest, progress=progress)
+    return target
+
+
+def has_blob(transport: Transport, target: str, source: Path) -> bool:
+    """A blob gets its name when its checksum has been verified on the device: name and size are proof enough then."""
+    seen = transport.run(["sh", "-c", SIZE, "sh", target], deadline_s=30, check=False)
+    return seen.stdout.strip() == str(source.stat().st_size).encode()
+
+
+def safe_name(name: str) -> str:
+    """A file name that needs no quoting anywhere: other characters become '_'."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".-")[:100] or "unnamed"

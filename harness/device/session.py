@@ -1,0 +1,96 @@
+"""One device in use: connected, engine deployed, ready to measure one run at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from engine.protocol import ArithmeticTimes, DeviceFacts, Load, RunRequest, Sample, StorageRates, Totals
+from harness.device.deploy import EngineBundle
+from reports.records import Conditions, Fault, RunStatus
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came back from one engine process."""
+
+    status: RunStatus
+    reasons: tuple[str, ...]
+    fault: Fault | None = None  # None: what the status says
+    facts: DeviceFacts | None = None
+    load: Load | None = None
+    samples: tuple[Sample, ...] = ()
+    totals: Totals | None = None
+    conditions: Conditions | None = None
+    command: str = ""
+    log_tail: str = ""
+
+
+class Session(Protocol):
+    """The seam between one device and the scheduler: harness/sweep/runner.py knows nothing else of a device."""
+
+    facts: DeviceFacts
+    engine_sha256: str
+
+    @property
+    def bytes_sent(self) -> int:
+        """Payload so far: engine, containers, profiles. 0 where the device had them all."""
+        ...
+
+    def hold(self, waiting: Callable[[str], None] = ..., tick: Callable[[], None] = ...) -> int:
+        """Makes sure that this controller alone measures there, and waits for that; returns the fencing token.
+
+        `waiting` hears what is waited for; `tick` is called about once a second meanwhile, and an exception from it
+        ends that. Raises DeviceBusyError, UnreachableError.
+        """
+        ...
+
+    def put(self, source: Path, *, progress: Callable[[int], None] | None = None) -> str:
+        """Deploys a container or profile by content hash; returns its path on the device."""
+        ...
+
+    def use(self, bundle: EngineBundle) -> None:
+        """Deploys another engine by content hash: it is the one that runs from now on. Raises DeviceError."""
+        ...
+
+    def deployed(self, source: Path) -> str | None:
+        """The path on the device of a container or profile that is there; nothing is sent."""
+        ...
+
+    def arithmetic(self, container: str, *, backend: str, threads: int) -> ArithmeticTimes:
+        """How long a token of `container`, a path on the device, takes there. Raises DeviceError."""
+        ...
+
+    def storage(self, container: str) -> StorageRates:
+        """How fast `container`, a path on the device, is read there, as of now or not long ago. Raises DeviceError."""
+        ...
+
+    def execute(
+        self,
+        request: RunRequest,
+        *,
+        on_event: Callable[[str, dict[str, Any]], None] | None = None,
+        keep: bool = False,
+    ) -> Outcome:
+        """Runs the engine detached, follows it across lost links, collects it. Never raises for a device's failure.
+
+        `keep`: what the run left stays on the device until `forget`, so that a controller that dies before it has
+        stored the outcome finds it there again.
+        """
+        ...
+
+    def forget(self, run_id: str) -> None:
+        """The outcome of a run is stored: what it left on the device may go, and what still runs of it must."""
+        ...
+
+    def selftest(self) -> None:
+        """Runs the engine's own self-test on the device, as a canary. Raises DeviceError where it does not hold."""
+        ...
+
+    def cancel(self) -> None:
+        """From another thread: kills the engine in flight on the device; `execute` then returns soon (failed)."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,53 @@
+"""Trusting a device: its host key is fetched, shown to a person, and stored in the farm's own known_hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from device_inventory import Device
+from harness.errors import HostKeyError
+from harness.transport.known_hosts import HostKey, KnownHosts
+from harness.transport.ssh import presented_keys
+
+
+@dataclass(frozen=True)
+class Trusted:
+    """A host key that is in the file now."""
+
+    key: HostKey
+    stored: bool  # False: it was there before
+
+
+def trust(
+    device: Device,
+    known_hosts: Path,
+    accept: Callable[[HostKey], bool],
+    *,
+    replace: bool = False,
+    ssh_config: Path | None = None,
+) -> tuple[Trusted, ...]:
+    """Stores the keys of a device and, before it, of its jump hosts.
+
+    `accept` is asked for each key that is not yet known; it shows `key.fingerprint` to a person. A changed key is
+    replaced only with `replace`, and `accept` is asked then too. Raises HostKeyError, UnreachableError.
+    """
+    store = KnownHosts(known_hosts)
+    trusted = []
+    for key in presented_keys(device, known_hosts, ssh_config=ssh_config):
+        known = store.find(key.host)
+        if key in known:
+            trusted.append(Trusted(key, stored=False))
+            continue
+        if known and not replace:
+            raise HostKeyError(
+                f"{device.name}: the host key of {key.host} has CHANGED: {known_hosts} has {known[0].fingerprint}, "
+                f"{key.fingerprint} was presented. If the device was set up anew: "
+                f"`edgemoe-farm trust {device.name} --replace`"
+            )
+        if not accept(key):
+            raise HostKeyError(f"{device.name}: the host key {key} was not accepted, nothing was stored")
+        store.store(key)
+        trusted.append(Trusted(key, stored=True))
+    return tuple(trusted)

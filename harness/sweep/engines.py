@@ -1,0 +1,81 @@
+"""Engines that were measured stay on the controller, by their hash: a baseline's can be deployed again and compared.
+
+FOLDER/<sha256>.zip      whole files or none; used by several processes at once
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from pathlib import Path
+
+from harness.device.deploy import EngineBundle
+from harness.errors import UsageError
+from reports.errors import ReportError
+from reports.files import replacing
+
+_SUFFIX = ".zip"
+
+
+def engines_folder() -> Path:
+    """$XDG_DATA_HOME/edgemoe-farm/engines."""
+    base = os.environ.get("XDG_DATA_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".local" / "share") / "edgemoe-farm" / "engines"
+
+
+class EngineStore:
+    """Whoever uses an engine touches it, so that `prune` can tell what nobody uses any more."""
+
+    def __init__(self, folder: Path, *, now: Callable[[], float] = time.time) -> None:
+        self._folder = folder
+        self._now = now
+
+    def keep(self, bundle: EngineBundle) -> None:
+        """Raises UsageError where it cannot be written."""
+        path = self._path(bundle.sha256)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if path.is_file():
+                os.utime(path, (self._now(), self._now()))
+                return
+            with replacing(path) as file:
+                file.write(bundle.content)
+        except (OSError, ReportError) as error:
+            raise UsageError(f"engines cannot be kept in {self._folder}: {error}: set XDG_DATA_HOME") from None
+
+    def get(self, sha256: str) -> EngineBundle:
+        """Raises UsageError where it is not kept here, or is damaged."""
+        path = self._path(sha256)
+        try:
+            bundle = EngineBundle.packed(path.read_bytes())
+            os.utime(path, (self._now(), self._now()))
+        except FileNotFoundError:
+            raise UsageError(
+                f"engine {sha256[:16]} is not kept in {self._folder}: it was measured by another controller, or pruned"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path}: the engine cannot be read: {error}: remove the file") from None
+        if bundle.sha256 != sha256:
+            raise UsageError(f"{path}: holds another engine, {bundle.sha256[:16]}: remove the file")
+        return bundle
+
+    def __contains__(self, sha256: str) -> bool:
+        return self._path(sha256).is_file()
+
+    def prune(self, *, days: float, wanted: Collection[str]) -> int:
+        """Removes those that nobody used for `days`, but for `wanted`; how many."""
+        removed, before = 0, self._now() - days * 86400
+        for path in self._folder.glob(f"*{_SUFFIX}"):
+            if path.stem not in wanted:
+                with suppress(OSError):  # another process may prune, too
+                    if path.stat().st_mtime < before:
+                        path.unlink()
+                        removed += 1
+        return removed
+
+    def _path(self, sha256: str) -> Path:
+        if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
+            raise UsageError(f"{sha256[:16]!r} is no engine: a record that was written before engines had a hash?")
+        return self._folder / f"{sha256}{_SUFFIX}"

@@ -1,0 +1,24 @@
+"""The book of the farm's health: it reads and notes in the results database, which other controllers may share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from reports.results.database import ResultsDatabase
+from reports.results.health import DeviceHealth, HealthMark, Mark
+
+
+class HealthBook:
+    """Safe to share between threads, as the database is."""
+
+    def __init__(self, database: ResultsDatabase, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._database = database
+        self._now = now
+
+    def of(self, device: str) -> DeviceHealth:
+        return self._database.health(device)
+
+    def note(self, device: str, mark: Mark, note: str = "") -> None:
+        """Raises DatabaseError."""
+        self._database.add_mark(HealthMark(device, mark, self._now().isoformat(), note))

@@ -1,0 +1,411 @@
+"""One device during a sweep: connects when needed, gives up when it must, makes a record of everything."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from device_inventory.inventory import Device
+from engine.errors import ProtocolError
+from engine.protocol import RunRequest
+from harness.device.deploy import EngineBundle
+from harness.device.retry import FAULT_OF_STATUS, RETRIES, fault_of_error
+from harness.device.session import Outcome, Session
+from harness.errors import DeviceBusyError, DeviceError, HostKeyError, RemoteTimeoutError, UnreachableError
+from harness.sweep.health import HealthBook
+from harness.sweep.matrix import Matrix
+from harness.sweep.plan import Measurement, emulated_conditions, make_request, run_id
+from harness.sweep.verify import Answers, incomplete, judge, malformed_samples
+from reports.records import Fault, Run, RunEstimate, RunStatus, Sweep, Verdict
+from reports.results.health import DeviceHealth, Health, Mark
+
+CANARY_PAUSES_S = (10.0, 40.0, 160.0)  # before each canary run that may bring a quarantined device back
+
+
+class Listener(Protocol):
+    """Who watches a sweep. Called from the workers' threads: implementations take care of that themselves."""
+
+    def device_is(self, device: str, state: str) -> None:
+        """`connecting`, `deploying NAME`, `waiting: WHY`, `measuring`, `done`, or why it cannot be used."""
+        ...
+
+    def cell_started(self, measurement: Measurement) -> None: ...
+
+    def engine_said(self, measurement: Measurement, event: str, content: dict[str, Any]) -> None: ...
+
+    def cell_ended(self, run: Run) -> None: ...
+
+
+Estimator = Callable[[Session, Measurement, RunRequest], RunEstimate | None]
+
+
+class Surroundings:
+    """What the workers of one sweep share."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        open_session: Callable[[Device], Session],
+        *,
+        farm_version: str,
+        earlier: Iterable[Run] = (),
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        random: Callable[[], float] = random.random,
+        pause: Callable[[threading.Event, float], object] = threading.Event.wait,
+        estimate: Estimator = lambda session, measurement, request: None,
+        canary: bool = False,
+        engines: Mapping[str, EngineBundle] | None = None,
+    ) -> None:
+        """`earlier`: the runs of this sweep from before it was resumed; `estimate` is asked before each run.
+
+        `pause` waits so many seconds, or until the event that stops the sweep. `canary`: every device has to prove
+        itself before its first cell. `engines`: those that measurements name, by hash.
+        """
+        self.attempts: Counter[tuple[str, int]] = Counter()
+        self.answers = Answers()
+        self.unforgotten: dict[str, str] = {}  # device -> its last run in the records, which may still lie there
+        self.baselines_c: dict[str, float] = {}  # by device: each worker has its own
+        for run in earlier:  # in the order of their start, one after another: of a run only its answer is kept
+            if run.request is not None:
+                self.unforgotten[run.cell.device] = run.id
+            self.attempts[run.cell.key, run.block] += 1
+            self.answers.know(run)
+            self.remember_baseline(run)
+        self.sweep_id = sweep.id
+        self.open_session = open_session
+        self.farm_version = farm_version
+        self.now = now
+        self.random = random
+        self.estimate = estimate
+        self.canary = canary
+        self.engines = engines or {}
+        self.stopping = threading.Event()
+        self._pause = pause
+
+    def utc(self) -> str:
+        return self.now().isoformat()
+
+    def pause(self, seconds: float) -> None:
+        """Returns early when the sweep is stopped."""
+        self._pause(self.stopping, seconds)
+
+    def remember_baseline(self, run: Run) -> None:
+        """The first temperature of a device in this sweep is what it has to come back to before each run."""
+        if run.conditions is not None and run.conditions.temperature_c.before is not None:
+            self.baselines_c.setdefault(run.cell.device, run.conditions.temperature_c.before)
+
+
+class DeviceWorker:
+    """Measures one cell after another; used by one thread, but for `cancel`."""
+
+    def __init__(
+        self,
+        device: Device,
+        matrix: Matrix,
+        listener: Listener,
+        surroundings: Surroundings,
+        health: HealthBook,
+    ) -> None:
+        self.device = device
+        self.unusable: str | None = None  # why nothing more is tried
+        self._unusable_status = RunStatus.UNREACHABLE
+        self._matrix = matrix
+        self._listener = listener
+        self._around = surroundings
+        self._health = health
+        self._is_admitted = False  # its health allows it to be measured
+        self._session: Session | None = None
+        self._lease_token: int | None = None
+        self._failures: Counter[tuple[str, int]] = (
+            Counter()
+        )  # of a cell and block, of the infrastructure, in this sweep
+        self._undeployable: dict[str, str] = {}  # container -> why
+
+    def measure(self, measurement: Measurement) -> Run | None:
+        """The record of one attempt at a cell, None where it was cut off by `stop`.
+
+        Raises nothing for a device's failure. Once it is stored, ask `tries_again`.
+        """
+        self._listener.cell_started(measurement)
+        attempt = _Attempt(
+            run_id(
+                self._around.sweep_id,
+                measurement.cell.key,
+                measurement.block,
+                self._around.attempts[measurement.key],
+            ),
+            self._around,
+            measurement,
+            self.device,
+            self._around.utc(),
+        )
+        try:
+            run = self._attempt(attempt)
+        except _Stopped:
+            return None
+        if self._around.stopping.is_set() and run.status is not RunStatus.OK:
+            self.forget(run)
+            return None
+        self._around.attempts[measurement.key] += 1
+        return run
+
+    def tries_again(self, run: Run) -> bool:
+        """Whether the attempt that was just stored is to be made again; waits before it is.
+
+        A device whose attempts keep failing is quarantined: canary runs bring it back, or it is given up.
+        """
+        if run.fault is None or not run.fault.is_infrastructure or self.unusable:
+            return False
+        key, backoff = (run.cell.key, run.block), RETRIES[run.fault]
+        self._failures[key] += 1
+        state = self._health.of(self.device.name)
+        if state.health is Health.QUARANTINED:
+            self._rescue(state)
+        if self.unusable or self._failures[key] >= backoff.attempts:
+            return False
+        if state.health is not Health.QUARANTINED:
+            pause_s = backoff.pause_s(self._failures[key], self._around.random)
+            what = run.fault.value.replace("_", " ")
+            self._listener.device_is(self.device.name, f"{what}: tried again in {pause_s:.0f} s")
+            self._around.pause(pause_s)
+        return True
+
+    def forget(self, run: Run) -> None:
+        """The device need not keep a run any longer: its record is safe, or not wanted."""
+        if self._session is not None and run.request is not None:
+            self._session.forget(run.id)
+
+    def cancel(self) -> None:
+        """From another thread: kills the engine in flight. Where the device does not answer, its deadline does."""
+        session = self._session
+        if session is not None:
+            with contextlib.suppress(DeviceError):
+                session.cancel()
+
+    def disconnect(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    def _attempt(self, attempt: _Attempt) -> Run:
+        try:
+            if self.unusable is None and not self._is_admitted:
+                self._admit()
+            if self.unusable is not None:
+                return attempt.without_engine(self._unusable_status, Fault.UNTRIED, self.unusable)
+            session = self._held()
+            if attempt.measurement.engine_sha256:
+                session.use(self._around.engines[attempt.measurement.engine_sha256])
+            attempt = replace(attempt, lease_token=self._lease_token)
+            request = self._prepared(session, attempt)
+            attempt = replace(attempt, estimate=self._around.estimate(session, attempt.measurement, request))
+        except _UndeployableError as error:
+            return attempt.without_engine(RunStatus.SKIPPED, Fault.UNFIT, str(error))
+        except DeviceError as error:
+            fault = fault_of_error(error)
+            if not fault.is_infrastructure:
+                self._give_up(str(error), _status_of(error))
+            return attempt.without_engine(_status_of(error), fault, str(error))
+        self._listener.device_is(self.device.name, "measuring")
+        outcome = session.execute(
+            request,
+            on_event=lambda event, content: self._heard(attempt.measurement, event, content),
+            keep=True,
+        )
+        run = attempt.judged(request, outcome, session.engine_sha256)
+        self._around.remember_baseline(run)
+        return run
+
+    def _heard(self, measurement: Measurement, event: str, content: dict[str, Any]) -> None:
+        if event == "settling":
+            self._listener.device_is(self.device.name, f"waiting: {'; '.join(content['reasons'])}")
+        elif event == "started":
+            self._listener.device_is(self.device.name, "measuring")
+        self._listener.engine_said(measurement, event, content)
+
+    def _connected(self) -> Session:
+        """The session, opened where there is none: it connects again by itself. Raises DeviceError, _Stopped."""
+        if self._session is None:
+            self._raise_if_stopping()
+            self._listener.device_is(self.device.name, "connecting")
+            self._session = self._around.open_session(self.device)
+            left = self._around.unforgotten.pop(self.device.name, None)
+            if left is not None:
+                self._session.forget(left)
+        return self._session
+
+    def _held(self) -> Session:
+        """The session, on a device that is ours alone: waits in its queue. Raises DeviceError, _Stopped."""
+        session = self._connected()
+        self._lease_token = session.hold(
+            lambda state: self._listener.device_is(self.device.name, state), self._raise_if_stopping
+        )
+        return session
+
+    # --- health ---------------------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Before the first cell: sets `unusable` for a device in maintenance, or quarantined and not brought back."""
+        name, state = self.device.name, self._health.of(self.device.name)
+        if state.health is Health.MAINTENANCE:
+            reason = f"{name}: {state.reason} since {state.since[:16]}: `edgemoe-farm devices health {name} --good`"
+            self._give_up(reason, RunStatus.SKIPPED)
+        elif (self._around.canary or state.health is Health.QUARANTINED) and (failure := self._canary_failure()):
+            self._give_up(_quarantined(name, state, failure), _status_of(failure))
+        self._is_admitted = True
+
+    def _rescue(self, state: DeviceHealth) -> None:
+        """Canary runs, each after a longer pause; sets `unusable` where none succeeds."""
+        if self._session is None:  # it was not there from the start: nothing says that it will come
+            return self._give_up(state.reason, RunStatus.UNREACHABLE)
+        failure: DeviceError | None = None
+        for pause_s in CANARY_PAUSES_S:
+            self._listener.device_is(self.device.name, f"quarantined: a canary run in {pause_s:.0f} s")
+            self._around.pause(pause_s)
+            if self._around.stopping.is_set():
+                return None
+            failure = self._canary_failure()
+            if failure is None:
+                return None
+        assert failure is not None
+        return self._give_up(_quarantined(self.device.name, state, failure), _status_of(failure))
+
+    def _canary_failure(self) -> DeviceError | None:
+        """Lets the engine prove itself on the device, and notes the outcome; None where all held."""
+        self._listener.device_is(self.device.name, "canary run")
+        try:
+            self._held().selftest()
+        except DeviceBusyError as error:  # which says nothing about the device
+            return error
+        except DeviceError as error:
+            self._health.note(self.device.name, Mark.CANARY_FAILED, str(error))
+            return error
+        self._health.note(self.device.name, Mark.CANARY_OK)
+        return None
+
+    def _give_up(self, reason: str, status: RunStatus) -> None:
+        self.unusable, self._unusable_status = reason, status
+
+    def _prepared(self, session: Session, attempt: _Attempt) -> RunRequest:
+        """Container and profile are on the device. Raises DeviceError, _UndeployableError, _Stopped."""
+        container = attempt.measurement.container
+        if container.name in self._undeployable:
+            raise _UndeployableError(self._undeployable[container.name])
+        self._listener.device_is(self.device.name, f"deploying {container.name}")
+        try:
+            return make_request(
+                attempt.measurement,
+                self._matrix,
+                self.device,
+                identity=attempt.identity,
+                container=self._put(session, container.path),
+                profile=self._put(session, container.profile) if container.profile else None,
+                baseline_c=self._around.baselines_c.get(self.device.name),
+            )
+        except (UnreachableError, RemoteTimeoutError):
+            raise
+        except (DeviceError, ProtocolError) as error:
+            self._undeployable[container.name] = str(error)
+            raise _UndeployableError(str(error)) from None
+
+    def _put(self, session: Session, source: Path) -> str:
+        return session.put(source, progress=lambda _: self._raise_if_stopping())  # a cut upload goes on at its end
+
+    def _raise_if_stopping(self) -> None:
+        if self._around.stopping.is_set():
+            raise _Stopped
+
+
+def _status_of(error: DeviceError) -> RunStatus:
+    """Of a cell whose engine was never started."""
+    return RunStatus.UNREACHABLE if isinstance(error, (UnreachableError, HostKeyError)) else RunStatus.SKIPPED
+
+
+def _quarantined(name: str, state: DeviceHealth, failure: DeviceError) -> str:
+    why = f"the canary run failed ({failure})"
+    if state.health is Health.QUARANTINED:
+        why = f"quarantined after {state.faults_in_a_row} failures in a row ({state.reason}), and {why}"
+    return f"{name}: {why}: see `edgemoe-farm doctor {name}`, then `edgemoe-farm devices health {name} --canary`"
+
+
+class _Stopped(Exception):
+    """The sweep was stopped before the engine started."""
+
+
+class _UndeployableError(Exception):
+    """A container that does not get onto the device: its cells are skipped, the device's others go on."""
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One attempt at a cell, and how it becomes a record."""
+
+    identity: str
+    around: Surroundings
+    measurement: Measurement
+    device: Device
+    started_at: str
+    estimate: RunEstimate | None = None
+    lease_token: int | None = None
+
+    def without_engine(self, status: RunStatus, fault: Fault, reason: str) -> Run:
+        """The engine was never started."""
+        return self._record(status, Verdict.INVALID, (reason,), fault=fault)
+
+    def judged(self, request: RunRequest, outcome: Outcome, engine_sha256: str) -> Run:
+        """What came back, checked: complete, of the right answer, under the conditions that were asked for."""
+        evidence: dict[str, Any] = {
+            "request": request,
+            "facts": outcome.facts,
+            "load": outcome.load,
+            "samples": outcome.samples,
+            "totals": outcome.totals,
+            "conditions": outcome.conditions,
+            "command": outcome.command,
+            "log_tail": outcome.log_tail,
+            "engine_sha256": engine_sha256,
+        }
+        malformed = malformed_samples(request, outcome.samples)
+        if malformed:
+            evidence |= {"samples": (), "fault": Fault.ENGINE}
+            return self._record(RunStatus.FAILED, Verdict.INVALID, (malformed,), **evidence)
+        if outcome.status is not RunStatus.OK:
+            reasons = outcome.reasons or (f"the engine ended as {outcome.status.value}: see the end of its log",)
+            fault = outcome.fault or FAULT_OF_STATUS[outcome.status]
+            return self._record(outcome.status, Verdict.INVALID, reasons, fault=fault, **evidence)
+        failure, fault = incomplete(request, outcome), Fault.ENGINE
+        if outcome.load is not None and failure is None:
+            fault = Fault.WRONG_ANSWER
+            failure = self.around.answers.disagreement(
+                self.identity, self.measurement.cell, request, outcome.load, outcome.samples, engine_sha256
+            )
+        if outcome.load is None or failure is not None:
+            reasons = (failure or "", *outcome.reasons)
+            return self._record(RunStatus.FAILED, Verdict.INVALID, reasons, fault=fault, **evidence)
+        verdict, reasons = judge(request, outcome.load, outcome.conditions)
+        return self._record(RunStatus.OK, verdict, (*outcome.reasons, *reasons), **evidence)
+
+    def _record(self, status: RunStatus, verdict: Verdict, reasons: tuple[str, ...], **evidence: Any) -> Run:
+        return Run(
+            id=self.identity,
+            sweep_id=self.around.sweep_id,
+            cell=self.measurement.cell,
+            block=self.measurement.block,
+            status=status,
+            verdict=verdict,
+            reasons=reasons,
+            emulated=emulated_conditions(self.device),
+            started_at=self.started_at,
+            ended_at=self.around.utc(),
+            farm_version=self.around.farm_version,
+            estimate=self.estimate,
+            lease_token=self.lease_token,
+            **evidence,
+        )

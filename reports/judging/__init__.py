@@ -1,0 +1,1 @@
+"""Measurements are set against one another: matching, statistics, noise, verdicts, tables."""

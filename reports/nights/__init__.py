@@ -1,0 +1,1 @@
+"""One night against its baseline and the nights before: gate, trends, confirmation, summary, bundle."""

@@ -1,0 +1,1 @@
+"""The results database: schema, migrations, connection, baselines, history, merging, retention, export."""

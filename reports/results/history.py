@@ -1,0 +1,125 @@
+"""Questions about years of sweeps, answered from columns and indexes: records are read only where they are wanted."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import NamedTuple
+
+import sqlalchemy as sa
+
+from reports.errors import RecordError
+from reports.records import Run, RunStatus, Sweep, Verdict, run_from_json, sweep_from_json
+from reports.results import schema
+from reports.results.transactions import Transactions, parsed
+
+
+class Recorded(NamedTuple):
+    """How far a sweep is."""
+
+    runs: int  # attempts, all of them
+    cells: int  # and blocks, with one attempt or more
+    last_started_at: str
+
+
+Endings = dict[tuple[RunStatus, Verdict], int]
+
+
+class HistoryRows(Transactions):
+    """Those of ResultsDatabase."""
+
+    def sweeps(self, *, name: str | None = None, last: int | None = None) -> list[Sweep]:
+        """All, or those of a matrix, the oldest first; or only the `last` of them."""
+        columns = schema.sweeps.c
+        query = sa.select(columns.record).order_by(columns.started_at.desc(), columns.id.desc()).limit(last)
+        if name is not None:
+            query = query.where(columns.name == name)
+        return [sweep_from_json(parsed(record)) for (record,) in reversed(self._rows("sweeps", query))]
+
+    def sweeps_before(self, sweep: Sweep, limit: int) -> list[Sweep]:
+        """Those of the same matrix, the newest first."""
+        table = schema.sweeps.c
+        earlier = sa.tuple_(table.started_at, table.id) < (sweep.started_at, sweep.id)
+        query = sa.select(table.record).where(table.name == sweep.name, earlier)
+        query = query.order_by(table.started_at.desc(), table.id.desc()).limit(limit)
+        return [sweep_from_json(parsed(record)) for (record,) in self._rows("sweeps", query)]
+
+    def engines(self, beginning: str) -> list[tuple[str, str]]:
+        """(SHA-256, the newest sweep's id) of the engines whose hash begins so, at most two."""
+        table = schema.runs.c
+        hashes = sa.select(table.engine_sha256).where(table.engine_sha256.startswith(beginning, autoescape=True))
+        found = [sha256 for (sha256,) in self._rows("engines", hashes.distinct().limit(2))]
+        newest = sa.select(table.sweep_id).order_by(table.started_at.desc(), table.id.desc()).limit(1)
+        return [(each, self._rows("engines", newest.where(table.engine_sha256 == each))[0][0]) for each in found]
+
+    def commits(self, beginning: str) -> list[tuple[str, str]]:
+        """(commit, the newest sweep's id) of the farm's commits that begin so, at most two."""
+        table = schema.sweeps.c
+        version = table.record.contains(f"+g{beginning}", autoescape=True)
+        query = sa.select(table.record).where(version).order_by(table.started_at.desc(), table.id.desc())
+        found: dict[str, str] = {}
+        for (record,) in self._rows("sweeps", query):
+            sweep = sweep_from_json(parsed(record))
+            commit = sweep.farm_version.partition("+g")[2].partition(".")[0]
+            if commit.startswith(beginning):
+                found.setdefault(commit, sweep.id)
+        return list(found.items())[:2]
+
+    def engines_of(self, sweep_id: str, status: RunStatus | None = None) -> set[str]:
+        """SHA-256 of those that measured a sweep, of its runs of `status`; no record is read for that."""
+        query = sa.select(schema.runs.c.engine_sha256).where(schema.runs.c.sweep_id == sweep_id).distinct()
+        if status is not None:
+            query = query.where(schema.runs.c.status == status.value)
+        return {sha256 for (sha256,) in self._rows("engines", query)}
+
+    def recorded(self, sweep_id: str | None = None) -> dict[str, Recorded]:
+        """How far each sweep with a record is, or one of them; no record is read for that."""
+        cell = schema.runs.c.cell + sa.literal("/") + sa.cast(schema.runs.c.block, sa.String)
+        numbers = sa.func.count(), sa.func.count(cell.distinct()), sa.func.max(schema.runs.c.started_at)
+        query = sa.select(schema.runs.c.sweep_id, *numbers).group_by(schema.runs.c.sweep_id)
+        if sweep_id is not None:
+            query = query.where(schema.runs.c.sweep_id == sweep_id)
+        return {identity: Recorded(*found) for identity, *found in self._rows("runs", query)}
+
+    def endings(self) -> dict[str, Endings]:
+        """Of each sweep that has runs, how often the last attempt at a cell and block ended in which way."""
+        columns = schema.runs.c
+        latest_first = (columns.started_at.desc(), columns.id.desc())
+        attempt = sa.func.row_number().over(
+            partition_by=(columns.sweep_id, columns.cell, columns.block), order_by=latest_first
+        )
+        attempts = sa.select(columns.sweep_id, columns.status, columns.verdict, attempt.label("nth")).subquery()
+        ending = (attempts.c.sweep_id, attempts.c.status, attempts.c.verdict)
+        query = sa.select(*ending, sa.func.count()).where(attempts.c.nth == 1).group_by(*ending)
+        found: dict[str, Endings] = defaultdict(dict)
+        for sweep_id, status, verdict, n in self._rows("runs", query):
+            try:
+                found[sweep_id][RunStatus(status), Verdict(verdict)] = n
+            except ValueError as error:
+                raise RecordError(
+                    f"a run of sweep {sweep_id} in the results database is damaged: {error}: restore the database"
+                ) from None
+        return dict(found)
+
+    def history(self, cell: str, *, last: int) -> list[Run]:
+        """The runs of a cell, by its key, in the last so many sweeps that have one; the oldest first."""
+        columns = schema.runs.c
+        device, container, strategy, _, workload, _ = cell.split("/")
+        parts = {"device": device, "container": container, "strategy": strategy, "workload": workload, "cell": cell}
+        query = sa.select(columns.sweep_id, columns.record).where(*(columns[key] == parts[key] for key in parts))
+        query = query.order_by(columns.started_at.desc(), columns.id.desc())
+
+        def act() -> list[str]:
+            sweeps: set[str] = set()
+            records = []
+            with (
+                self._engine.connect() as connection,
+                connection.execution_options(yield_per=50).execute(query) as rows,
+            ):
+                for sweep_id, record in rows:
+                    if len(sweeps | {sweep_id}) > last:
+                        break
+                    sweeps.add(sweep_id)
+                    records.append(record)
+            return records
+
+        return [run_from_json(parsed(record)) for record in reversed(self._read("runs", act))]

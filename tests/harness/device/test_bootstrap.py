@@ -1,0 +1,65 @@
+"""Which wheels a Python can use."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from packaging.tags import platform_tags
+
+from engine.errors import ProtocolError
+from engine.protocol import from_json
+from harness.device.bootstrap import _TAGS, Interpreter, WheelCache, WheelError
+
+
+def interpreter(**changes) -> Interpreter:
+    usual = {"implementation": "cpython", "version": (3, 11), "abi_flags": "", "machine": "aarch64", "glibc": "2.36",
+             "musl": False, "android": False}  # fmt: skip
+    return Interpreter(**{**usual, **changes})
+
+
+def test_a_raspberry_pi_takes_every_wheel_of_an_older_c_library() -> None:
+    platforms = interpreter().platforms
+    assert platforms[0] == "manylinux_2_36_aarch64"
+    assert "manylinux_2_37_aarch64" not in platforms
+    assert {"manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64"} < set(platforms)
+    assert interpreter().abi == "cp311"
+
+
+@pytest.mark.parametrize(
+    ("changes", "platform"),
+    [
+        ({"glibc": "", "musl": True}, "musllinux_1_2_aarch64"),
+        ({"machine": "armv7l"}, "linux_armv7l"),
+        ({"version": (3, 13), "abi_flags": "t"}, "manylinux2014_aarch64"),
+    ],
+)
+def test_other_systems(changes, platform) -> None:
+    assert platform in interpreter(**changes).platforms
+
+
+def test_a_free_threaded_python_has_an_abi_of_its_own() -> None:
+    assert interpreter(version=(3, 13), abi_flags="t").abi == "cp313t"
+
+
+@pytest.mark.parametrize("changes", [{"android": True}, {"implementation": "pypy"}, {"glibc": ""}, {"glibc": "3.0"}])
+def test_for_some_nobody_makes_wheels(changes, tmp_path) -> None:
+    assert interpreter(**changes).platforms == ()
+    with pytest.raises(WheelError, match="no wheels are made"):
+        WheelCache(tmp_path).numpy(interpreter(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"machine": "../../etc"}, {"abi_flags": "/"}, {"glibc": "2.3\n"}, {"machine": "X" * 99}]
+)
+def test_a_device_cannot_name_a_folder_outside_the_cache(changes) -> None:
+    with pytest.raises(ProtocolError, match="is no part of"):
+        interpreter(**changes)
+
+
+def test_this_python_is_described_as_packaging_describes_it() -> None:
+    done = subprocess.run([sys.executable, "-I", "-c", _TAGS], capture_output=True, check=True)
+    mine = from_json(Interpreter, json.loads(done.stdout))
+    assert set(platform_tags()) <= set(mine.platforms)

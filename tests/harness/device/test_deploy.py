@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import threading
+import time
+import zipfile
+
+import pytest
+
+from harness.device.deploy import ENGINE_SOURCE, EngineBundle, HashCache, UploadTurns, engine_bundle, safe_name
+from harness.errors import UsageError
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_a_hash_is_remembered_until_the_file_changes(tmp_path):
+    file = tmp_path / "model.bin"
+    file.write_bytes(b"one")
+    os.utime(file, ns=(10**18, 10**18))
+    cache = HashCache(tmp_path / "cache")
+    assert cache.sha256(file) == sha256(b"one")
+    with file.open("r+b") as handle:  # same size, inode and, by force, time: only a cache can still say the old hash
+        handle.write(b"two")
+    os.utime(file, ns=(10**18, 10**18))
+    assert HashCache(tmp_path / "cache").sha256(file) == sha256(b"one")
+    os.utime(file, ns=(10**18, 10**18 + 1))
+    assert cache.sha256(file) == sha256(b"two")
+
+
+def test_a_file_that_was_written_just_now_is_not_remembered(tmp_path):
+    file = tmp_path / "model.bin"
+    file.write_bytes(b"one")
+    os.utime(file, ns=(10**18, 10**18))
+    cache = HashCache(tmp_path / "cache", now_ns=lambda: 10**18 + 10**9)
+    assert cache.sha256(file) == sha256(b"one")
+    file.write_bytes(b"two")
+    os.utime(file, ns=(10**18, 10**18))
+    assert cache.sha256(file) == sha256(b"two")
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    with pytest.raises(UsageError, match=r"none\.bin cannot be read: No such file"):
+        HashCache(tmp_path / "cache").sha256(tmp_path / "none.bin")
+
+
+def test_the_bundle_holds_what_a_device_needs_and_its_hash_is_of_the_content():
+    bundle = EngineBundle.of(ENGINE_SOURCE)
+    names = zipfile.ZipFile(io.BytesIO(bundle.content)).namelist()
+    assert "engine/__main__.py" in names
+    assert not [n for n in names if "offline" in n or "__pycache__" in n or "tests" in n]
+
+
+def test_the_same_engine_is_the_same_bundle_whenever_it_is_packed(monkeypatch):
+    now = EngineBundle.of(ENGINE_SOURCE)
+    monkeypatch.setattr(time, "time", lambda: 2_000_000_000.0)
+    assert EngineBundle.of(ENGINE_SOURCE) == now
+
+
+def test_any_change_changes_the_hash_of_the_bundle(tmp_path):
+    source = tmp_path / "engine"
+    source.mkdir()
+    (source / "__main__.py").write_text("a")
+    hashes = {EngineBundle.of(source).sha256}
+    (source / "__main__.py").write_text("b")
+    hashes.add(EngineBundle.of(source).sha256)
+    (source / "more.py").write_text("")
+    hashes.add(EngineBundle.of(source).sha256)
+    (source / "more.py").rename(source / "other.py")
+    hashes.add(EngineBundle.of(source).sha256)
+    assert len(hashes) == 4
+
+
+def test_a_folder_that_is_no_engine(tmp_path):
+    with pytest.raises(UsageError, match="is not an engine"):
+        EngineBundle.of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("model-1.moe", "model-1.moe"),
+        ("a b;c'd.moe", "a_b_c_d.moe"),
+        ("../../etc/passwd", "_.._etc_passwd"),
+        ("-rf", "rf"),
+        ("...", "unnamed"),
+        ("é" * 300, "_" * 100),
+    ],
+)
+def test_safe_names(name, safe):
+    assert safe_name(name) == safe
+
+
+def test_the_engine_is_packed_once_for_all_devices() -> None:
+    assert engine_bundle(ENGINE_SOURCE) is engine_bundle(ENGINE_SOURCE)
+    assert engine_bundle(ENGINE_SOURCE) == EngineBundle.of(ENGINE_SOURCE)
+
+
+def test_uploads_take_turns() -> None:
+    turns, busy, most = UploadTurns(2), [], []
+    together = threading.Barrier(2)
+
+    def upload() -> None:
+        with turns.taken(None):
+            busy.append(1)
+            most.append(len(busy))
+            together.wait(30)  # two at once, or this never ends
+            busy.pop()
+
+    threads = [threading.Thread(target=upload) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert max(most) == 2
+    assert not busy
+
+
+def test_who_waits_for_a_turn_may_give_up() -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(present: int) -> None:
+        raise Stopped
+
+    turns = UploadTurns(1)
+    with turns.taken(None), pytest.raises(Stopped), turns.taken(stop):
+        pytest.fail("the turn was taken twice")
+    with turns.taken(stop):
+        pass
