@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from tests.reports.judging.test_judgement import other_tokens
-from tests.reports.judging.test_statistics import slowed
 
 from harness.cli import main
 from reports.judging.noise import SWEEPS
@@ -17,6 +15,8 @@ from reports.judging.tables import FORMATS
 from reports.records import Verdict
 from reports.results.database import ResultsDatabase
 from tests.reports.conftest import STRATEGIES, run, sweep
+from tests.reports.judging.test_judgement import other_tokens
+from tests.reports.judging.test_statistics import slowed
 
 DEVICE, STRATEGY = "jetson-tx2-emulated", "edgemoe"
 NIGHTS = 6

@@ -1,12 +1,12 @@
 from dataclasses import replace
 
 import pytest
-from tests.reports.judging.test_statistics import slowed
 
 from engine.protocol import Passage
 from reports.judging.judgement import ANSWER, GATED, RESULT, Mark, Side, compare_sides, exit_code
 from reports.metrics import METRICS
 from reports.records import Fault, RunStatus, Verdict
+from tests.reports.judging.test_statistics import slowed
 
 TPOT = {"tpot_s": 0.03}
 BEFORE, AFTER = "20261123-221500-3f2a", "20261124-221500-77aa"

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.reports.judging.test_statistics import slowed
 
 from reports.errors import RecordError
 from reports.judging.noise import SWEEPS, noise_before, noise_floors
 from reports.records import Verdict, run_to_json
 from reports.results.database import ResultsDatabase
+from tests.reports.judging.test_statistics import slowed
 
 DEVICE, TPOT = "pi4b-emulated", ("pi4b-emulated", "tpot_s")
 

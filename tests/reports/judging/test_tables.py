@@ -7,11 +7,11 @@ import subprocess
 from dataclasses import replace
 
 import pytest
-from tests.reports.judging.test_judgement import AFTER, other_tokens, steady
 
 from reports import units
 from reports.judging.judgement import GATED, Side, compare_sides
 from reports.judging.tables import FORMATS, totals
+from tests.reports.judging.test_judgement import AFTER, other_tokens, steady
 from tests.security.hostile import SNIPPETS
 
 _KEYS = {"metric", "baseline", "candidate", "ratio", "ci_low", "ci_high", "verdict"}
