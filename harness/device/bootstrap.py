@@ -24,6 +24,7 @@ from harness.device.deploy import HashCache, Place, put_blob
 from harness.device.probe import PROBE_DEADLINE_S, Python, find_python
 from harness.errors import PythonMissingError
 from harness.transport import Transport
+from reports.text import harmless
 
 FETCH_DEADLINE_S = 300.0
 OLDEST_GLIBC_MINOR = 5  # manylinux1
@@ -186,4 +187,4 @@ def _interpreter(transport: Transport, python: str) -> Interpreter:
 
 def _last_error(stderr: str) -> str:
     lines = [line.removeprefix("ERROR: ") for line in stderr.strip().splitlines() if line.strip()]
-    return "".join(c for c in lines[-1] if c.isprintable())[:200] if lines else "it gave no reason"
+    return harmless(lines[-1], limit=200) if lines else "it gave no reason"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import signal
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,11 +22,13 @@ from engine.protocol import (
 )
 from harness.device.lease import Owner, lost_to
 from reports.records import Conditions, Fault, RunStatus
+from reports.text import harmless
 
 MAX_EVENT_BYTES = 512 << 20  # of one run
 LINE_BYTES = 1 << 20  # of one event, and for each token that was asked for
 TOKEN_BYTES = 512
 LOG_TAIL_CHARACTERS = 8000
+MESSAGE_CHARACTERS = 4000
 FULL_DISK_BYTES = 1 << 16  # less is none: a file system keeps a few blocks to itself
 OnEvent = Callable[[str, dict[str, Any]], None]
 
@@ -74,7 +74,13 @@ class Collector:
             raise ProtocolError(f"event {event!r} after the last one")
         if event == "settling" and self.facts is None:
             if self._on_event is not None:
-                self._on_event(event, {**content, "reasons": tuple(printable(reason) for reason in content["reasons"])})
+                self._on_event(
+                    event,
+                    {
+                        **content,
+                        "reasons": tuple(_line(reason) for reason in content["reasons"]),
+                    },
+                )
             return
         expected = "started" if self.facts is None else "loaded" if self.load is None else "sample or finished"
         if event not in expected and event != "failed":
@@ -94,7 +100,7 @@ class Collector:
                 raise ProtocolError(f"finished with {len(self.samples)} of {self._expected_samples} samples")
             self.totals = content["totals"]
         else:
-            self.failure = (content["kind"], printable(content["message"]))
+            self.failure = (content["kind"], _line(content["message"]))
         if self._on_event is not None:
             self._on_event(event, content)
 
@@ -242,16 +248,14 @@ def _how(ending: Ending) -> str:
 
 
 def _last_words(ending: Ending) -> str:
-    lines = printable(ending.log_tail).strip().splitlines()
+    lines = log_tail(ending.log_tail).strip().splitlines()
     return f": {lines[-1][:400]}" if lines else ""
 
 
-def printable(text: str) -> str:
-    """The end of a text without control characters, terminal escapes and direction marks; line breaks stay."""
-    text = _ESCAPES.sub("", text[-4 * LOG_TAIL_CHARACTERS :])
-    kept = "".join(c for c in text if c in "\n\t" or unicodedata.category(c)[0] != "C")
-    return kept[-LOG_TAIL_CHARACTERS:]
+def _line(text: str) -> str:
+    return harmless(text, limit=MESSAGE_CHARACTERS).strip()
 
 
-# ECMA-48 control sequences, and operating system commands such as a terminal's title.
-_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
+def log_tail(text: str) -> str:
+    """Returns the end of an engine's log, harmless, with its line breaks."""
+    return harmless(text[-4 * LOG_TAIL_CHARACTERS :], lines=True, instead="")[-LOG_TAIL_CHARACTERS:]

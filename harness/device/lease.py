@@ -22,6 +22,7 @@ from harness.device.deploy import safe_name
 from harness.errors import DeviceBusyError, DeviceError, LeaseLostError, RemoteCommandError
 from harness.process import identity, lives, owner
 from harness.transport import Completed
+from reports.text import harmless
 
 RENEW_S = 45.0
 WAIT_S = 3600.0
@@ -46,7 +47,7 @@ class Owner:
         return cls(owner(), sweep, os.getpid(), identity(os.getpid()))
 
     def __str__(self) -> str:
-        return _printable(f"{self.who} for sweep {self.sweep}" if self.sweep else self.who)
+        return harmless(f"{self.who} for sweep {self.sweep}" if self.sweep else self.who, limit=120)
 
     @property
     def is_dead(self) -> bool:
@@ -272,8 +273,3 @@ def lost_to(owner: Owner | None) -> str:
 def _ordinal(n: int) -> str:
     ending = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
     return f"{n}{ending}"
-
-
-def _printable(text: str) -> str:
-    """Other controllers wrote this, by way of a device: one line, of a bounded length."""
-    return "".join(c if c.isprintable() else " " for c in text[:120])

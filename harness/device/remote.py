@@ -6,8 +6,8 @@ import json
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +27,7 @@ from engine.protocol import (
 )
 from harness import agent
 from harness.device.bootstrap import WheelCache, bootstrap
-from harness.device.collect import Collector, Ending, OnEvent, conditions, judge, printable
+from harness.device.collect import Collector, Ending, OnEvent, conditions, judge, log_tail
 from harness.device.deploy import (
     ENGINE_SOURCE,
     IS_THERE,
@@ -55,14 +55,12 @@ from harness.device.probe import (
 )
 from harness.device.retry import fault_of_error
 from harness.device.session import Outcome
-from harness.doctor.device import Examined, refuse_unfit
 from harness.doctor.survey import KINDS, Pruned, Survey, prune, survey
 from harness.errors import DeviceError, LeaseLostError, PythonMissingError, RemoteTimeoutError, UnreachableError
-from harness.scripted import ScriptedDevice, ScriptedTransport
 from harness.transport import Completed, Transport
 from harness.transport.shell import HASH_BYTES_PER_S
-from harness.transport.ssh import SshTransport
 from reports.records import Fault, RunStatus
+from reports.text import harmless
 
 T = TypeVar("T")
 
@@ -73,87 +71,6 @@ SETTLED_S = 60.0  # an act that went well for so long did reconnect
 UNPACK_DEADLINE_S = 300.0  # 20 MB of numpy, in a thousand files, onto a slow card
 STALE_DAYS = 7.0  # after which a run that nobody collected is removed
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.25, 10.0
-
-
-def open_session(
-    device: Device,
-    *,
-    known_hosts: Path,
-    cache_dir: Path,
-    offline: bool = False,
-    engine_source: Path | None = None,
-    ssh_config: Path | None = None,
-    gate: Callable[[str, Survey], None] | None = None,
-    holder: Holder | None = None,
-    wait_s: float = WAIT_S,
-    uploads: UploadTurns | None = None,
-) -> RemoteSession:
-    """Connects to a device, checks it, deploys the engine and asks for its facts. Raises DeviceError, UsageError.
-
-    `holder`: who asks for its lease, by default this process for no sweep; `wait_s`: for others to give it up.
-    """
-    scripted = _scripted(device)
-    return RemoteSession(
-        _way_to(device, scripted, known_hosts, ssh_config),
-        root=device.root,
-        python=device.python,
-        wheels=WheelCache(cache_dir / "wheels", offline=offline) if device.bootstrap else None,
-        gate=gate or (lambda root, survey: refuse_unfit(Examined(device, root, survey))),
-        step_s=device.step_s,
-        idle_s=device.idle_s,
-        reconnect_s=device.reconnect_s,
-        cache_dir=cache_dir,
-        engine_source=engine_source,
-        holder=holder,
-        wait_s=wait_s,
-        uploads=uploads,
-        clock=scripted.clock if scripted else time.monotonic,
-        sleep=scripted.sleep if scripted else time.sleep,
-    )
-
-
-def prune_device(device: Device, *, known_hosts: Path, days: float, dry: bool) -> Pruned:
-    """Removes what nobody used for `days`; the device may have no room for a session. Raises DeviceError."""
-    with _without_engine(device, known_hosts) as (transport, root, python):
-        return prune(transport, python, root, days=days, dry=dry)
-
-
-@contextmanager
-def open_lease(device: Device, *, known_hosts: Path) -> Iterator[Lease]:
-    """The lease of a device, to look at or to take away: connects, deploys nothing. Raises DeviceError, UsageError."""
-    with _without_engine(device, known_hosts) as (transport, root, python):
-        call = partial(agent.call, transport, python)
-        yield Lease(device.name, root, Holder.this_process(), call, step_s=device.step_s)
-
-
-@contextmanager
-def _without_engine(device: Device, known_hosts: Path) -> Iterator[tuple[Transport, str, str]]:
-    """A connection, the farm's folder there, and a Python: one without numpy will do."""
-    transport = _way_to(device, _scripted(device), known_hosts)()
-    try:
-        root = Place.prepare(transport, device.root).root
-        try:
-            python = find_python(transport, device.python).path
-        except PythonMissingError as missing:
-            if missing.bare is None:
-                raise
-            python = missing.bare
-        yield transport, root, python
-    finally:
-        transport.close()
-
-
-def _scripted(device: Device) -> ScriptedDevice | None:
-    return None if device.scripted is None else ScriptedDevice(Path(device.scripted))
-
-
-def _way_to(
-    device: Device, scripted: ScriptedDevice | None, known_hosts: Path, ssh_config: Path | None = None
-) -> Callable[[], Transport]:
-    """Makes connections to a device."""
-    if scripted is not None:
-        return lambda: ScriptedTransport(scripted)
-    return lambda: SshTransport(device, known_hosts, ssh_config=ssh_config, connect_s=device.connect_s)
 
 
 class RemoteSession:
@@ -316,7 +233,7 @@ class RemoteSession:
         except ProtocolError as error:  # before its parents: what the device sends is damaged
             end(run)
             status, fault = RunStatus.FAILED, Fault.DAMAGED_OUTPUT
-            reasons = (f"the device sent damaged output: {printable(str(error))}",)
+            reasons = (f"the device sent damaged output: {harmless(error)}",)
         except RemoteTimeoutError as error:
             end(run)
             status, fault, reasons = RunStatus.TIMED_OUT, Fault.STALLED, (str(error),)
@@ -343,7 +260,7 @@ class RemoteSession:
             totals=collected.totals,
             conditions=conditions(request, collected, ending),
             command=f"cd {shlex.quote(self._engine)} && {shlex.join(arguments)}",
-            log_tail=printable(ending.log_tail),
+            log_tail=log_tail(ending.log_tail),
         )
 
     def kernels(self) -> Kernels:

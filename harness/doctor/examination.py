@@ -9,7 +9,6 @@ from typing import Protocol
 from device_inventory import Device
 from engine.protocol import DeviceFacts
 from harness.device.probe import Kernels
-from harness.doctor import Finding, Severity
 from harness.doctor.device import Examined, examine
 from harness.doctor.survey import Pruned, Survey
 from harness.errors import (
@@ -19,6 +18,7 @@ from harness.errors import (
     PythonMissingError,
     UnreachableError,
 )
+from harness.findings import Finding, Severity
 from reports.results.health import DeviceHealth, Health
 
 UNUSED_DAYS = 30.0

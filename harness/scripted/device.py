@@ -80,7 +80,7 @@ def declare(folder: Path, name: str, *, faults: FaultScript | None = None, **set
     made = Setting(VERSION, name, faults or FaultScript(), **setting)
     if not (folder / "script.json").exists():
         _write(folder / "script.json", made)
-    return Device(name=name, host="scripted", scripted=str(folder.resolve()), tags=("scripted",))
+    return Device(name=name, host="scripted", transport="scripted", scripted=str(folder.resolve()), tags=("scripted",))
 
 
 def speed_of(devices: Iterable[Device]) -> float:

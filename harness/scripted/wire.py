@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from device_inventory import Device
 from engine.protocol import to_json
 from harness.device.deploy import IS_THERE, PREPARE, REMOVE, SIZE
 from harness.device.probe import IN_FOLDER, SEARCH
@@ -20,7 +21,7 @@ from harness.scripted.course import SLOW_DISK
 from harness.scripted.device import OFFLINE_S, ScriptedDevice
 from harness.scripted.faults import FaultKind
 from harness.scripted.system import run_python
-from harness.transport import Completed
+from harness.transport import Completed, Keyring, Reach, TransportKind
 
 _PYTHON = "/usr/bin/python3"
 _UPLOAD_STEPS = 8  # an upload is told of so often
@@ -225,3 +226,12 @@ class ScriptedTransport:
                 f"{self.name}: {path} is outside the scripted device: set `root` to a relative one"
             )
         return inside
+
+
+def _reach(device: Device, keyring: Keyring) -> Reach:
+    assert device.scripted is not None  # the inventory refuses it
+    scripted = ScriptedDevice(Path(device.scripted))
+    return Reach(lambda: ScriptedTransport(scripted), scripted.clock, scripted.sleep)
+
+
+SCRIPTED = TransportKind(open=_reach, address=lambda device: device.host)

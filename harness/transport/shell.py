@@ -19,6 +19,7 @@ from pathlib import Path
 
 from harness.errors import DiskFullError, RemoteCommandError, RemoteTimeoutError
 from harness.transport import Completed
+from reports.text import harmless
 
 OUTPUT_LIMIT_BYTES = 16 << 20  # kept of one command's stdout, and of its stderr
 GRACE_S = 10.0  # how much longer the controller waits than the device's own deadline: for the network, and the kill
@@ -247,7 +248,7 @@ def _mb(size_bytes: int) -> str:
 
 def _last_line(output: bytes | bytearray) -> str:
     lines = bytes(output[-4096:]).decode("utf-8", "replace").strip().splitlines()
-    return "".join(c for c in lines[-1] if c.isprintable())[:400] if lines else ""
+    return harmless(lines[-1], limit=400) if lines else ""
 
 
 def _sha256(path: Path) -> str:

@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ from fabric import Config, Connection
 
 from device_inventory import Device
 from harness.errors import HostKeyError, UnreachableError, UsageError
+from harness.transport import Keyring, Reach, TransportKind
 from harness.transport.known_hosts import HostKey, KnownHosts
 from harness.transport.shell import STALL_S, ShellTransport
+from harness.transport.ssh_files import check_keys, check_known_hosts
+from reports.text import harmless
 
 CONNECT_S = 15.0
 KEEPALIVE_S = 5
@@ -317,4 +321,26 @@ def _explained(device: Device, connection: Connection) -> Iterator[None]:
 
 def _reason(error: BaseException) -> str:
     text = str(error) or ("timed out" if isinstance(error, TimeoutError) else type(error).__name__)
-    return "".join(c for c in text if c.isprintable())[:300]
+    return harmless(text, limit=300)
+
+
+def _reach(device: Device, keyring: Keyring) -> Reach:
+    connect = partial(
+        SshTransport, device, keyring.known_hosts, ssh_config=keyring.ssh_config, connect_s=device.connect_s
+    )
+    return Reach(connect)
+
+
+def _address(device: Device) -> str:
+    user = f"{device.user}@" if device.user else ""
+    port = f":{device.port}" if device.port else ""
+    via = f" via {device.proxy_jump}" if device.proxy_jump else ""
+    return f"{user}{device.host}{port}{via}"
+
+
+SSH = TransportKind(
+    open=_reach,
+    address=_address,
+    trust=lambda device, keyring: presented_keys(device, keyring.known_hosts, ssh_config=keyring.ssh_config),
+    checks={"known-hosts": check_known_hosts, "keys": check_keys},
+)

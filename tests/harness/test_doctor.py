@@ -12,11 +12,12 @@ import pytest
 from device_inventory import Device
 from engine.protocol import from_json, loads
 from harness.device.probe import Kernels
-from harness.doctor import Severity, controller, device
+from harness.doctor import controller, device
 from harness.doctor.device import Examined, examine, refuse_unfit
 from harness.doctor.examination import examine_device
 from harness.doctor.survey import SCRIPT, Pruned, Removed, Survey
 from harness.errors import DeviceError, RemoteCommandError, UnfitError
+from harness.findings import Severity
 from reports.results.database import ResultsDatabase
 from reports.results.health import DeviceHealth, Health
 from tests.harness.conftest import FACTS

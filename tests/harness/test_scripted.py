@@ -9,7 +9,8 @@ import pytest
 
 from device_inventory import Inventory, InventoryError
 from engine.protocol import RunRequest
-from harness.device.remote import RemoteSession, open_session
+from harness.device.opening import open_session
+from harness.device.remote import RemoteSession
 from harness.errors import DiskFullError, UnreachableError
 from harness.scripted import Fault, FaultKind, FaultScript, ScriptedDevice, ScriptedTransport, declare
 from harness.scripted.course import course

@@ -23,7 +23,7 @@ from engine.protocol import (
     encode_event,
     from_json,
 )
-from harness.device.collect import Collector, Ending, LimitHeld, conditions, judge, printable
+from harness.device.collect import Collector, Ending, LimitHeld, conditions, judge, log_tail
 from harness.device.lease import Owner
 from reports.records import Fault, RunStatus
 
@@ -254,5 +254,5 @@ def test_an_ending_of_an_unknown_state_is_refused():
 
 def test_log_tails_are_harmless():
     text = "a\x1b[31mred\x1b[0m \x1b]0;title\x07b\u202ec\x00\r\td\ne"
-    assert printable(text) == "ared bc\td\ne"
-    assert len(printable("x" * 100_000)) == 8000
+    assert log_tail(text) == "ared bc\td\ne"
+    assert len(log_tail("x" * 100_000)) == 8000
