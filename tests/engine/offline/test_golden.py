@@ -128,8 +128,10 @@ def test_a_switch_checkpoint_means_what_transformers_says(recipe: SwitchRecipe, 
 
 @pytest.mark.parametrize("recipe", [RECIPES[0], SWITCH_RECIPES[3]], ids=lambda recipe: recipe.name)
 def test_a_hundredth_too_much_in_any_tensor_is_no_rounding(recipe: Recipe | SwitchRecipe, tmp_path: Path) -> None:
-    """So that what is allowed hides no mistake. Left out: experts, of which the prompt chooses a few, and the embedding that
-    an untied checkpoint has beside the two that are used."""
+    """So that what is allowed hides no mistake.
+
+    Left out are experts, of which the prompt chooses a few, and the third embedding of an untied checkpoint.
+    """
     answers = Answers(recipe, tmp_path / "plain", recipe.weights())
     allowed = tolerances(recipe, answers, tmp_path)["logits"]
     names = [name for name in recipe.weights() if "expert" not in name and name != "shared.weight"]
