@@ -49,7 +49,7 @@ def locked(root: str) -> Iterator[int]:
         os.close(handle)
 
 
-class Lease:
+class LeaseFiles:
     """As it stands now: made, changed and saved while `locked`, the clock included: else it would run backwards."""
 
     def __init__(self, root: str, clock: Clock, boot: Optional[str]) -> None:
@@ -136,7 +136,7 @@ def request(
     be dead, whose time need not be waited for. Without `queue` nothing is left behind where the lease is not granted.
     """
     with locked(root):
-        lease = Lease(root, clock, boot)
+        lease = LeaseFiles(root, clock, boot)
         others = [ticket for ticket in lease.queue if ticket["holder"] != holder]
         place = next((i for i, ticket in enumerate(lease.queue) if ticket["holder"] == holder), len(others))
         granted = (
@@ -163,7 +163,7 @@ def request(
 def renew(root: str, holder: str, token: int, ttl_s: float, clock: Clock, boot: Optional[str]) -> Dict[str, Any]:
     """What is seen, with `granted` where the lease is still held."""
     with locked(root):
-        lease = Lease(root, clock, boot)
+        lease = LeaseFiles(root, clock, boot)
         granted = lease.renewed(holder, token, ttl_s)
         return {**lease.seen(), "granted": granted}
 
@@ -171,7 +171,7 @@ def renew(root: str, holder: str, token: int, ttl_s: float, clock: Clock, boot: 
 def release(root: str, holder: str, clock: Clock, boot: Optional[str]) -> None:
     """Gives up the lease, or the place in the queue."""
     with locked(root):
-        lease = Lease(root, clock, boot)
+        lease = LeaseFiles(root, clock, boot)
         lease.queue = [ticket for ticket in lease.queue if ticket["holder"] != holder]
         if lease.holder == holder:
             lease.grant(None, None, 0.0)
@@ -182,7 +182,7 @@ def release(root: str, holder: str, clock: Clock, boot: Optional[str]) -> None:
 def unlock(root: str, token: int, clock: Clock, boot: Optional[str]) -> Dict[str, Any]:
     """Takes the lease from whoever holds it under `token`; what is seen then."""
     with locked(root):
-        lease = Lease(root, clock, boot)
+        lease = LeaseFiles(root, clock, boot)
         if lease.holder is not None and lease.token == token:
             lease.grant(None, None, 0.0)
         return lease.seen()
@@ -191,4 +191,4 @@ def unlock(root: str, token: int, clock: Clock, boot: Optional[str]) -> Dict[str
 def look(root: str, clock: Clock, boot: Optional[str]) -> Dict[str, Any]:
     """What is seen; nothing changes."""
     with locked(root):
-        return Lease(root, clock, boot).seen()
+        return LeaseFiles(root, clock, boot).seen()

@@ -43,7 +43,7 @@ def attend(run: str, offset: str, holder: str, token: str, ttl_s: str) -> int:
     if plan is not None and lease.renew(root, *me, since_boot_s, boot_id())["granted"] and end_others(root, run):
         return report({"state": "occupied"})
     with lease.locked(root) as lock:
-        held = lease.Lease(root, since_boot_s, boot_id())
+        held = lease.LeaseFiles(root, since_boot_s, boot_id())
         if not held.renewed(*me):
             return report({"state": "fenced", "fenced_by": held.owner})
         if plan is not None and is_fenced(run):  # cut off under a former holder: it is measured anew

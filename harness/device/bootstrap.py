@@ -20,7 +20,7 @@ from pathlib import Path
 
 from engine.errors import ProtocolError
 from engine.protocol import from_json, loads
-from harness.device.deploy import HashCache, Place, put_blob
+from harness.device.deploy import FarmFolder, HashCache, put_blob
 from harness.device.probe import PROBE_DEADLINE_S, Python, find_python
 from harness.errors import PythonMissingError
 from harness.transport import Transport
@@ -140,7 +140,7 @@ class WheelCache:
 
 def bootstrap(
     transport: Transport,
-    place: Place,
+    place: FarmFolder,
     missing: PythonMissingError,
     wheels: WheelCache,
     hashes: HashCache,

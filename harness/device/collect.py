@@ -154,7 +154,9 @@ def conditions(request: RunRequest, collected: Collector, ending: Ending) -> Con
     )
 
 
-def judge(collected: Collector, ending: Ending, deadline_s: float) -> tuple[RunStatus, Fault | None, tuple[str, ...]]:
+def classify(
+    collected: Collector, ending: Ending, deadline_s: float
+) -> tuple[RunStatus, Fault | None, tuple[str, ...]]:
     """The status of a run, whose fault it was, and the reasons with what evidence there is."""
     status, fault, reasons = _judge(collected, ending, deadline_s)
     if status is RunStatus.OUT_OF_MEMORY and ending.limit is not None and ending.limit.method != "none":

@@ -138,13 +138,13 @@ def engine_bundle(source: Path) -> EngineBundle:
 
 
 @dataclass(frozen=True)
-class Place:
+class FarmFolder:
     """The farm's folder on a device."""
 
     root: str  # absolute
 
     @classmethod
-    def prepare(cls, transport: Transport, root: str) -> Place:
+    def prepare(cls, transport: Transport, root: str) -> FarmFolder:
         """Makes the folder and finds out its absolute path. Raises DeviceError."""
         done = transport.run(["sh", "-c", PREPARE, "sh", root], deadline_s=30)
         found = done.stdout.decode("utf-8", "replace").rstrip("\n")
@@ -188,7 +188,7 @@ class UploadTurns:
 
 def put_blob(
     transport: Transport,
-    place: Place,
+    place: FarmFolder,
     source: Path,
     cache: HashCache,
     progress: Callable[[int], None] | None = None,

@@ -10,7 +10,7 @@ from pathlib import Path
 from device_inventory import Device
 from harness import agent
 from harness.device.bootstrap import WheelCache
-from harness.device.deploy import Place, UploadTurns
+from harness.device.deploy import FarmFolder, UploadTurns
 from harness.device.kinds import kind_of
 from harness.device.lease import WAIT_S, Holder, Lease
 from harness.device.probe import find_python
@@ -78,7 +78,7 @@ def _without_engine(device: Device, known_hosts: Path) -> Iterator[tuple[Transpo
     """Yields a connection, the farm's folder there, and a Python, which may lack numpy."""
     transport = kind_of(device).open(device, Keyring(known_hosts)).connect()
     try:
-        root = Place.prepare(transport, device.root).root
+        root = FarmFolder.prepare(transport, device.root).root
         try:
             python = find_python(transport, device.python).path
         except PythonMissingError as missing:

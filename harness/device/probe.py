@@ -60,7 +60,7 @@ class Python:
 
 
 @dataclass(frozen=True)
-class Kernels:
+class KernelReport:
     """What does the arithmetic there, and why nothing better."""
 
     backend: str
@@ -111,9 +111,9 @@ def read_arithmetic(
     return _ask(ArithmeticTimes, transport, python, engine_folder, arguments, ARITHMETIC_DEADLINE_S)
 
 
-def read_kernels(transport: Transport, python: Python, engine_folder: str) -> Kernels:
+def read_kernels(transport: Transport, python: Python, engine_folder: str) -> KernelReport:
     """Lets the deployed engine choose its kernels; RemoteCommandError where it cannot."""
-    return _ask(Kernels, transport, python, engine_folder, ["-c", _KERNELS], PROBE_DEADLINE_S)
+    return _ask(KernelReport, transport, python, engine_folder, ["-c", _KERNELS], PROBE_DEADLINE_S)
 
 
 def run_selftest(transport: Transport, python: Python, engine_folder: str, scratch: str) -> None:

@@ -27,14 +27,14 @@ from engine.protocol import (
 )
 from harness import agent
 from harness.device.bootstrap import WheelCache, bootstrap
-from harness.device.collect import Collector, Ending, OnEvent, conditions, judge, log_tail
+from harness.device.collect import Collector, Ending, OnEvent, classify, conditions, log_tail
 from harness.device.deploy import (
     ENGINE_SOURCE,
     IS_THERE,
     REMOVE,
     EngineBundle,
+    FarmFolder,
     HashCache,
-    Place,
     UploadTurns,
     engine_bundle,
     has_blob,
@@ -44,7 +44,7 @@ from harness.device.lease import RENEW_S, WAIT_S, Holder, Lease, Tick, Waiting
 from harness.device.probe import (
     ARITHMETIC_DEADLINE_S,
     SELFTEST_DEADLINE_S,
-    Kernels,
+    KernelReport,
     Python,
     find_python,
     read_arithmetic,
@@ -116,7 +116,7 @@ class RemoteSession:
         self._engine_bytes_sent = 0
         self._transport = connect()
         try:
-            self._place = Place.prepare(self._transport, root)
+            self._place = FarmFolder.prepare(self._transport, root)
             self.python: Python = self._find_python(python, wheels)
             found = survey(self._transport, self.python.path, self._place.root, deadline_s=step_s)
             gate(self._place.root, found)
@@ -223,7 +223,7 @@ class RemoteSession:
             token = self.hold()
             ending = self._persist(lambda: self._attend(run, token, plan, collected), lambda: collected.offset)
             self._lease.attended(lost=ending.state == "fenced")
-            status, fault, reasons = judge(collected, ending, request.deadline_s)
+            status, fault, reasons = classify(collected, ending, request.deadline_s)
             self._ended = run
             if not keep:
                 self._remove(run)
@@ -263,7 +263,7 @@ class RemoteSession:
             log_tail=log_tail(ending.log_tail),
         )
 
-    def kernels(self) -> Kernels:
+    def kernels(self) -> KernelReport:
         """What does the arithmetic there. Raises DeviceError."""
         return read_kernels(self._transport, self.python, self._engine)
 

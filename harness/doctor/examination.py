@@ -8,7 +8,7 @@ from typing import Protocol
 
 from device_inventory import Device
 from engine.protocol import DeviceFacts
-from harness.device.probe import Kernels
+from harness.device.probe import KernelReport
 from harness.doctor.device import Examined, examine
 from harness.doctor.survey import Pruned, Survey
 from harness.errors import (
@@ -32,7 +32,7 @@ class Patient(Protocol):
 
     facts: DeviceFacts
 
-    def kernels(self) -> Kernels: ...
+    def kernels(self) -> KernelReport: ...
 
     def selftest(self) -> None: ...
 
@@ -74,7 +74,7 @@ def examine_device(
     return findings
 
 
-def _of_kernels(name: str, kernels: Kernels) -> list[Finding]:
+def _of_kernels(name: str, kernels: KernelReport) -> list[Finding]:
     if kernels.backend == "native":
         return []
     what = (

@@ -25,8 +25,8 @@ from typing import Any, TypeVar
 from device_inventory import Device
 from engine.protocol import DeviceFacts, from_json, loads, to_json
 from harness.errors import UnreachableError
-from harness.scripted.course import Course, course
-from harness.scripted.faults import Fault, FaultKind, FaultScript
+from harness.scripted.course import ScriptedCourse, course
+from harness.scripted.faults import FaultKind, FaultScript, ScriptedFault
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ class _Looked:
     """A run as this process has found it."""
 
     started: _Started
-    course: Course
+    course: ScriptedCourse
     written: int = 0  # lines, by this process
 
 
@@ -134,7 +134,7 @@ class ScriptedDevice:
         with self._locked() as state:
             self._store(replace(state, down_until_s=self.clock() + seconds))
 
-    def next_upload(self) -> Fault | None:
+    def next_upload(self) -> ScriptedFault | None:
         """Counts an upload, and says what befalls it."""
         with self._locked() as state:
             self._store(replace(state, uploads=state.uploads + 1))
@@ -184,7 +184,7 @@ class ScriptedDevice:
                 return True
         return False
 
-    def fault_of(self, run: Path) -> tuple[Fault | None, int]:
+    def fault_of(self, run: Path) -> tuple[ScriptedFault | None, int]:
         """What befalls a run that was started, and how many bytes of events it writes in all."""
         try:
             looked = self._look(run)

@@ -37,7 +37,7 @@ OF_UPLOADS = (FaultKind.DROP, FaultKind.SLOW_DISK, FaultKind.DISK_FULL)  # the o
 
 
 @dataclass(frozen=True)
-class Fault:
+class ScriptedFault:
     kind: FaultKind
     at: float = 0.5  # share of the run, or of the upload, that goes well
     variant: int = 0  # which kind of damage
@@ -55,19 +55,19 @@ class FaultScript:
     rates: dict[str, float] = field(default_factory=dict)
     schedule: tuple[tuple[int, FaultKind], ...] = ()
 
-    def of_run(self, device: str, n: int) -> Fault | None:
+    def of_run(self, device: str, n: int) -> ScriptedFault | None:
         return self._fault(random.Random(f"{self.seed}/{device}/run/{n}"), n, tuple(FaultKind))  # noqa: S311
 
-    def of_upload(self, device: str, n: int) -> Fault | None:
+    def of_upload(self, device: str, n: int) -> ScriptedFault | None:
         return self._fault(random.Random(f"{self.seed}/{device}/upload/{n}"), 0 if n == 1 else -1, OF_UPLOADS)  # noqa: S311
 
-    def _fault(self, chance: random.Random, n: int, kinds: tuple[FaultKind, ...]) -> Fault | None:
+    def _fault(self, chance: random.Random, n: int, kinds: tuple[FaultKind, ...]) -> ScriptedFault | None:
         at, variant, dice = chance.uniform(0.2, 0.9), chance.randrange(1000), chance.random()
         scheduled = dict(self.schedule).get(n)
         if scheduled is not None:
-            return Fault(scheduled, at, variant)
+            return ScriptedFault(scheduled, at, variant)
         for kind in kinds:
             dice -= self.rates.get(kind, 0.0)
             if dice < 0:
-                return Fault(kind, at, variant)
+                return ScriptedFault(kind, at, variant)
         return None
