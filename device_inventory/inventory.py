@@ -1,4 +1,4 @@
-"""Devices and the TOML file that declares them: declared data without behaviour.
+"""Reads the TOML file that declares devices: data without behaviour.
 
     version = 1
 
@@ -35,12 +35,12 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class InventoryError(ValueError):
-    """The inventory does not say what it must; the message names file, device and key."""
+    """Says what the inventory lacks or has wrong; the message names file, device and key."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """One device. `host` to `proxy_jump` are for SSH; other transports have `options`, which they check themselves."""
+    """Declares one device. `host` to `proxy_jump` are SSH's; other transports check their own `options`."""
 
     name: str
     host: str = ""  # address, or an alias in ~/.ssh/config
@@ -111,7 +111,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Inventory:
-    """The devices of a farm, by name."""
+    """Holds the devices of a farm by name."""
 
     devices: dict[str, Device]
 
@@ -132,7 +132,7 @@ class Inventory:
 
     @classmethod
     def parse(cls, document: Mapping[str, Any], source: str = "inventory") -> Inventory:
-        """A parsed TOML document -> Inventory; `source` is what messages call it."""
+        """Checks a parsed TOML document; messages call it `source`. Raises InventoryError."""
         _known_keys(document, ("version", "defaults", "devices"), source)
         if document.get("version") != VERSION or isinstance(document.get("version"), bool):
             raise InventoryError(
@@ -149,7 +149,7 @@ class Inventory:
         return cls(devices)
 
     def __getitem__(self, name: str) -> Device:
-        """The device of that name; raises InventoryError that suggests the nearest."""
+        """Returns the device of that name; raises InventoryError that suggests the nearest."""
         if name not in self.devices:
             known = ", ".join(sorted(self.devices))
             raise InventoryError(f"no device is called {name!r}{_suggestion(name, self.devices)} (declared: {known})")

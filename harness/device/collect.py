@@ -1,4 +1,4 @@
-"""From the bytes that an engine run left behind to an Outcome. A device may send anything: nothing here trusts it."""
+"""Turns the bytes of an engine's run into an Outcome. A device may send anything: nothing here trusts it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Collector:
         self._rest = bytearray()
 
     def feed(self, piece: bytes) -> None:
-        """Raises ProtocolError for whatever does not fit the protocol."""
+        """Takes the next bytes. Raises ProtocolError for whatever does not fit the protocol."""
         self.offset += len(piece)
         if self.offset > MAX_EVENT_BYTES:
             raise ProtocolError(f"the run sent more than {MAX_EVENT_BYTES} bytes of events")
@@ -65,7 +65,7 @@ class Collector:
         self._check_length(self._rest)
 
     def _check_length(self, line: bytes | bytearray) -> None:
-        """Before it is parsed: numbers take many times the memory of their digits."""
+        """Refuses a long line before it is parsed: numbers take many times the memory of their digits."""
         if len(line) > self._line_bytes:
             raise ProtocolError(f"an event is longer than {self._line_bytes} bytes, which this run has no use for")
 
@@ -107,7 +107,7 @@ class Collector:
 
 @dataclass(frozen=True)
 class LimitHeld:
-    """The memory limit under which an engine process was."""
+    """Describes the memory limit that held an engine process."""
 
     method: str  # see engine.device.limits
     peak_bytes: int | None = None
@@ -120,7 +120,7 @@ class LimitHeld:
 
 @dataclass(frozen=True)
 class Ending:
-    """How an engine process ended, as the agent on the device saw it."""
+    """Tells how an engine process ended, as the agent on the device saw it."""
 
     # exited: its supervisor saw it end; died: both are gone; absent: there is no such run; fenced: the lease is lost;
     # occupied: another engine does not end
@@ -141,7 +141,7 @@ class Ending:
 
 
 def conditions(request: RunRequest, collected: Collector, ending: Ending) -> Conditions:
-    """Under which the run was measured, as far as the device told."""
+    """Returns the conditions under which the run was measured, as far as the device told."""
     watched = ending.watched or Watched(unknown=("watch: the device was not watched, see the end of its log",))
     limit = ending.limit or LimitHeld("none")
     return Conditions(
@@ -157,7 +157,7 @@ def conditions(request: RunRequest, collected: Collector, ending: Ending) -> Con
 def classify(
     collected: Collector, ending: Ending, deadline_s: float
 ) -> tuple[RunStatus, Fault | None, tuple[str, ...]]:
-    """The status of a run, whose fault it was, and the reasons with what evidence there is."""
+    """Returns the status of a run, whose fault it was, and the reasons with their evidence."""
     status, fault, reasons = _judge(collected, ending, deadline_s)
     if status is RunStatus.OUT_OF_MEMORY and ending.limit is not None and ending.limit.method != "none":
         reasons += (f"its memory was limited ({ending.limit.method}): that it does not fit is an answer",)
@@ -196,7 +196,7 @@ def _judge(collected: Collector, ending: Ending, deadline_s: float) -> tuple[Run
 
 
 def _reported(kind: str, message: str) -> tuple[RunStatus, Fault, tuple[str, ...]]:
-    """What the engine itself says that it failed of."""
+    """Returns what the engine itself names as the cause of its failure."""
     if kind == "memory":
         return RunStatus.OUT_OF_MEMORY, Fault.OUT_OF_MEMORY, (message,)
     if kind == "deadline":
@@ -207,7 +207,7 @@ def _reported(kind: str, message: str) -> tuple[RunStatus, Fault, tuple[str, ...
 
 
 def fault_of_words(message: str) -> Fault | None:
-    """What the system's own words for an error say of the device's storage."""
+    """Returns the fault that the system's words for an error name: one of the device's storage, or None."""
     return next((fault for words, fault in _STORAGE_WORDS if words in message), None)
 
 
@@ -222,7 +222,7 @@ _STORAGE_WORDS = (
 
 
 def _killed(ending: Ending) -> tuple[RunStatus, Fault, tuple[str, ...]]:
-    """SIGKILL leaves no word: the kernel's count of out-of-memory kills is the only evidence."""
+    """Judges a run that SIGKILL ended: the kernel's count of out-of-memory kills is the only evidence."""
     who = "the engine" if ending.state == "exited" else "the engine and its supervisor"
     if ending.oom_kills is None:
         why = "out of memory is suspected, this kernel keeps no count (oom_kill in /proc/vmstat)"

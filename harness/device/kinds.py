@@ -1,4 +1,4 @@
-"""The ways to reach devices: another one is a file that describes itself, and a row here."""
+"""Lists the ways to reach devices: another one is a file that describes itself, and a row here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A device of the inventory, opened: for a session, for its lease alone, or to be pruned."""
+"""Opens a device of the inventory: for a session, for its lease alone, or to prune it."""
 
 from __future__ import annotations
 

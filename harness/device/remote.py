@@ -1,4 +1,4 @@
-"""One device in use, over any transport: the implementation of harness.device.session.Session."""
+"""Implements harness.device.session.Session: one device in use, over any transport."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.25, 10.0
 
 
 class RemoteSession:
-    """A device with an engine deployed. One thread uses it; `cancel` may come from another."""
+    """Runs engines on one device. One thread uses it; `cancel` may come from another."""
 
     facts: DeviceFacts
     engine_sha256: str
@@ -98,7 +98,7 @@ class RemoteSession:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`gate` is shown the farm's folder there and a survey; it raises DeviceError where that will not do.
+        """Connects and deploys. `gate` sees the farm's folder there and a survey; it raises DeviceError if unfit.
 
         `wheels` gives numpy to a device without it; None: it is left as it is.
         """
@@ -180,12 +180,12 @@ class RemoteSession:
             self._persist(lambda: self._deploy_engine(bundle), lambda: None)
 
     def deployed(self, source: Path) -> str | None:
-        """The path on the device of a container or profile that is there; nothing is sent."""
+        """Returns the path on the device of a container or profile that is there, else None; sends nothing."""
         target = self._place.blob(self._cache.sha256(source), source)
         return target if has_blob(self._transport, target, source) else None
 
     def arithmetic(self, container: str, *, backend: str, threads: int) -> ArithmeticTimes:
-        """How long a token of `container`, a path on the device, takes there. Raises DeviceError."""
+        """Returns how long a token of `container`, a path on the device, takes there. Raises DeviceError."""
         self._lease.keep(ARITHMETIC_DEADLINE_S)
         return read_arithmetic(self._transport, self.python, self._engine, container, backend=backend, threads=threads)
 
@@ -194,7 +194,7 @@ class RemoteSession:
         return prune(self._transport, self.python.path, self._place.root, days=days, kinds=kinds, dry=dry)
 
     def storage(self, container: str) -> StorageRates:
-        """How fast `container`, a path on the device, is read there, as of now or not long ago. Raises DeviceError."""
+        """Returns how fast `container`, a path on the device, is read there, measured lately. Raises DeviceError."""
         self._lease.keep()
         return read_storage(self._transport, self.python, self._engine, container)
 
@@ -264,7 +264,7 @@ class RemoteSession:
         )
 
     def kernels(self) -> KernelReport:
-        """What does the arithmetic there. Raises DeviceError."""
+        """Returns which kernels do the arithmetic there. Raises DeviceError."""
         return read_kernels(self._transport, self.python, self._engine)
 
     def selftest(self) -> None:
@@ -274,7 +274,7 @@ class RemoteSession:
         self._persist(lambda: run_selftest(self._transport, self.python, self._engine, self._place.root), lambda: None)
 
     def forget(self, run_id: str) -> None:
-        """The outcome of a run is stored: what it left on the device may go, and what still runs of it must."""
+        """Removes what a run left on the device, and ends what still runs of it: its outcome is stored."""
         run = self._place.run(run_id)
         if run == self._ended:
             self._remove(run)
@@ -282,7 +282,7 @@ class RemoteSession:
             self._abandoned.append(run)
 
     def cancel(self) -> None:
-        """From another thread: kills the engine in flight on the device; `execute` then returns soon (failed)."""
+        """Kills the engine in flight on the device, from another thread; `execute` then returns soon (failed)."""
         self._cancelled.set()
         run, end = self._running, self._clock() + self._step_s
         if run is None:
@@ -339,7 +339,7 @@ class RemoteSession:
         self.engine_sha256, self._engine = bundle.sha256, folder
 
     def _remove(self, run: str) -> None:
-        """After a run that has ended: far cheaper than `discard`, which starts a Python to look for survivors."""
+        """Removes a run that has ended; cheaper than `discard`, which starts a Python to look for survivors."""
         try:
             command = ["sh", "-c", REMOVE, "sh", run, self._lease.holder_id]
             self._transport.run(command, deadline_s=self._step_s, check=False)
@@ -364,7 +364,7 @@ class RemoteSession:
         return agent.call(transport or self._transport, python or self.python.path, verb, *arguments, **options)
 
     def _persist(self, act: Callable[[], T], progress: Callable[[], object]) -> T:
-        """Does `act` again after each lost link, until `reconnect_s` have passed in which nothing got better."""
+        """Repeats `act` after each lost link, until `reconnect_s` have passed without progress."""
         give_up: float | None = None
         while True:
             began, before = self._clock(), progress()

@@ -1,4 +1,4 @@
-"""Trusting a device: its host key is fetched, shown to a person, and stored in the farm's own known_hosts."""
+"""Fetches a device's host key, has a person accept it, and stores it in the farm's own known_hosts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.transport.known_hosts import HostKey, KnownHosts
 
 @dataclass(frozen=True)
 class Trusted:
-    """A host key that is in the file now."""
+    """Holds a host key that is in the file now."""
 
     key: HostKey
     stored: bool  # False: it was there before

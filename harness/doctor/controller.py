@@ -1,4 +1,4 @@
-"""The checks of the machine that drives the farm."""
+"""Checks the machine that drives the farm."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LITTLE_FREE_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Controller:
-    """Where this machine keeps what it needs."""
+    """Says where this machine keeps what it needs."""
 
     known_hosts: Path
     results: str  # file or URL

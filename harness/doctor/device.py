@@ -1,4 +1,4 @@
-"""The checks of a device: each a function from what it told to the findings, and a line in CHECKS."""
+"""Checks a device. A check is a function from what the device told to findings, and a line in CHECKS."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _THROTTLED = {0: "under-voltage", 1: "a capped frequency", 2: "throttling", 3: "
 
 @dataclass(frozen=True)
 class Examined:
-    """What is known of a device; `facts` are there once the engine was deployed and asked."""
+    """Holds what is known of a device; `facts` are there once the engine was deployed and asked."""
 
     device: Device
     root: str  # absolute
@@ -31,7 +31,7 @@ class Examined:
 
 
 def examine(found: Examined) -> list[Finding]:
-    """All checks, in their order."""
+    """Runs all checks in their order; returns what they find."""
     return [
         Finding(found.device.name, name, severity, harmless(finding, limit=400), harmless(remedy, limit=400))
         for name, check in CHECKS.items()
@@ -40,7 +40,7 @@ def examine(found: Examined) -> list[Finding]:
 
 
 def refuse_unfit(found: Examined) -> None:
-    """The gate of a run: UnfitError with the first finding that is an error, and its remedy."""
+    """Raises UnfitError with the first finding that is an error, and its remedy: the gate of a run."""
     for finding in examine(found):
         if finding.severity is Severity.ERROR:
             raise UnfitError(str(finding))

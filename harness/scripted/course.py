@@ -1,4 +1,4 @@
-"""What a scripted engine writes and when: a function of its request, its device and the fault that befalls it.
+"""Works out what a scripted engine writes, and when, from its request, device and fault.
 
 Every number is made up: plausible, the same for the same seed, and labelled in every record and on every page.
 """
@@ -37,7 +37,7 @@ _SPEED = {"full-load": 0.5, "naive-swap": 1.6}  # time of a token against that o
 
 @dataclass(frozen=True)
 class ScriptedCourse:
-    """All that a run would write, and how it would end, were nobody to interfere."""
+    """Holds all that a run writes, and how it ends if nobody interferes."""
 
     lines: tuple[tuple[float, bytes], ...]  # seconds after the start, what is written then
     end_s: float
@@ -50,7 +50,7 @@ class ScriptedCourse:
 
 
 def course(text: str, facts: DeviceFacts, seed: str, fault: ScriptedFault | None, deadline_s: float) -> ScriptedCourse:
-    """`text`: the request as it came; `seed`: of the noise; `deadline_s`: the supervisor's."""
+    """Returns the course of a run. `text` is its request, `seed` the noise's, `deadline_s` the supervisor's."""
     events = list(_events(text, facts, seed, fault))
     lines = [(due_s, line.encode() + b"\n") for due_s, line in events]
     kind, end_s = (None if fault is None else fault.kind), lines[-1][0]
@@ -78,7 +78,7 @@ def course(text: str, facts: DeviceFacts, seed: str, fault: ScriptedFault | None
 
 
 def _watched(kind: FaultKind | None, seconds: float) -> Watched:
-    """What the watcher beside the engine would have seen."""
+    """Returns what the watcher beside the engine would have seen."""
     throttled = kind is FaultKind.THROTTLE
     warm, hot = 45.0, 85.0 if throttled else 52.0
     return Watched(
@@ -177,13 +177,13 @@ def _steps(request: RunRequest, chance: random.Random, token_s: float, storage: 
 
 
 def _tokens(request: RunRequest, prompt: int) -> tuple[int, ...]:
-    """The same for every strategy and on every device."""
+    """Returns the same tokens for every strategy and on every device."""
     chance = random.Random(f"{request.container.rpartition('/')[2]} {request.prompts[prompt]}")  # noqa: S311
     return tuple(chance.randrange(1, 96) for _ in range(request.max_new_tokens))
 
 
 def _damaged(line: bytes, variant: int) -> tuple[str, bytes]:
-    """(what it is, the bytes instead of `line`); no newline within."""
+    """Returns the damages: (name, the bytes instead of `line`), without a newline within."""
     forms = (
         ("cut off", line[: len(line) // 2]),
         ("binary", bytes(range(11, 256)) * 8),

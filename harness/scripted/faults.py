@@ -1,4 +1,4 @@
-"""What goes wrong on a scripted device: a pure function of its name and of how often it was asked.
+"""Decides what goes wrong on a scripted device: a pure function of its name and the number of the run.
 
 No memory of its own: whoever asks again, after the controller was killed for instance, gets the same answer.
 """
@@ -45,7 +45,7 @@ class ScriptedFault:
 
 @dataclass(frozen=True)
 class FaultScript:
-    """Which fault befalls the n-th run of a device, counted from 1, and its n-th upload.
+    """Says which fault befalls the n-th run of a device, counted from 1, and its n-th upload.
 
     `schedule` names runs, (1, "reboot") for instance; 0 is the first upload. What it does not name meets each kind of
     `rates` with that probability.

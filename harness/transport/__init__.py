@@ -1,4 +1,4 @@
-"""How commands and files reach a device. One interface, several implementations.
+"""Carries commands and files to devices: one interface, several implementations.
 
 Each kind of transport describes itself in a `TransportKind` beside its code; harness/device/kinds.py is the table.
 
@@ -39,7 +39,7 @@ class Transport(Protocol):
 
     @property
     def bytes_sent(self) -> int:
-        """Of files, by all uploads so far, broken ones included."""
+        """Returns the bytes of files sent by all uploads so far, broken ones included."""
         ...
 
     def run(

@@ -1,4 +1,4 @@
-"""Every act of a transport, built from POSIX commands over one primitive.
+"""Builds every act of a transport from POSIX commands over one primitive.
 
 Nothing but a POSIX shell with `dd`, `df`, `wc` and one of sha256sum, shasum or python3 is assumed on the device: no
 SFTP subsystem (dropbear and embedded servers often lack it), no /tmp, no bash. An upload writes through `dd seek=`, at
@@ -60,7 +60,7 @@ _FINISH = (
 
 
 class ShellTransport(ABC):
-    """What ssh and local have in common."""
+    """Implements what SSH and local transports share."""
 
     def __init__(self, name: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = name
@@ -165,7 +165,7 @@ class ShellTransport(ABC):
                     progress(offset)
 
     def _survey(self, partial: str, target: str) -> tuple[int, int]:
-        """Bytes that a cut upload left, bytes that are free."""
+        """Returns the bytes that a cut upload left, and the bytes that are free."""
         answer = self._shell(_SURVEY, partial, _folder(target)).stdout.split()
         try:
             present, free_kib = (int(word) for word in answer)

@@ -1,4 +1,4 @@
-"""Checks of the files on the controller that SSH needs: the farm's known_hosts and the devices' private keys."""
+"""Checks the files on the controller that SSH needs: the farm's known_hosts and the devices' private keys."""
 
 from __future__ import annotations
 
