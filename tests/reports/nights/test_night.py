@@ -123,3 +123,13 @@ def test_findings_of_no_cell_have_a_case_too(night):
     (case,) = ElementTree.fromstring(junit(lone)).findall("testcase")
     assert (case.attrib["classname"], case.attrib["name"]) == ("farm", "the night")
     assert case.find("error") is not None
+
+
+@pytest.mark.parametrize(("found", "last"), [(50, "- finding 49"), (51, "- and 1 more"), (73, "- and 23 more")])
+def test_the_summary_shows_fifty_of_a_kind_and_counts_the_rest(night, found: int, last: str) -> None:
+    findings = tuple(Finding(Kind.MISSING, f"finding {i}") for i in range(found))
+    text = markdown(replace(night, findings=findings, acknowledged=()))
+    section = text.split("### Missing results\n\n")[1].split("\n\n")[0].splitlines()
+    assert section[-1] == last
+    assert section[:50] == [f"- finding {i}" for i in range(50)]
+    assert len(section) == min(found, 51)
