@@ -34,7 +34,8 @@ def export(
 ) -> int:
     """Writes the runs to a file, which appears when it is complete, or to an open stream; returns how many.
 
-    `sweeps`, in JSON lines alone, come first. Raises ReportError for an unknown format or an unwritable file.
+    `sweeps`, in JSON lines alone, come first. Raises ReportError for an unknown format, an unwritable file, and
+    Parquet without pyarrow.
     """
     write = _FORMATS.get(format_name) if sweeps is None else partial(_jsonl, sweeps=sweeps)
     if write is None:
@@ -69,10 +70,15 @@ def _csv(runs: Iterable[Run], file: IO[bytes]) -> int:
 
 
 def _parquet(runs: Iterable[Run], file: IO[bytes]) -> int:
-    n = 0
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError as error:
+        raise ReportError(
+            "Parquet needs pyarrow, which is not installed: pip install 'pyarrow>=18', or export as csv or jsonl"
+        ) from error
 
+    n = 0
     schema = pa.schema([(name, getattr(pa, _type(name))()) for name in _COLUMNS])
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for frame in _frames(runs):
@@ -93,7 +99,7 @@ _COLUMNS = (
 
 
 def _type(column: str) -> str:
-    """Of pyarrow's."""
+    """Returns the name of the column's type in pyarrow."""
     if column in METRICS:
         return "float64"
     return "int64" if column in _INTEGERS or (column.startswith("facts_") and column.endswith("_bytes")) else "string"

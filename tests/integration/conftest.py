@@ -236,19 +236,9 @@ def relay(sshd: Sshd) -> Iterator[Relay]:
 def stub_engine(tmp_path: Path) -> Path:
     """An engine that speaks the real protocol and measures nothing: see stub_engine/__main__.py."""
     folder = tmp_path / "stub" / "engine"
-    shutil.copytree(STUB, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    real = Path(engine.protocol.__file__).parent
-    for name in (
-        "__init__.py",
-        "dataclass.py",
-        "protocol.py",
-        "errors.py",
-        "watch.py",
-        "sensors.py",
-        "sources.py",
-        "limits.py",
-    ):
-        shutil.copy(real / name, folder / name)
+    left_out = shutil.ignore_patterns("__pycache__", "experts", "kernels", "models", "offline", "py.typed")
+    shutil.copytree(Path(engine.protocol.__file__).parent, folder, ignore=left_out)
+    shutil.copytree(STUB, folder, ignore=left_out, dirs_exist_ok=True)
     return folder
 
 

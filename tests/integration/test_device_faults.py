@@ -197,9 +197,9 @@ def wrong_clock(tmp_path):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "slow")], check=True)
     (site,) = (tmp_path / "slow/lib").glob("python*/site-packages")
     (site / "numpy.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    (site / "sitecustomize.py").write_text(
-        "import time\nreal = time.time\ntime.time = lambda: real() - 3 * 365 * 86400\n"
-    )
+    # Not sitecustomize.py: Debian's own one comes before it.
+    (site / "slow_clock.py").write_text("import time\nreal = time.time\ntime.time = lambda: real() - 3 * 365 * 86400\n")
+    (site / "slow_clock.pth").write_text("import slow_clock\n")
     return str(tmp_path / "slow/bin/python3")
 
 

@@ -155,7 +155,7 @@ def test_a_device_that_settles_says_so_and_can_be_cancelled(open_session, tmp_pa
 
 
 def test_a_device_whose_watch_fails_is_measured_and_unknown(open_session, stub_engine, tmp_path):
-    (stub_engine / "watch.py").write_text("raise OSError('no sensors here')")
+    (stub_engine / "device" / "watch.py").write_text("raise OSError('no sensors here')")
     outcome = open_session(lambda: LocalTransport("pi", tmp_path / "pi")).execute(request())
     assert outcome.status is RunStatus.OK
     assert "was not watched" in outcome.conditions.unknown[0]
@@ -343,7 +343,7 @@ def test_only_what_runs_on_a_device_is_deployed(open_session, connect, stub_engi
     open_session(connect)
     (deployed,) = (tmp_path / "pi" / "root" / "engines").iterdir()
     names = {p.name for p in (deployed / "engine").iterdir()} - {"__pycache__"}  # made by the device's python
-    assert names == {path.name for path in stub_engine.glob("*.py")}
+    assert names == {"device", *(path.name for path in stub_engine.glob("*.py"))}
 
 
 def test_a_cut_upload_goes_on_within_one_put(open_session, sshd, relay, tmp_path):

@@ -57,7 +57,6 @@ def test_decoding_with_each_backend(tmp_path: Path) -> None:
     assert list(found["backends"]) == [kernels.backend for kernels in available_kernels()]
     for row in found["backends"].values():
         assert len(row["tokens_per_s_rounds"]) == 2
-        assert min(row["stacked_s"].values()) >= 0
         assert sum(row["stacked_s"].values()) == pytest.approx(1 / row["tokens_per_s"])
     rates = [row["tokens_per_s"] for row in found["backends"].values()]
     assert found["ratio"] == pytest.approx(rates[-1] / rates[0])

@@ -17,7 +17,7 @@ from reports.results.schema import REVISION
 from tests.harness.cli.test_farm import farm, refused
 from tests.reports.conftest import run, sweep
 
-OLD = Path(__file__).parents[2] / "reports" / "before_controllers.sql"
+OLD = Path(__file__).parents[2] / "reports" / "results" / "before_controllers.sql"
 SWEEPS = [("20241101-020000-aa00", "2024-11-01"), ("20261101-020000-bb00", "2026-11-01")]
 
 

@@ -21,6 +21,11 @@ from tests.reports.conftest import run, sweep
 FARM = (sys.executable, "-m", "harness.cli")
 
 
+def _heeds_ctrl_c() -> None:
+    """Undoes what a shell does to its background jobs, which ignore SIGINT, and their children with them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_pages_while_records_come_in_until_ctrl_c(tmp_path: Path, number: int) -> None:
     first, second = run(block=0), run(block=1)
@@ -30,7 +35,7 @@ def test_pages_while_records_come_in_until_ctrl_c(tmp_path: Path, number: int) -
         environment = {**os.environ, "EDGEMOE_FARM_TOKEN": "letters-and-digits-16"}
         process = subprocess.Popen(
             [*FARM, "serve", "--port", "0", "--json", "--results", str(tmp_path / "farm.db")], env=environment,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heeds_ctrl_c,
         )  # fmt: skip
         try:
             assert process.stdout is not None

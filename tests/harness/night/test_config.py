@@ -26,7 +26,7 @@ def test_the_smallest_configuration(config, tmp_path):
 
 
 def test_the_example_has_the_defaults(config):
-    example = read_nightly(Path(__file__).parents[2] / "ci" / "nightly.toml")
+    example = read_nightly(Path(__file__).parents[3] / "ci" / "nightly.toml")
     assert (example.limits, example.pairs, example.rounds) == (config.limits, config.pairs, config.rounds)
     assert (example.keep_reports, example.keep_engines_days) == (config.keep_reports, config.keep_engines_days)
     assert example.webhook_env == "EDGEMOE_NIGHTLY_WEBHOOK"

@@ -19,7 +19,7 @@ from reports.results.baselines import NightRecord
 from reports.results.database import ResultsDatabase
 from reports.results.merging import merge
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 AT = "2026-11-{day:02d}T03:00:00+00:00"
 
 
@@ -109,7 +109,7 @@ def test_an_unknown_sweep_leaves_no_file(database, tmp_path):
 _RENDER = """
 import sys
 from pathlib import Path
-from reports import bundle
+from reports.nights import bundle
 from reports.pages import render
 with bundle.read(Path(sys.argv[1])).database() as database:
     render(database, ["latest"], Path(sys.argv[2]))
