@@ -1,4 +1,4 @@
-"""Which devices there are: declared data without behaviour."""
+"""Declares which devices there are: data without behaviour."""
 
 from device_inventory.inventory import Device, Inventory, InventoryError
 

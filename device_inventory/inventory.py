@@ -1,4 +1,4 @@
-"""Devices and the TOML file that declares them: declared data without behaviour.
+"""Reads the TOML file that declares devices: data without behaviour.
 
     version = 1
 
@@ -8,7 +8,14 @@
     [devices.kitchen-pi]
     host = "192.168.1.20"
 
-See example.toml beside this file for each kind of device. History of VERSION: 1 first.
+See example.toml beside this file for each kind of device. A device that is not reached over SSH names its transport,
+whose own keys stand in a table of that name:
+
+    [devices.phone]
+    transport = "adb"
+    adb.serial = "R58M123"
+
+History of VERSION: 1 first.
 """
 
 from __future__ import annotations
@@ -18,7 +25,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +35,15 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class InventoryError(ValueError):
-    """The inventory does not say what it must; the message names file, device and key."""
+    """Says what the inventory lacks or has wrong; the message names file, device and key."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """One device that can be reached over SSH."""
+    """Declares one device. `host` to `proxy_jump` are SSH's; other transports check their own `options`."""
 
     name: str
-    host: str  # address, or an alias in ~/.ssh/config
+    host: str = ""  # address, or an alias in ~/.ssh/config
     port: int | None = None  # None: ssh_config's, else 22
     user: str | None = None
     identity_file: str | None = None  # `~` is the controller's home; offered to the jump hosts too
@@ -46,6 +53,8 @@ class Device:
     emulated_read_bytes_per_s: float | None = None  # the engine limits its expert reads to this; labelled `emulated`
     memory_limit: str | None = None  # of the engine, as "512MiB"; "none" where a matrix has one; None: the matrix's
     scripted: str | None = None  # folder on the controller that stands for the device: a script answers, nothing runs
+    transport: str = "ssh"  # a kind that the harness knows
+    options: Mapping[str, str | int | float | bool] = field(default_factory=dict, hash=False)  # the transport's own
     tags: tuple[str, ...] = ()
     bootstrap: bool = True  # where no Python there has numpy, the farm may put one into its own folder
     connect_s: float = 15.0  # what harness/deadlines.py says of these four
@@ -55,7 +64,12 @@ class Device:
 
     def __post_init__(self) -> None:
         _require(SAFE_NAME.fullmatch(self.name), "name", "may hold letters, digits, '.', '_' and '-', at most 64")
-        _require(_is_word(self.host), "host", "must be an address or an ssh_config alias, without spaces")
+        _require(SAFE_NAME.fullmatch(self.transport), "transport", "must be the name of a transport, such as ssh")
+        _require(
+            _is_word(self.host) or (not self.host and self.transport != "ssh"),
+            "host",
+            "must be an address or an ssh_config alias, without spaces",
+        )
         _require(self.port is None or 1 <= self.port <= 65535, "port", "must be between 1 and 65535")
         _require(self.user is None or _is_word(self.user), "user", "must be a user name, without spaces")
         _require(self.identity_file is None or _is_line(self.identity_file), "identity_file", "must be a path")
@@ -68,6 +82,16 @@ class Device:
         )
         _require(self.python is None or _is_line(self.python), "python", "must be a command or path on the device")
         _require(self.scripted is None or _is_line(self.scripted), "scripted", "must be a folder on the controller")
+        _require(
+            (self.transport == "scripted") is (self.scripted is not None),
+            "scripted",
+            'and transport = "scripted" go together',
+        )
+        _require(
+            all(isinstance(value, (str, int, float)) for value in self.options.values()),
+            self.transport,
+            "must be a table of texts, numbers, true or false",
+        )
         rate = self.emulated_read_bytes_per_s
         _require(rate is None or 1e3 <= rate <= 1e12, "emulated_read_bytes_per_s", "must be between 1e3 and 1e12")
         _require(
@@ -87,7 +111,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Inventory:
-    """The devices of a farm, by name."""
+    """Holds the devices of a farm by name."""
 
     devices: dict[str, Device]
 
@@ -108,7 +132,7 @@ class Inventory:
 
     @classmethod
     def parse(cls, document: Mapping[str, Any], source: str = "inventory") -> Inventory:
-        """A parsed TOML document -> Inventory; `source` is what messages call it."""
+        """Checks a parsed TOML document; messages call it `source`. Raises InventoryError."""
         _known_keys(document, ("version", "defaults", "devices"), source)
         if document.get("version") != VERSION or isinstance(document.get("version"), bool):
             raise InventoryError(
@@ -125,7 +149,7 @@ class Inventory:
         return cls(devices)
 
     def __getitem__(self, name: str) -> Device:
-        """The device of that name; raises InventoryError that suggests the nearest."""
+        """Returns the device of that name; raises InventoryError that suggests the nearest."""
         if name not in self.devices:
             known = ", ".join(sorted(self.devices))
             raise InventoryError(f"no device is called {name!r}{_suggestion(name, self.devices)} (declared: {known})")
@@ -134,10 +158,14 @@ class Inventory:
 
 def _device(name: str, defaults: Mapping[str, Any], table: Mapping[str, Any], source: str) -> Device:
     where = f"{source}: device {name!r}"
+    kind = table.get("transport", defaults.get("transport", "scripted" if "scripted" in table else "ssh"))
+    has_options = isinstance(kind, str) and kind not in _KEYS and kind in table
+    options = _table(table[kind], f"{where}: key {kind!r}") if has_options else {}
+    table = {key: value for key, value in table.items() if not has_options or key != kind}
     _known_keys(table, _KEYS, where)
-    if "host" not in table:
+    if "host" not in table and kind == "ssh":
         raise InventoryError(f"{where}: key 'host' is missing: write host = \"address or ssh_config alias\"")
-    values = {**defaults, **table}
+    values = {**defaults, **table, "transport": kind}
     for key, value in values.items():
         kinds = _KEYS[key]
         if not isinstance(value, kinds) or isinstance(value, bool) is not (kinds == (bool,)):
@@ -148,7 +176,7 @@ def _device(name: str, defaults: Mapping[str, Any], table: Mapping[str, Any], so
         values["tags"] = tuple(values["tags"])
     values = {key: float(value) if _KEYS[key] == _NUMBER else value for key, value in values.items()}
     try:
-        return Device(name=name, **values)
+        return Device(name=name, options=options, **values)
     except InventoryError as error:
         raise InventoryError(f"{where}: {error}") from None
 
@@ -165,6 +193,7 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "emulated_read_bytes_per_s": _NUMBER,
     "memory_limit": (str,),
     "scripted": (str,),
+    "transport": (str,),
     "tags": (list,),
     "bootstrap": (bool,),
     "connect_s": _NUMBER,
@@ -173,7 +202,7 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "reconnect_s": _NUMBER,
 }
 _TYPE_NAMES = {str: "a text", int: "a whole number", float: "a number", list: "a list", bool: "true or false"}
-assert set(_KEYS) == {f.name for f in dataclasses.fields(Device)} - {"name"}
+assert set(_KEYS) == {f.name for f in dataclasses.fields(Device)} - {"name", "options"}
 
 
 def _known_keys(table: Mapping[str, Any], known: Any, where: str) -> None:

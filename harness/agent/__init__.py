@@ -1,4 +1,4 @@
-"""The farm's hand on a device: standard library only, Python >= 3.8. Nothing of it is installed there.
+"""Acts for the farm on a device: standard library only, Python >= 3.8. Nothing is installed there.
 
 The controller sends the modules of this package over standard input, followed by the verb's own input, and runs
 
@@ -45,6 +45,6 @@ AGENT = _UNPACK.format(modules=_SOURCES).encode()
 
 
 def call(transport: Transport, python: str, verb: str, *arguments: str, **options: Any) -> Completed:
-    """Raises what `Transport.run` does."""
+    """Runs one verb of the agent on the device. Raises what `Transport.run` does."""
     options = {"deadline_s": DEADLINE_S, **options, "stdin": AGENT + options.get("stdin", b"")}
     return transport.run([python, "-I", "-S", "-c", _BOOT, str(len(AGENT)), verb, *arguments], **options)

@@ -1,4 +1,4 @@
-"""What the agent's parts share: small files that are whole or not there, and which boot this is."""
+"""Reads and writes small files that are whole or not there, and tells which boot this is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Dict, Optional
 
 
 def write(folder: str, name: str, value: Any, synced: bool = True) -> None:
-    """`synced`: it must survive a power cut, and not only this process."""
+    """Writes a file. `synced`: it must survive a power cut, and not only this process."""
     path = os.path.join(folder, name)
     with open(path + ".part", "w") as file:
         json.dump(value, file)
@@ -37,5 +37,5 @@ def boot_id() -> Optional[str]:
 
 
 def since_boot_s() -> float:
-    """Seconds since the device started, those in which it slept included. The date may be wrong, this is not."""
+    """Returns the seconds since the device started, sleep included. The date may be wrong, this is not."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

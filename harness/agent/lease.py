@@ -1,4 +1,4 @@
-"""The lease on a device: who may measure there, and who waits for it. Files in the farm's folder, under a file lock.
+"""Keeps the lease on a device: who may measure there, and who waits. Files in the farm's folder, under a lock.
 
 lease.json  what must survive a power cut: the fencing token, which only grows, and who holds the lease
 alive.json  what a restart ends: the holder's last sign of life, and the queue. Of this boot, or void
@@ -49,8 +49,8 @@ def locked(root: str) -> Iterator[int]:
         os.close(handle)
 
 
-class Lease:
-    """As it stands now: made, changed and saved while `locked`, the clock included: else it would run backwards."""
+class LeaseFiles:
+    """Holds the lease as it stands. Read, change and save it while `locked`, or the clock would run backwards."""
 
     def __init__(self, root: str, clock: Clock, boot: Optional[str]) -> None:
         self.folder = os.path.join(root, "lease")
@@ -75,7 +75,7 @@ class Lease:
         return "held" if self.now < self.expires else "expired"
 
     def seen(self) -> Dict[str, Any]:
-        """What the controller is told."""
+        """Returns what the controller is told."""
         return {
             "state": self.state,
             "token": self.token,
@@ -88,14 +88,16 @@ class Lease:
         }
 
     def grant(self, holder: Optional[str], owner: Optional[Dict[str, Any]], ttl_s: float) -> None:
-        """To nobody, too: whoever held it is fenced out by the next token."""
+        """Gives the lease to a holder or to nobody; the next token fences out whoever held it."""
         self.token, self.holder, self.owner, self.since = self.token + 1, holder, owner, self.now
         self.beat(ttl_s)  # before the lease itself: half of this leaves things as they were, or nobody's
         write(self.folder, "lease.json", {"v": 1, "token": self.token, "holder": holder, "owner": owner})
 
     def renewed(self, holder: str, token: int, ttl_s: float) -> bool:
-        """A sign of life; False where this is no longer the lease that was granted. One that ran out, but that nobody
-        else took, goes on."""
+        """Gives a sign of life; returns False where this is no longer the lease that was granted.
+
+        A lease that ran out, but that nobody else took, goes on.
+        """
         if (self.holder, self.token) != (holder, token):
             return False
         self.beat(ttl_s)
@@ -106,7 +108,7 @@ class Lease:
         self.save_signs()
 
     def save_signs(self) -> None:
-        """Not synced: after a power cut they are of another boot anyway, and the storage is what is being measured."""
+        """Saves the signs of life, unsynced: a power cut voids them, and a sync would disturb the measurement."""
         signs = {
             "boot_id": self.boot,
             "written": self.now,
@@ -130,13 +132,13 @@ def request(
     queue: bool = True,
     instead_of: Optional[str] = None,
 ) -> Dict[str, Any]:
-    """One attempt to get the lease: what is seen, with `granted` and the `position` in the queue.
+    """Tries once to get the lease; returns what is seen, with `granted` and the `position` in the queue.
 
     Asking again does no harm: a holder keeps what it has, a ticket its place. `instead_of`: a holder that is known to
     be dead, whose time need not be waited for. Without `queue` nothing is left behind where the lease is not granted.
     """
     with locked(root):
-        lease = Lease(root, clock, boot)
+        lease = LeaseFiles(root, clock, boot)
         others = [ticket for ticket in lease.queue if ticket["holder"] != holder]
         place = next((i for i, ticket in enumerate(lease.queue) if ticket["holder"] == holder), len(others))
         granted = (
@@ -161,9 +163,9 @@ def request(
 
 
 def renew(root: str, holder: str, token: int, ttl_s: float, clock: Clock, boot: Optional[str]) -> Dict[str, Any]:
-    """What is seen, with `granted` where the lease is still held."""
+    """Gives a sign of life; returns what is seen, with `granted` where the lease is still held."""
     with locked(root):
-        lease = Lease(root, clock, boot)
+        lease = LeaseFiles(root, clock, boot)
         granted = lease.renewed(holder, token, ttl_s)
         return {**lease.seen(), "granted": granted}
 
@@ -171,7 +173,7 @@ def renew(root: str, holder: str, token: int, ttl_s: float, clock: Clock, boot: 
 def release(root: str, holder: str, clock: Clock, boot: Optional[str]) -> None:
     """Gives up the lease, or the place in the queue."""
     with locked(root):
-        lease = Lease(root, clock, boot)
+        lease = LeaseFiles(root, clock, boot)
         lease.queue = [ticket for ticket in lease.queue if ticket["holder"] != holder]
         if lease.holder == holder:
             lease.grant(None, None, 0.0)
@@ -180,15 +182,15 @@ def release(root: str, holder: str, clock: Clock, boot: Optional[str]) -> None:
 
 
 def unlock(root: str, token: int, clock: Clock, boot: Optional[str]) -> Dict[str, Any]:
-    """Takes the lease from whoever holds it under `token`; what is seen then."""
+    """Takes the lease from whoever holds it under `token`; returns what is seen then."""
     with locked(root):
-        lease = Lease(root, clock, boot)
+        lease = LeaseFiles(root, clock, boot)
         if lease.holder is not None and lease.token == token:
             lease.grant(None, None, 0.0)
         return lease.seen()
 
 
 def look(root: str, clock: Clock, boot: Optional[str]) -> Dict[str, Any]:
-    """What is seen; nothing changes."""
+    """Returns what is seen; changes nothing."""
     with locked(root):
-        return Lease(root, clock, boot).seen()
+        return LeaseFiles(root, clock, boot).seen()

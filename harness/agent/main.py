@@ -1,4 +1,4 @@
-"""What the agent can be asked for: see harness/agent/__init__.py."""
+"""Carries out the agent's verbs: see harness/agent/__init__.py."""
 
 from __future__ import annotations
 

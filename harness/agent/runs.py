@@ -1,4 +1,4 @@
-"""Runs on the device: an engine is started, followed, ended.
+"""Starts, follows and ends engines on the device.
 
 The engine runs detached, in a process group of its own, under a supervisor that holds its deadline, reaps it and
 writes down how it ended. Both keep a lock on RUN_FOLDER/alive for as long as they live: unlike a process number, a lock
@@ -43,7 +43,7 @@ def attend(run: str, offset: str, holder: str, token: str, ttl_s: str) -> int:
     if plan is not None and lease.renew(root, *me, since_boot_s, boot_id())["granted"] and end_others(root, run):
         return report({"state": "occupied"})
     with lease.locked(root) as lock:
-        held = lease.Lease(root, since_boot_s, boot_id())
+        held = lease.LeaseFiles(root, since_boot_s, boot_id())
         if not held.renewed(*me):
             return report({"state": "fenced", "fenced_by": held.owner})
         if plan is not None and is_fenced(run):  # cut off under a former holder: it is measured anew
@@ -56,7 +56,7 @@ def attend(run: str, offset: str, holder: str, token: str, ttl_s: str) -> int:
 
 
 def start(run: str, plan: Dict[str, Any], holder: str, lease_lock: int) -> None:
-    """The folder appears by rename, complete and locked: nobody can find a run that is neither alive nor ended."""
+    """Starts a run. Its folder appears by rename, complete and locked: no run is neither alive nor ended."""
     unfinished = f"{run}.{os.getpid()}.part"
     os.makedirs(unfinished)
     with open(os.path.join(unfinished, "request.json"), "w") as file:
@@ -205,7 +205,7 @@ def memory_limit(run: str, plan: Dict[str, Any], say: Any) -> Any:
 
 
 def end_equipment(watcher: Any, limit: Any) -> Dict[str, Any]:
-    """What they have seen."""
+    """Ends the watcher and the limit; returns what they have seen."""
     told = {}
     if limit is not None:
         peak, source = limit.peak()
@@ -285,7 +285,7 @@ def discard(run: str, holder: str) -> int:
 
 
 def remove(run: str) -> None:
-    """It disappears by rename: nobody can find a run of which a part is left."""
+    """Removes a run's folder by a rename first: nobody can find a run of which a part is left."""
     going = f"{run}.{os.getpid()}.part"
     try:
         os.rename(run, going)
@@ -312,12 +312,12 @@ def is_own(run: str, holder: str) -> bool:
 
 
 def is_fenced(run: str) -> bool:
-    """Whether it was ended because somebody else came to hold the device."""
+    """Tells whether a run was ended because somebody else came to hold the device."""
     return os.path.exists(os.path.join(run, "fenced.json"))
 
 
 def inherit(root: str, holder: str, sweep: str) -> None:
-    """Whoever goes on with a sweep has its runs, however many controllers were killed between.
+    """Gives a sweep's runs to the holder that continues it, however many controllers were killed between.
 
     By the name of a run, which begins with its sweep's: what a holder should have written may have been cut off.
     """
@@ -327,7 +327,7 @@ def inherit(root: str, holder: str, sweep: str) -> None:
 
 
 def end_others(root: str, spared: Optional[str] = None, owned_by: Optional[str] = None) -> bool:
-    """Ends all engines but one run's, or but one holder's; whether one is left that would not end."""
+    """Ends all engines but one run's, or one holder's; tells whether one is left that would not end."""
     living = [run for run in all_runs(root) if run != spared and is_alive(run)]
     living = [run for run in living if owned_by is None or not is_own(run, owned_by)]
     for run in living:
@@ -349,7 +349,7 @@ def all_runs(root: str) -> List[str]:
 
 
 def is_alive(run: str) -> bool:
-    """Whether the supervisor or the engine lives, by their lock."""
+    """Tells by their lock whether the supervisor or the engine lives."""
     try:
         lock = os.open(os.path.join(run, "alive"), os.O_RDWR)
     except OSError:
@@ -397,7 +397,7 @@ def free_bytes(folder: str) -> Optional[int]:
 
 
 def oom_kills() -> Optional[int]:
-    """How often this kernel has killed for want of memory, control groups included (Linux >= 4.13)."""
+    """Returns how often this kernel has killed for want of memory, control groups included (Linux >= 4.13)."""
     try:
         with open("/proc/vmstat") as file:
             for line in file:

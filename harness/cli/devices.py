@@ -26,7 +26,8 @@ from harness.cli.options import (
     printable,
     results_option,
 )
-from harness.device.remote import open_session
+from harness.device.kinds import kind_of
+from harness.device.opening import open_session
 from harness.device.trust import trust as trust_device
 from harness.errors import DeviceError, UsageError
 from harness.transport.known_hosts import HostKey
@@ -78,7 +79,7 @@ def devices(context: click.Context, inventory_path: Path, results_place: str, as
         table.add_row(
             device.name,
             known[device.name].health.value,
-            _address(device),
+            kind_of(device).address(device),
             " ".join(device.tags),
             "" if rate is None else f"storage {rate / 1e6:g} MB/s",
         )
@@ -193,10 +194,3 @@ def _words(value: Any) -> str:
     elif isinstance(value, list):
         value = ", ".join(_words(part) for part in value)
     return printable(value)
-
-
-def _address(device: Device) -> str:
-    user = f"{device.user}@" if device.user else ""
-    port = f":{device.port}" if device.port else ""
-    via = f" via {device.proxy_jump}" if device.proxy_jump else ""
-    return f"{user}{device.host}{port}{via}"

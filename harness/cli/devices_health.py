@@ -21,7 +21,7 @@ from harness.cli.options import (
     printable,
     results_option,
 )
-from harness.device.remote import open_session, prune_device
+from harness.device.opening import open_session, prune_device
 from harness.doctor.survey import Pruned
 from harness.errors import DeviceBusyError, DeviceError, UsageError
 from harness.sweep.health import HealthBook

@@ -13,7 +13,7 @@ from rich.table import Table
 from device_inventory import Device
 from harness.cli.options import inventory_option, json_option, known_hosts_option, load_inventory, print_json, printable
 from harness.device.lease import LeaseState
-from harness.device.remote import open_lease
+from harness.device.opening import open_lease
 from harness.errors import DeviceBusyError, DeviceError
 
 _MAX_AT_ONCE = 32

@@ -24,11 +24,11 @@ from harness.cli.options import (
     results_option,
     to_terminal,
 )
-from harness.device.remote import open_session
-from harness.doctor import CONTROLLER, Finding, Severity
+from harness.device.opening import open_session
 from harness.doctor import controller as controller_checks
 from harness.doctor.examination import examine_device
 from harness.errors import DeviceError
+from harness.findings import CONTROLLER, Finding, Severity
 
 _MAX_AT_ONCE = 32
 _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}

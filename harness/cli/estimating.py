@@ -34,8 +34,8 @@ from harness.cli.options import (
     read_text,
 )
 from harness.device.deploy import ENGINE_SOURCE
+from harness.device.opening import open_session
 from harness.device.probe import Python, read_arithmetic
-from harness.device.remote import open_session
 from harness.device.session import Session
 from harness.errors import DeviceError, UsageError
 from harness.sweep.matrix import ContainerFile

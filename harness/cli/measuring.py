@@ -32,7 +32,7 @@ from harness.cli.options import cache_folder, printable
 from harness.cli.strategies import traits
 from harness.device.deploy import DEFAULT_UPLOADS, ENGINE_SOURCE, HashCache, UploadTurns, engine_bundle
 from harness.device.lease import WAIT_S, Holder
-from harness.device.remote import open_session
+from harness.device.opening import open_session
 from harness.errors import UsageError
 from harness.scripted import speed_of
 from harness.sweep.engines import EngineStore

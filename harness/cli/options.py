@@ -16,6 +16,7 @@ from device_inventory import Inventory
 from engine.errors import RequestError
 from engine.protocol import ExpertBudget, to_json
 from harness.deadlines import parse_duration
+from harness.device.kinds import kind_of
 from harness.errors import UsageError
 from harness.transport.known_hosts import default_path
 from reports.results.connection import Patience, Place
@@ -79,8 +80,11 @@ json_option = click.option(
 
 
 def load_inventory(path: Path) -> Inventory:
-    """Raises InventoryError."""
-    return Inventory.load(path)
+    """Reads and checks the inventory. Raises InventoryError, and UsageError for what a transport does not know."""
+    inventory = Inventory.load(path)
+    for device in inventory.devices.values():
+        kind_of(device)
+    return inventory
 
 
 def open_results(place: str, *, create: bool = False, patience: Patience | None = None) -> ResultsDatabase:

@@ -1,4 +1,4 @@
-"""numpy for a device whose Python has none, without root and without a network there.
+"""Gives numpy to a device whose Python has none, without root and without a network there.
 
 The controller fetches the wheel that suits the device's Python, C library and processor, keeps it, sends it by content
 hash like a container, and has it unpacked into the farm's own folder: a wheel is a zip. Nothing of the device's own is
@@ -20,10 +20,11 @@ from pathlib import Path
 
 from engine.errors import ProtocolError
 from engine.protocol import from_json, loads
-from harness.device.deploy import HashCache, Place, put_blob
+from harness.device.deploy import FarmFolder, HashCache, put_blob
 from harness.device.probe import PROBE_DEADLINE_S, Python, find_python
 from harness.errors import PythonMissingError
 from harness.transport import Transport
+from reports.text import harmless
 
 FETCH_DEADLINE_S = 300.0
 OLDEST_GLIBC_MINOR = 5  # manylinux1
@@ -50,12 +51,12 @@ _WRITE_LAUNCHER = 'cat >"$1.$$.part" && chmod 755 "$1.$$.part" && mv -f -- "$1.$
 
 
 class WheelError(Exception):
-    """Why there is no wheel, in words that fit into brackets."""
+    """Says why there is no wheel, in words that fit into brackets."""
 
 
 @dataclass(frozen=True)
 class Interpreter:
-    """What decides which wheels a Python can use (PEP 425, 600 and 656)."""
+    """Describes what decides which wheels a Python can use (PEP 425, 600 and 656)."""
 
     implementation: str
     version: tuple[int, int]
@@ -66,7 +67,7 @@ class Interpreter:
     android: bool
 
     def __post_init__(self) -> None:
-        """A device may answer anything, and this becomes the name of a folder here."""
+        """Refuses odd answers: a device may answer anything, and this becomes the name of a folder here."""
         for part in (self.implementation, self.abi_flags, self.machine, self.glibc):
             if not re.fullmatch(r"[a-z0-9_.]{0,30}", part) or ".." in part:
                 raise ProtocolError(f"{part!r:.40} is no part of a platform's name")
@@ -77,7 +78,7 @@ class Interpreter:
 
     @property
     def platforms(self) -> tuple[str, ...]:
-        """The best first; empty where nobody builds wheels."""
+        """Returns the platforms' names, best first; none where nobody builds wheels."""
         plain = f"linux_{self.machine}"  # what piwheels.org calls its own
         if self.implementation != "cpython" or self.android:
             return ()
@@ -94,14 +95,14 @@ class Interpreter:
 
 
 class WheelCache:
-    """numpy wheels on the controller, one for each kind of device; safe to share between threads."""
+    """Keeps numpy wheels on the controller, one for each kind of device; safe to share between threads."""
 
     def __init__(self, folder: Path, *, offline: bool = False) -> None:
         self._folder = folder
         self._offline = offline
 
     def numpy(self, interpreter: Interpreter) -> Path:
-        """The wheel for such a Python, fetched with pip where it is not there yet. Raises WheelError."""
+        """Returns the wheel for such a Python; fetches it with pip where it is not there yet. Raises WheelError."""
         if not interpreter.platforms:
             raise WheelError("no wheels are made for such a Python")
         place = self._folder / f"{interpreter.abi}-{interpreter.platforms[0]}"
@@ -139,7 +140,7 @@ class WheelCache:
 
 def bootstrap(
     transport: Transport,
-    place: Place,
+    place: FarmFolder,
     missing: PythonMissingError,
     wheels: WheelCache,
     hashes: HashCache,
@@ -186,4 +187,4 @@ def _interpreter(transport: Transport, python: str) -> Interpreter:
 
 def _last_error(stderr: str) -> str:
     lines = [line.removeprefix("ERROR: ") for line in stderr.strip().splitlines() if line.strip()]
-    return "".join(c for c in lines[-1] if c.isprintable())[:200] if lines else "it gave no reason"
+    return harmless(lines[-1], limit=200) if lines else "it gave no reason"

@@ -1,11 +1,9 @@
-"""From the bytes that an engine run left behind to an Outcome. A device may send anything: nothing here trusts it."""
+"""Turns the bytes of an engine's run into an Outcome. A device may send anything: nothing here trusts it."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 import signal
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,11 +22,13 @@ from engine.protocol import (
 )
 from harness.device.lease import Owner, lost_to
 from reports.records import Conditions, Fault, RunStatus
+from reports.text import harmless
 
 MAX_EVENT_BYTES = 512 << 20  # of one run
 LINE_BYTES = 1 << 20  # of one event, and for each token that was asked for
 TOKEN_BYTES = 512
 LOG_TAIL_CHARACTERS = 8000
+MESSAGE_CHARACTERS = 4000
 FULL_DISK_BYTES = 1 << 16  # less is none: a file system keeps a few blocks to itself
 OnEvent = Callable[[str, dict[str, Any]], None]
 
@@ -52,7 +52,7 @@ class Collector:
         self._rest = bytearray()
 
     def feed(self, piece: bytes) -> None:
-        """Raises ProtocolError for whatever does not fit the protocol."""
+        """Takes the next bytes. Raises ProtocolError for whatever does not fit the protocol."""
         self.offset += len(piece)
         if self.offset > MAX_EVENT_BYTES:
             raise ProtocolError(f"the run sent more than {MAX_EVENT_BYTES} bytes of events")
@@ -65,7 +65,7 @@ class Collector:
         self._check_length(self._rest)
 
     def _check_length(self, line: bytes | bytearray) -> None:
-        """Before it is parsed: numbers take many times the memory of their digits."""
+        """Refuses a long line before it is parsed: numbers take many times the memory of their digits."""
         if len(line) > self._line_bytes:
             raise ProtocolError(f"an event is longer than {self._line_bytes} bytes, which this run has no use for")
 
@@ -74,7 +74,13 @@ class Collector:
             raise ProtocolError(f"event {event!r} after the last one")
         if event == "settling" and self.facts is None:
             if self._on_event is not None:
-                self._on_event(event, {**content, "reasons": tuple(printable(reason) for reason in content["reasons"])})
+                self._on_event(
+                    event,
+                    {
+                        **content,
+                        "reasons": tuple(_line(reason) for reason in content["reasons"]),
+                    },
+                )
             return
         expected = "started" if self.facts is None else "loaded" if self.load is None else "sample or finished"
         if event not in expected and event != "failed":
@@ -94,14 +100,14 @@ class Collector:
                 raise ProtocolError(f"finished with {len(self.samples)} of {self._expected_samples} samples")
             self.totals = content["totals"]
         else:
-            self.failure = (content["kind"], printable(content["message"]))
+            self.failure = (content["kind"], _line(content["message"]))
         if self._on_event is not None:
             self._on_event(event, content)
 
 
 @dataclass(frozen=True)
 class LimitHeld:
-    """The memory limit under which an engine process was."""
+    """Describes the memory limit that held an engine process."""
 
     method: str  # see engine.device.limits
     peak_bytes: int | None = None
@@ -114,7 +120,7 @@ class LimitHeld:
 
 @dataclass(frozen=True)
 class Ending:
-    """How an engine process ended, as the agent on the device saw it."""
+    """Tells how an engine process ended, as the agent on the device saw it."""
 
     # exited: its supervisor saw it end; died: both are gone; absent: there is no such run; fenced: the lease is lost;
     # occupied: another engine does not end
@@ -135,7 +141,7 @@ class Ending:
 
 
 def conditions(request: RunRequest, collected: Collector, ending: Ending) -> Conditions:
-    """Under which the run was measured, as far as the device told."""
+    """Returns the conditions under which the run was measured, as far as the device told."""
     watched = ending.watched or Watched(unknown=("watch: the device was not watched, see the end of its log",))
     limit = ending.limit or LimitHeld("none")
     return Conditions(
@@ -148,8 +154,10 @@ def conditions(request: RunRequest, collected: Collector, ending: Ending) -> Con
     )
 
 
-def judge(collected: Collector, ending: Ending, deadline_s: float) -> tuple[RunStatus, Fault | None, tuple[str, ...]]:
-    """The status of a run, whose fault it was, and the reasons with what evidence there is."""
+def classify(
+    collected: Collector, ending: Ending, deadline_s: float
+) -> tuple[RunStatus, Fault | None, tuple[str, ...]]:
+    """Returns the status of a run, whose fault it was, and the reasons with their evidence."""
     status, fault, reasons = _judge(collected, ending, deadline_s)
     if status is RunStatus.OUT_OF_MEMORY and ending.limit is not None and ending.limit.method != "none":
         reasons += (f"its memory was limited ({ending.limit.method}): that it does not fit is an answer",)
@@ -188,7 +196,7 @@ def _judge(collected: Collector, ending: Ending, deadline_s: float) -> tuple[Run
 
 
 def _reported(kind: str, message: str) -> tuple[RunStatus, Fault, tuple[str, ...]]:
-    """What the engine itself says that it failed of."""
+    """Returns what the engine itself names as the cause of its failure."""
     if kind == "memory":
         return RunStatus.OUT_OF_MEMORY, Fault.OUT_OF_MEMORY, (message,)
     if kind == "deadline":
@@ -199,7 +207,7 @@ def _reported(kind: str, message: str) -> tuple[RunStatus, Fault, tuple[str, ...
 
 
 def fault_of_words(message: str) -> Fault | None:
-    """What the system's own words for an error say of the device's storage."""
+    """Returns the fault that the system's words for an error name: one of the device's storage, or None."""
     return next((fault for words, fault in _STORAGE_WORDS if words in message), None)
 
 
@@ -214,7 +222,7 @@ _STORAGE_WORDS = (
 
 
 def _killed(ending: Ending) -> tuple[RunStatus, Fault, tuple[str, ...]]:
-    """SIGKILL leaves no word: the kernel's count of out-of-memory kills is the only evidence."""
+    """Judges a run that SIGKILL ended: the kernel's count of out-of-memory kills is the only evidence."""
     who = "the engine" if ending.state == "exited" else "the engine and its supervisor"
     if ending.oom_kills is None:
         why = "out of memory is suspected, this kernel keeps no count (oom_kill in /proc/vmstat)"
@@ -242,16 +250,14 @@ def _how(ending: Ending) -> str:
 
 
 def _last_words(ending: Ending) -> str:
-    lines = printable(ending.log_tail).strip().splitlines()
+    lines = log_tail(ending.log_tail).strip().splitlines()
     return f": {lines[-1][:400]}" if lines else ""
 
 
-def printable(text: str) -> str:
-    """The end of a text without control characters, terminal escapes and direction marks; line breaks stay."""
-    text = _ESCAPES.sub("", text[-4 * LOG_TAIL_CHARACTERS :])
-    kept = "".join(c for c in text if c in "\n\t" or unicodedata.category(c)[0] != "C")
-    return kept[-LOG_TAIL_CHARACTERS:]
+def _line(text: str) -> str:
+    return harmless(text, limit=MESSAGE_CHARACTERS).strip()
 
 
-# ECMA-48 control sequences, and operating system commands such as a terminal's title.
-_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
+def log_tail(text: str) -> str:
+    """Returns the end of an engine's log, harmless, with its line breaks."""
+    return harmless(text[-4 * LOG_TAIL_CHARACTERS :], lines=True, instead="")[-LOG_TAIL_CHARACTERS:]

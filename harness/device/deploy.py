@@ -1,4 +1,4 @@
-"""Deployment by content: what a device already has costs no bytes, and nothing half-written ever has its final name.
+"""Deploys by content: what a device has costs no bytes, and nothing half-written has its final name.
 
 ROOT/engines/<sha256[:16]>/engine/...     the engine, complete from the moment at which the folder appears
 ROOT/sites/<sha256[:16]>/...              numpy for a device that has none: see harness/device/bootstrap.py
@@ -46,7 +46,7 @@ SIZE = '[ -f "$1" ] || exit; touch -c -- "$1" 2>/dev/null; wc -c <"$1"'
 
 
 class HashCache:
-    """SHA-256 of files, remembered by path, size, time of change and inode; several processes may share one."""
+    """Remembers the SHA-256 of files by path, size, time of change and inode; processes may share one."""
 
     def __init__(self, folder: Path, *, now_ns: Callable[[], int] = time.time_ns) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ class HashCache:
             connection.execute("CREATE TABLE IF NOT EXISTS v1 (file TEXT PRIMARY KEY, state TEXT, sha256 TEXT)")
 
     def sha256(self, path: Path) -> str:
-        """Raises UsageError where the file cannot be read."""
+        """Returns the file's hash. Raises UsageError where it cannot be read."""
         try:
             found = path.stat()
             state = f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
@@ -82,14 +82,14 @@ class HashCache:
 
 @dataclass(frozen=True)
 class EngineBundle:
-    """The engine as it goes to a device: a zip, and the hash of what is in it."""
+    """Holds the engine as it goes to a device: a zip, and the hash of what is in it."""
 
     sha256: str
     content: bytes
 
     @classmethod
     def of(cls, source: Path, *, test_delay: str = "") -> EngineBundle:
-        """`source`: the folder `engine`. Only what a device needs goes in. `test_delay`: see engine/slowdown.py."""
+        """Packs the folder `engine`, only what a device needs. `test_delay`: see engine/slowdown.py."""
         files = sorted(
             path
             for path in source.rglob("*")
@@ -110,7 +110,7 @@ class EngineBundle:
 
     @classmethod
     def packed(cls, content: bytes) -> EngineBundle:
-        """One that was packed before; its hash is that of what is in it. Raises ValueError where it is damaged."""
+        """Returns a bundle that was packed before. Raises ValueError where it is damaged."""
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 return cls(_hash({name: archive.read(name) for name in archive.namelist()}), content)
@@ -130,7 +130,7 @@ _bundling = threading.Lock()
 
 
 def engine_bundle(source: Path) -> EngineBundle:
-    """EngineBundle.of, packed once for all the devices of this process."""
+    """Returns EngineBundle.of(source), packed once for all devices of this process."""
     with _bundling:
         if source not in _bundles:
             _bundles[source] = EngineBundle.of(source, test_delay=os.environ.get(TEST_DELAY_VARIABLE, ""))
@@ -138,13 +138,13 @@ def engine_bundle(source: Path) -> EngineBundle:
 
 
 @dataclass(frozen=True)
-class Place:
-    """The farm's folder on a device."""
+class FarmFolder:
+    """Names what is where in the farm's folder on a device."""
 
     root: str  # absolute
 
     @classmethod
-    def prepare(cls, transport: Transport, root: str) -> Place:
+    def prepare(cls, transport: Transport, root: str) -> FarmFolder:
         """Makes the folder and finds out its absolute path. Raises DeviceError."""
         done = transport.run(["sh", "-c", PREPARE, "sh", root], deadline_s=30)
         found = done.stdout.decode("utf-8", "replace").rstrip("\n")
@@ -166,7 +166,7 @@ class Place:
 
 
 class UploadTurns:
-    """How many uploads may go on at once: the controller's network is shared, and so is its disk.
+    """Limits how many uploads go on at once: they share the controller's network and disk.
 
     A turn lasts for one attempt. A device whose link is lost waits for it without one, and so delays nobody.
     """
@@ -176,7 +176,7 @@ class UploadTurns:
 
     @contextmanager
     def taken(self, waiting: Callable[[int], None] | None) -> Iterator[None]:
-        """`waiting` is called again and again meanwhile, with 0; an exception from it ends the wait."""
+        """Waits for a turn and keeps it; calls `waiting` with 0 meanwhile. An exception from it ends the wait."""
         while not self._free.acquire(timeout=TURN_POLL_S):
             if waiting is not None:
                 waiting(0)
@@ -188,7 +188,7 @@ class UploadTurns:
 
 def put_blob(
     transport: Transport,
-    place: Place,
+    place: FarmFolder,
     source: Path,
     cache: HashCache,
     progress: Callable[[int], None] | None = None,
@@ -204,11 +204,11 @@ def put_blob(
 
 
 def has_blob(transport: Transport, target: str, source: Path) -> bool:
-    """A blob gets its name when its checksum has been verified on the device: name and size are proof enough then."""
+    """Tells whether a blob is there; name and size prove it, as it got its name when its checksum was verified."""
     seen = transport.run(["sh", "-c", SIZE, "sh", target], deadline_s=30, check=False)
     return seen.stdout.strip() == str(source.stat().st_size).encode()
 
 
 def safe_name(name: str) -> str:
-    """A file name that needs no quoting anywhere: other characters become '_'."""
+    """Returns a file name that needs no quoting anywhere: other characters become '_'."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".-")[:100] or "unnamed"

@@ -1,4 +1,4 @@
-"""A device's lease, as a controller holds it: asked for, waited for, renewed, given back.
+"""Asks for a device's lease, waits for it, renews it and gives it back.
 
 It is kept on the device: see harness/agent/lease.py.
 """
@@ -22,6 +22,7 @@ from harness.device.deploy import safe_name
 from harness.errors import DeviceBusyError, DeviceError, LeaseLostError, RemoteCommandError
 from harness.process import identity, lives, owner
 from harness.transport import Completed
+from reports.text import harmless
 
 RENEW_S = 45.0
 WAIT_S = 3600.0
@@ -34,7 +35,7 @@ MOST_S = 1e8
 
 @dataclass(frozen=True)
 class Owner:
-    """A controller, as others are told of it."""
+    """Describes a controller to others."""
 
     who: str  # user@host
     sweep: str  # its id; empty for what belongs to none
@@ -46,17 +47,17 @@ class Owner:
         return cls(owner(), sweep, os.getpid(), identity(os.getpid()))
 
     def __str__(self) -> str:
-        return _printable(f"{self.who} for sweep {self.sweep}" if self.sweep else self.who)
+        return harmless(f"{self.who} for sweep {self.sweep}" if self.sweep else self.who, limit=120)
 
     @property
     def is_dead(self) -> bool:
-        """Known to be: a process of this machine that is no more. False where that cannot be told from here."""
+        """Tells whether this is a process of this machine that has ended; False where that is not known here."""
         return lives(self.pid, self.process) is False
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who asks for leases: the same in all that a process does for a sweep, so that it gets back what is its own."""
+    """Identifies who asks for leases. It is one for all that a process does for a sweep, which so keeps its own."""
 
     id: str
     owner: Owner
@@ -75,7 +76,7 @@ class Waiter:
 
 @dataclass(frozen=True)
 class LeaseState:
-    """What a device says of its lease. All ages by its own clock, at the moment of its answer."""
+    """Holds what a device says of its lease. Ages are by its own clock, at the moment of its answer."""
 
     state: str  # free; held; expired: the holder gave no sign of life in time, and loses it to whoever asks
     token: int  # grows with every change of holder
@@ -95,7 +96,7 @@ class LeaseState:
 
     @classmethod
     def parse(cls, output: bytes, device: str) -> LeaseState:
-        """Raises RemoteCommandError: a device may answer anything."""
+        """Reads a device's answer. Raises RemoteCommandError: a device may answer anything."""
         try:
             return from_json(cls, loads(output.strip()))
         except ProtocolError as error:
@@ -108,11 +109,11 @@ Tick = Callable[[], None]  # called about once a second while waiting; an except
 
 
 def _nothing(*_: str) -> None:
-    """Nobody wants to know."""
+    """Ignores what it is told."""
 
 
 class Lease:
-    """One session's hold on its device."""
+    """Is one session's hold on its device."""
 
     def __init__(
         self,
@@ -127,7 +128,7 @@ class Lease:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC).astimezone(),
     ) -> None:
-        """`root`: the farm's folder on the device; `wait_s`: for others to give it up, 0: not at all.
+        """Asks for nothing yet. `root`: the farm's folder on the device; `wait_s`: how long to wait, 0: not at all.
 
         `step_s`: deadline of a short act there; `outage_s`: how long a controller that lost its link takes to notice
         and to give up. The lease lives for longer: no outage that a controller survives costs it the device. Who does
@@ -148,7 +149,7 @@ class Lease:
         self._since: tuple[int, str] = (-1, "")  # of which token, in words
 
     def hold(self, waiting: Waiting = _nothing, tick: Tick = _nothing) -> int:
-        """The fencing token, as soon as the lease is ours. Raises DeviceBusyError, UnreachableError (ask again)."""
+        """Returns the fencing token once the lease is ours. Raises DeviceBusyError, UnreachableError (ask again)."""
         if self.token is not None and self._clock() - self._renewed_s < RENEW_S:
             return self.token
         self.token = None
@@ -171,7 +172,7 @@ class Lease:
             round_s = min(ROUND_S, left_s)
 
     def keep(self, for_s: float = 0.0) -> None:
-        """A sign of life where one is due. `for_s`: how long after that none can follow. Raises LeaseLostError."""
+        """Gives a sign of life where one is due; none can follow for `for_s` then. Raises LeaseLostError."""
         if self.token is None or (not for_s and self._clock() - self._renewed_s < RENEW_S):
             return
         began_s = self._clock()
@@ -184,7 +185,7 @@ class Lease:
         self._renewed_s = began_s
 
     def attended(self, *, lost: bool) -> None:
-        """An engine was followed to its end: that renews the lease, too, or finds that it is lost."""
+        """Notes that an engine was followed to its end, which renews the lease, or finds it lost."""
         self._renewed_s = max(self._renewed_s, self._clock() - RENEW_S / 2)
         if lost:
             self.token = None
@@ -198,11 +199,11 @@ class Lease:
             self._call("release", self._root, self.holder_id, deadline_s=self._step_s)
 
     def look(self) -> LeaseState:
-        """As it stands; nothing changes. Raises DeviceError."""
+        """Returns the lease as it stands; changes nothing. Raises DeviceError."""
         return LeaseState.parse(self._call("look", self._root, deadline_s=self._step_s).stdout, self._device)
 
     def unlock(self, token: int) -> LeaseState:
-        """Takes it from whoever holds it under `token`, nobody else; how it stands then. Raises DeviceError."""
+        """Takes it from the holder under `token`, nobody else; returns how it stands then. Raises DeviceError."""
         done = self._call("unlock", self._root, str(token), deadline_s=self._step_s)
         return LeaseState.parse(done.stdout, self._device)
 
@@ -251,7 +252,7 @@ class Lease:
         )
 
     def _is_dead_predecessor(self, owner: Owner | None) -> bool:
-        """A sweep that goes on where its controller was killed need not wait for that one's lease to expire."""
+        """Tells whether `owner` is this sweep's killed controller, whose lease need not expire first."""
         return owner is not None and owner.sweep == self.holder.owner.sweep and owner.is_dead
 
     def _describe(self, seen: LeaseState) -> str:
@@ -264,7 +265,7 @@ class Lease:
 
 
 def lost_to(owner: Owner | None) -> str:
-    """Why a run is not there, in words."""
+    """Returns why a run is not there, in words."""
     whose = f"{owner} has taken the device" if owner is not None else "the lease was removed by `devices unlock`"
     return f"the lease on the device was lost, {whose}: resume the sweep"
 
@@ -272,8 +273,3 @@ def lost_to(owner: Owner | None) -> str:
 def _ordinal(n: int) -> str:
     ending = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
     return f"{n}{ending}"
-
-
-def _printable(text: str) -> str:
-    """Other controllers wrote this, by way of a device: one line, of a bounded length."""
-    return "".join(c if c.isprintable() else " " for c in text[:120])

@@ -1,4 +1,4 @@
-"""What a device is: the Python that will run the engine, and the facts that the deployed engine reports."""
+"""Finds the Python that will run the engine on a device, and reads the facts that the engine reports."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ SEARCH = (
 
 @dataclass(frozen=True)
 class Python:
-    """An interpreter on a device, good for the engine."""
+    """Names an interpreter on a device that can run the engine."""
 
     path: str
     version: str
@@ -60,15 +60,15 @@ class Python:
 
 
 @dataclass(frozen=True)
-class Kernels:
-    """What does the arithmetic there, and why nothing better."""
+class KernelReport:
+    """Tells which kernels do the arithmetic there, and why no better ones."""
 
     backend: str
     notes: tuple[str, ...]
 
 
 def find_python(transport: Transport, declared: str | None = None) -> Python:
-    """The declared Python, or the first of the usual ones that will do; PythonMissingError says why none does."""
+    """Returns the declared Python, or the first usual one that will do. Raises PythonMissingError, which says why."""
     candidates: Sequence[str] = (declared,) if declared else CANDIDATES
     done = transport.run(["sh", "-c", SEARCH, "sh", _ASK, *candidates], deadline_s=PROBE_DEADLINE_S)
     system, found = [], []
@@ -111,9 +111,9 @@ def read_arithmetic(
     return _ask(ArithmeticTimes, transport, python, engine_folder, arguments, ARITHMETIC_DEADLINE_S)
 
 
-def read_kernels(transport: Transport, python: Python, engine_folder: str) -> Kernels:
+def read_kernels(transport: Transport, python: Python, engine_folder: str) -> KernelReport:
     """Lets the deployed engine choose its kernels; RemoteCommandError where it cannot."""
-    return _ask(Kernels, transport, python, engine_folder, ["-c", _KERNELS], PROBE_DEADLINE_S)
+    return _ask(KernelReport, transport, python, engine_folder, ["-c", _KERNELS], PROBE_DEADLINE_S)
 
 
 def run_selftest(transport: Transport, python: Python, engine_folder: str, scratch: str) -> None:
@@ -145,7 +145,7 @@ def read_storage(transport: Transport, python: Python, engine_folder: str, conta
 def _ask(
     cls: type[T], transport: Transport, python: Python, engine_folder: str, arguments: list[str], deadline_s: float
 ) -> T:
-    """What Python answers there in the last line of its output."""
+    """Returns what Python answers there in the last line of its output."""
     command = ["sh", "-c", IN_FOLDER, "sh", engine_folder, python.path, *arguments]
     done = transport.run(command, deadline_s=deadline_s)
     lines = done.stdout.strip().splitlines() or [b""]
@@ -156,7 +156,7 @@ def _ask(
 
 
 def _answer(name: str, line: str) -> dict[str, Any]:
-    """One JSON line of _ASK, checked: a device may answer anything."""
+    """Reads one JSON line of _ASK and checks it: a device may answer anything."""
     try:
         answer = json.loads(line)
         version = [int(part) for part in answer["version"]][:3]

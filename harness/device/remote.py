@@ -1,4 +1,4 @@
-"""One device in use, over any transport: the implementation of harness.device.session.Session."""
+"""Implements harness.device.session.Session: one device in use, over any transport."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,14 +27,14 @@ from engine.protocol import (
 )
 from harness import agent
 from harness.device.bootstrap import WheelCache, bootstrap
-from harness.device.collect import Collector, Ending, OnEvent, conditions, judge, printable
+from harness.device.collect import Collector, Ending, OnEvent, classify, conditions, log_tail
 from harness.device.deploy import (
     ENGINE_SOURCE,
     IS_THERE,
     REMOVE,
     EngineBundle,
+    FarmFolder,
     HashCache,
-    Place,
     UploadTurns,
     engine_bundle,
     has_blob,
@@ -44,7 +44,7 @@ from harness.device.lease import RENEW_S, WAIT_S, Holder, Lease, Tick, Waiting
 from harness.device.probe import (
     ARITHMETIC_DEADLINE_S,
     SELFTEST_DEADLINE_S,
-    Kernels,
+    KernelReport,
     Python,
     find_python,
     read_arithmetic,
@@ -55,14 +55,12 @@ from harness.device.probe import (
 )
 from harness.device.retry import fault_of_error
 from harness.device.session import Outcome
-from harness.doctor.device import Examined, refuse_unfit
 from harness.doctor.survey import KINDS, Pruned, Survey, prune, survey
 from harness.errors import DeviceError, LeaseLostError, PythonMissingError, RemoteTimeoutError, UnreachableError
-from harness.scripted import ScriptedDevice, ScriptedTransport
 from harness.transport import Completed, Transport
 from harness.transport.shell import HASH_BYTES_PER_S
-from harness.transport.ssh import SshTransport
 from reports.records import Fault, RunStatus
+from reports.text import harmless
 
 T = TypeVar("T")
 
@@ -75,89 +73,8 @@ STALE_DAYS = 7.0  # after which a run that nobody collected is removed
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.25, 10.0
 
 
-def open_session(
-    device: Device,
-    *,
-    known_hosts: Path,
-    cache_dir: Path,
-    offline: bool = False,
-    engine_source: Path | None = None,
-    ssh_config: Path | None = None,
-    gate: Callable[[str, Survey], None] | None = None,
-    holder: Holder | None = None,
-    wait_s: float = WAIT_S,
-    uploads: UploadTurns | None = None,
-) -> RemoteSession:
-    """Connects to a device, checks it, deploys the engine and asks for its facts. Raises DeviceError, UsageError.
-
-    `holder`: who asks for its lease, by default this process for no sweep; `wait_s`: for others to give it up.
-    """
-    scripted = _scripted(device)
-    return RemoteSession(
-        _way_to(device, scripted, known_hosts, ssh_config),
-        root=device.root,
-        python=device.python,
-        wheels=WheelCache(cache_dir / "wheels", offline=offline) if device.bootstrap else None,
-        gate=gate or (lambda root, survey: refuse_unfit(Examined(device, root, survey))),
-        step_s=device.step_s,
-        idle_s=device.idle_s,
-        reconnect_s=device.reconnect_s,
-        cache_dir=cache_dir,
-        engine_source=engine_source,
-        holder=holder,
-        wait_s=wait_s,
-        uploads=uploads,
-        clock=scripted.clock if scripted else time.monotonic,
-        sleep=scripted.sleep if scripted else time.sleep,
-    )
-
-
-def prune_device(device: Device, *, known_hosts: Path, days: float, dry: bool) -> Pruned:
-    """Removes what nobody used for `days`; the device may have no room for a session. Raises DeviceError."""
-    with _without_engine(device, known_hosts) as (transport, root, python):
-        return prune(transport, python, root, days=days, dry=dry)
-
-
-@contextmanager
-def open_lease(device: Device, *, known_hosts: Path) -> Iterator[Lease]:
-    """The lease of a device, to look at or to take away: connects, deploys nothing. Raises DeviceError, UsageError."""
-    with _without_engine(device, known_hosts) as (transport, root, python):
-        call = partial(agent.call, transport, python)
-        yield Lease(device.name, root, Holder.this_process(), call, step_s=device.step_s)
-
-
-@contextmanager
-def _without_engine(device: Device, known_hosts: Path) -> Iterator[tuple[Transport, str, str]]:
-    """A connection, the farm's folder there, and a Python: one without numpy will do."""
-    transport = _way_to(device, _scripted(device), known_hosts)()
-    try:
-        root = Place.prepare(transport, device.root).root
-        try:
-            python = find_python(transport, device.python).path
-        except PythonMissingError as missing:
-            if missing.bare is None:
-                raise
-            python = missing.bare
-        yield transport, root, python
-    finally:
-        transport.close()
-
-
-def _scripted(device: Device) -> ScriptedDevice | None:
-    return None if device.scripted is None else ScriptedDevice(Path(device.scripted))
-
-
-def _way_to(
-    device: Device, scripted: ScriptedDevice | None, known_hosts: Path, ssh_config: Path | None = None
-) -> Callable[[], Transport]:
-    """Makes connections to a device."""
-    if scripted is not None:
-        return lambda: ScriptedTransport(scripted)
-    return lambda: SshTransport(device, known_hosts, ssh_config=ssh_config, connect_s=device.connect_s)
-
-
 class RemoteSession:
-    """A device with an engine deployed. One thread uses it; `cancel` may come from another."""
+    """Runs engines on one device. One thread uses it; `cancel` may come from another."""
 
     facts: DeviceFacts
     engine_sha256: str
@@ -181,7 +98,7 @@ class RemoteSession:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`gate` is shown the farm's folder there and a survey; it raises DeviceError where that will not do.
+        """Connects and deploys. `gate` sees the farm's folder there and a survey; it raises DeviceError if unfit.
 
         `wheels` gives numpy to a device without it; None: it is left as it is.
         """
@@ -199,7 +116,7 @@ class RemoteSession:
         self._engine_bytes_sent = 0
         self._transport = connect()
         try:
-            self._place = Place.prepare(self._transport, root)
+            self._place = FarmFolder.prepare(self._transport, root)
             self.python: Python = self._find_python(python, wheels)
             found = survey(self._transport, self.python.path, self._place.root, deadline_s=step_s)
             gate(self._place.root, found)
@@ -263,12 +180,12 @@ class RemoteSession:
             self._persist(lambda: self._deploy_engine(bundle), lambda: None)
 
     def deployed(self, source: Path) -> str | None:
-        """The path on the device of a container or profile that is there; nothing is sent."""
+        """Returns the path on the device of a container or profile that is there, else None; sends nothing."""
         target = self._place.blob(self._cache.sha256(source), source)
         return target if has_blob(self._transport, target, source) else None
 
     def arithmetic(self, container: str, *, backend: str, threads: int) -> ArithmeticTimes:
-        """How long a token of `container`, a path on the device, takes there. Raises DeviceError."""
+        """Returns how long a token of `container`, a path on the device, takes there. Raises DeviceError."""
         self._lease.keep(ARITHMETIC_DEADLINE_S)
         return read_arithmetic(self._transport, self.python, self._engine, container, backend=backend, threads=threads)
 
@@ -277,7 +194,7 @@ class RemoteSession:
         return prune(self._transport, self.python.path, self._place.root, days=days, kinds=kinds, dry=dry)
 
     def storage(self, container: str) -> StorageRates:
-        """How fast `container`, a path on the device, is read there, as of now or not long ago. Raises DeviceError."""
+        """Returns how fast `container`, a path on the device, is read there, measured lately. Raises DeviceError."""
         self._lease.keep()
         return read_storage(self._transport, self.python, self._engine, container)
 
@@ -306,7 +223,7 @@ class RemoteSession:
             token = self.hold()
             ending = self._persist(lambda: self._attend(run, token, plan, collected), lambda: collected.offset)
             self._lease.attended(lost=ending.state == "fenced")
-            status, fault, reasons = judge(collected, ending, request.deadline_s)
+            status, fault, reasons = classify(collected, ending, request.deadline_s)
             self._ended = run
             if not keep:
                 self._remove(run)
@@ -316,7 +233,7 @@ class RemoteSession:
         except ProtocolError as error:  # before its parents: what the device sends is damaged
             end(run)
             status, fault = RunStatus.FAILED, Fault.DAMAGED_OUTPUT
-            reasons = (f"the device sent damaged output: {printable(str(error))}",)
+            reasons = (f"the device sent damaged output: {harmless(error)}",)
         except RemoteTimeoutError as error:
             end(run)
             status, fault, reasons = RunStatus.TIMED_OUT, Fault.STALLED, (str(error),)
@@ -343,11 +260,11 @@ class RemoteSession:
             totals=collected.totals,
             conditions=conditions(request, collected, ending),
             command=f"cd {shlex.quote(self._engine)} && {shlex.join(arguments)}",
-            log_tail=printable(ending.log_tail),
+            log_tail=log_tail(ending.log_tail),
         )
 
-    def kernels(self) -> Kernels:
-        """What does the arithmetic there. Raises DeviceError."""
+    def kernels(self) -> KernelReport:
+        """Returns which kernels do the arithmetic there. Raises DeviceError."""
         return read_kernels(self._transport, self.python, self._engine)
 
     def selftest(self) -> None:
@@ -357,7 +274,7 @@ class RemoteSession:
         self._persist(lambda: run_selftest(self._transport, self.python, self._engine, self._place.root), lambda: None)
 
     def forget(self, run_id: str) -> None:
-        """The outcome of a run is stored: what it left on the device may go, and what still runs of it must."""
+        """Removes what a run left on the device, and ends what still runs of it: its outcome is stored."""
         run = self._place.run(run_id)
         if run == self._ended:
             self._remove(run)
@@ -365,7 +282,7 @@ class RemoteSession:
             self._abandoned.append(run)
 
     def cancel(self) -> None:
-        """From another thread: kills the engine in flight on the device; `execute` then returns soon (failed)."""
+        """Kills the engine in flight on the device, from another thread; `execute` then returns soon (failed)."""
         self._cancelled.set()
         run, end = self._running, self._clock() + self._step_s
         if run is None:
@@ -422,7 +339,7 @@ class RemoteSession:
         self.engine_sha256, self._engine = bundle.sha256, folder
 
     def _remove(self, run: str) -> None:
-        """After a run that has ended: far cheaper than `discard`, which starts a Python to look for survivors."""
+        """Removes a run that has ended; cheaper than `discard`, which starts a Python to look for survivors."""
         try:
             command = ["sh", "-c", REMOVE, "sh", run, self._lease.holder_id]
             self._transport.run(command, deadline_s=self._step_s, check=False)
@@ -447,7 +364,7 @@ class RemoteSession:
         return agent.call(transport or self._transport, python or self.python.path, verb, *arguments, **options)
 
     def _persist(self, act: Callable[[], T], progress: Callable[[], object]) -> T:
-        """Does `act` again after each lost link, until `reconnect_s` have passed in which nothing got better."""
+        """Repeats `act` after each lost link, until `reconnect_s` have passed without progress."""
         give_up: float | None = None
         while True:
             began, before = self._clock(), progress()

@@ -1,4 +1,4 @@
-"""Which failed attempts at a cell are made again, how often, and after how long a pause.
+"""Decides which failed attempts at a cell are repeated, how often, and after how long a pause.
 
 A result is never tried again: what ran out of memory, or gave a wrong answer, would do so once more, and a harness that
 repeats until it likes the answer measures nothing. A fault of the infrastructure is, a few times.
@@ -25,14 +25,14 @@ from reports.records import Fault, RunStatus
 
 @dataclass(frozen=True)
 class Backoff:
-    """How often a cell is tried, and how long the pauses between are: doubling, with jitter."""
+    """Sets how often a cell is tried, and the pauses between: doubling, with jitter."""
 
     attempts: int
     first_pause_s: float
     last_pause_s: float = 120.0
 
     def pause_s(self, failures: int, random: Callable[[], float]) -> float:
-        """After the `failures`-th failure. `random`: between 0 and 1.
+        """Returns the pause after the `failures`-th failure. `random` returns a number between 0 and 1.
 
         Half of the pause is left to chance, so that devices that one power cut took away do not come back in step.
         """
@@ -57,7 +57,7 @@ assert all((fault in RETRIES) is fault.is_infrastructure for fault in Fault)
 
 
 def fault_of_error(error: Exception) -> Fault:
-    """What a DeviceError says of the device."""
+    """Returns the fault that a DeviceError stands for."""
     if isinstance(error, (HostKeyError, PythonMissingError, UnfitError)):
         return Fault.UNFIT
     if isinstance(error, DeviceBusyError):

@@ -1,4 +1,4 @@
-"""One device in use: connected, engine deployed, ready to measure one run at a time."""
+"""Defines what the scheduler asks of one device in use, with its engine deployed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reports.records import Conditions, Fault, RunStatus
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came back from one engine process."""
+    """Holds what came back from one engine process."""
 
     status: RunStatus
     reasons: tuple[str, ...]
@@ -29,14 +29,14 @@ class Outcome:
 
 
 class Session(Protocol):
-    """The seam between one device and the scheduler: harness/sweep/runner.py knows nothing else of a device."""
+    """Separates a device from the scheduler: harness/sweep/runner.py knows nothing else of a device."""
 
     facts: DeviceFacts
     engine_sha256: str
 
     @property
     def bytes_sent(self) -> int:
-        """Payload so far: engine, containers, profiles. 0 where the device had them all."""
+        """Returns the payload so far: engine, containers, profiles. 0 where the device had them all."""
         ...
 
     def hold(self, waiting: Callable[[str], None] = ..., tick: Callable[[], None] = ...) -> int:
@@ -56,15 +56,15 @@ class Session(Protocol):
         ...
 
     def deployed(self, source: Path) -> str | None:
-        """The path on the device of a container or profile that is there; nothing is sent."""
+        """Returns the path on the device of a container or profile that is there, else None; sends nothing."""
         ...
 
     def arithmetic(self, container: str, *, backend: str, threads: int) -> ArithmeticTimes:
-        """How long a token of `container`, a path on the device, takes there. Raises DeviceError."""
+        """Returns how long a token of `container`, a path on the device, takes there. Raises DeviceError."""
         ...
 
     def storage(self, container: str) -> StorageRates:
-        """How fast `container`, a path on the device, is read there, as of now or not long ago. Raises DeviceError."""
+        """Returns how fast `container`, a path on the device, is read there, measured lately. Raises DeviceError."""
         ...
 
     def execute(
@@ -82,7 +82,7 @@ class Session(Protocol):
         ...
 
     def forget(self, run_id: str) -> None:
-        """The outcome of a run is stored: what it left on the device may go, and what still runs of it must."""
+        """Removes what a run left on the device, and ends what still runs of it: its outcome is stored."""
         ...
 
     def selftest(self) -> None:
@@ -90,7 +90,7 @@ class Session(Protocol):
         ...
 
     def cancel(self) -> None:
-        """From another thread: kills the engine in flight on the device; `execute` then returns soon (failed)."""
+        """Kills the engine in flight on the device, from another thread; `execute` then returns soon (failed)."""
         ...
 
     def close(self) -> None: ...

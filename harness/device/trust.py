@@ -1,4 +1,4 @@
-"""Trusting a device: its host key is fetched, shown to a person, and stored in the farm's own known_hosts."""
+"""Fetches a device's host key, has a person accept it, and stores it in the farm's own known_hosts."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_inventory import Device
-from harness.errors import HostKeyError
+from harness.device.kinds import kind_of
+from harness.errors import HostKeyError, UsageError
+from harness.transport import Keyring
 from harness.transport.known_hosts import HostKey, KnownHosts
-from harness.transport.ssh import presented_keys
 
 
 @dataclass(frozen=True)
 class Trusted:
-    """A host key that is in the file now."""
+    """Holds a host key that is in the file now."""
 
     key: HostKey
     stored: bool  # False: it was there before
@@ -31,11 +32,15 @@ def trust(
     """Stores the keys of a device and, before it, of its jump hosts.
 
     `accept` is asked for each key that is not yet known; it shows `key.fingerprint` to a person. A changed key is
-    replaced only with `replace`, and `accept` is asked then too. Raises HostKeyError, UnreachableError.
+    replaced only with `replace`, and `accept` is asked then too. Raises HostKeyError, UnreachableError, and UsageError
+    where the device has no host key.
     """
+    presented = kind_of(device).trust
+    if presented is None:
+        raise UsageError(f"{device.name}: transport {device.transport!r} has no host key: there is nothing to trust")
     store = KnownHosts(known_hosts)
     trusted = []
-    for key in presented_keys(device, known_hosts, ssh_config=ssh_config):
+    for key in presented(device, Keyring(known_hosts, ssh_config)):
         known = store.find(key.host)
         if key in known:
             trusted.append(Trusted(key, stored=False))

@@ -1,29 +1,28 @@
-"""The checks of the machine that drives the farm."""
+"""Checks the machine that drives the farm."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import shutil
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from device_inventory import Device
 from harness.device.deploy import ENGINE_SOURCE
-from harness.doctor import CONTROLLER, Finding, Severity
+from harness.device.kinds import TRANSPORTS, by_kind
+from harness.findings import CONTROLLER, Finding, Severity, Told
+from harness.transport import Keyring
 from reports.errors import ReportError
 from reports.results.database import ResultsDatabase
 
 LITTLE_FREE_BYTES = 1 << 30
 
-Told = tuple[Severity, str, str]
-
 
 @dataclass(frozen=True)
 class Controller:
-    """Where this machine keeps what it needs."""
+    """Says where this machine keeps what it needs."""
 
     known_hosts: Path
     results: str  # file or URL
@@ -32,38 +31,16 @@ class Controller:
 
 
 def examine(controller: Controller) -> list[Finding]:
-    return [
-        Finding(CONTROLLER, name, severity, finding, remedy)
-        for name, check in CHECKS.items()
-        for severity, finding, remedy in check(controller)
+    """Returns all that the checks find, those of the devices' transports first."""
+    keyring = Keyring(controller.known_hosts)
+    told = [
+        (name, found)
+        for kind, devices in by_kind(controller.devices).items()
+        for name, check in TRANSPORTS[kind].checks.items()
+        for found in check(keyring, devices)
     ]
-
-
-def _known_hosts(controller: Controller) -> Iterator[Told]:
-    path = controller.known_hosts
-    if not path.exists():
-        names = controller.devices[0].name if controller.devices else "DEVICE"
-        yield Severity.WARNING, f"{path} is not there: no device is trusted yet", f"`edgemoe-farm trust {names}`"
-        return
-    if not os.access(path, os.R_OK):
-        yield Severity.ERROR, f"{path} cannot be read", f"`sudo chown $USER {path}`"
-        return
-    for place in (path, path.parent):
-        if stat.S_IMODE(place.stat().st_mode) & 0o022:
-            finding = f"{place} can be written by others: they could make you trust their machine"
-            yield Severity.ERROR, finding, f"`chmod go-w {place}`"
-
-
-def _keys(controller: Controller) -> Iterator[Told]:
-    for name in sorted({device.identity_file for device in controller.devices if device.identity_file}):
-        path = Path(name).expanduser()
-        if not path.is_file():
-            remedy = "correct identity_file in the inventory, or make one with `ssh-keygen -t ed25519`"
-            yield Severity.ERROR, f"the key {path} is not there", remedy
-        elif not os.access(path, os.R_OK):
-            yield Severity.ERROR, f"the key {path} cannot be read", f"`sudo chown $USER {path}`"
-        elif stat.S_IMODE(path.stat().st_mode) & 0o077:
-            yield Severity.WARNING, f"the key {path} can be read by others: ssh refuses it", f"`chmod 600 {path}`"
+    told += [(name, found) for name, check in CHECKS.items() for found in check(controller)]
+    return [Finding(CONTROLLER, name, *found) for name, found in told]
 
 
 def _results(controller: Controller) -> Iterator[Told]:
@@ -110,8 +87,6 @@ def _pip(controller: Controller) -> Iterator[Told]:
 
 
 CHECKS: dict[str, Callable[[Controller], Iterator[Told]]] = {
-    "known-hosts": _known_hosts,
-    "keys": _keys,
     "results": _results,
     "free-space": _free_space,
     "engine": _engine,

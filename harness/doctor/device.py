@@ -1,4 +1,4 @@
-"""The checks of a device: each a function from what it told to the findings, and a line in CHECKS."""
+"""Checks a device. A check is a function from what the device told to findings, and a line in CHECKS."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from device_inventory import Device
 from engine.protocol import DeviceFacts
-from harness.doctor import Finding, Severity
 from harness.doctor.survey import Survey
 from harness.errors import UnfitError
+from harness.findings import Finding, Severity, Told
+from reports.text import harmless
 
 LEAST_FREE_BYTES = 32 << 20  # the engine, a run's events and its log
 LITTLE_FREE_BYTES = 1 << 30
@@ -18,12 +19,10 @@ LEAST_FREE_INODES = 1000
 LOSSY_FILE_SYSTEMS = ("vfat", "exfat", "fuse", "fuseblk", "sdcardfs", "nfs", "nfs4", "cifs", "9p")
 _THROTTLED = {0: "under-voltage", 1: "a capped frequency", 2: "throttling", 3: "a soft temperature limit"}
 
-Told = tuple[Severity, str, str]  # severity, finding, remedy
-
 
 @dataclass(frozen=True)
 class Examined:
-    """What is known of a device; `facts` are there once the engine was deployed and asked."""
+    """Holds what is known of a device; `facts` are there once the engine was deployed and asked."""
 
     device: Device
     root: str  # absolute
@@ -32,16 +31,16 @@ class Examined:
 
 
 def examine(found: Examined) -> list[Finding]:
-    """All checks, in their order."""
+    """Runs all checks in their order; returns what they find."""
     return [
-        Finding(found.device.name, name, severity, _printable(finding), _printable(remedy))
+        Finding(found.device.name, name, severity, harmless(finding, limit=400), harmless(remedy, limit=400))
         for name, check in CHECKS.items()
         for severity, finding, remedy in check(found)
     ]
 
 
 def refuse_unfit(found: Examined) -> None:
-    """The gate of a run: UnfitError with the first finding that is an error, and its remedy."""
+    """Raises UnfitError with the first finding that is an error, and its remedy: the gate of a run."""
     for finding in examine(found):
         if finding.severity is Severity.ERROR:
             raise UnfitError(str(finding))
@@ -170,8 +169,3 @@ CHECKS: dict[str, Callable[[Examined], Iterator[Told]]] = {
     "android": _android,
     "blas": _blas,
 }
-
-
-def _printable(text: str) -> str:
-    """One line: what a device told may hold anything."""
-    return "".join(c if c.isprintable() else " " for c in text)[:400]

@@ -1,4 +1,4 @@
-"""Everything that `edgemoe-farm doctor` does to one device: connect, survey, deploy, self-test, look for waste."""
+"""Examines one device for `edgemoe-farm doctor`: connect, survey, deploy, self-test, look for waste."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Protocol
 
 from device_inventory import Device
 from engine.protocol import DeviceFacts
-from harness.device.probe import Kernels
-from harness.doctor import Finding, Severity
+from harness.device.probe import KernelReport
 from harness.doctor.device import Examined, examine
 from harness.doctor.survey import Pruned, Survey
 from harness.errors import (
@@ -19,6 +18,7 @@ from harness.errors import (
     PythonMissingError,
     UnreachableError,
 )
+from harness.findings import Finding, Severity
 from reports.results.health import DeviceHealth, Health
 
 UNUSED_DAYS = 30.0
@@ -28,11 +28,11 @@ _CHECK_OF = ((HostKeyError, "host-key"), (UnreachableError, "reachable"), (Pytho
 
 
 class Patient(Protocol):
-    """What is needed of a session."""
+    """Defines what an examination needs of a session."""
 
     facts: DeviceFacts
 
-    def kernels(self) -> Kernels: ...
+    def kernels(self) -> KernelReport: ...
 
     def selftest(self) -> None: ...
 
@@ -48,7 +48,7 @@ def examine_device(
     health: DeviceHealth,
     selftest: bool = True,
 ) -> list[Finding]:
-    """All that is found. `open_session` gets a gate that is shown the survey."""
+    """Returns all that is found. `open_session` gets a gate that is shown the survey."""
     seen: list[Examined] = []
     findings = _of_health(device.name, health)
     try:
@@ -74,7 +74,7 @@ def examine_device(
     return findings
 
 
-def _of_kernels(name: str, kernels: Kernels) -> list[Finding]:
+def _of_kernels(name: str, kernels: KernelReport) -> list[Finding]:
     if kernels.backend == "native":
         return []
     what = (
@@ -85,7 +85,7 @@ def _of_kernels(name: str, kernels: Kernels) -> list[Finding]:
 
 
 def _of_error(name: str, error: DeviceError) -> Finding:
-    """Our messages are `device: what is wrong: what helps`."""
+    """Returns a finding from an error, whose message is `device: what is wrong: what helps`."""
     check = next(check for kind, check in _CHECK_OF if isinstance(error, kind))
     what, _, remedy = str(error).removeprefix(f"{name}: ").rpartition(": ")
     return Finding(name, check, Severity.ERROR, what or remedy, remedy if what else "see the message")

@@ -1,4 +1,4 @@
-"""What a check of a device needs to know, told by itself: standard library only, Python >= 3.8; see harness/agent.
+"""Tells what the checks need to know of this device: standard library only, Python >= 3.8; see harness/agent.
 
 survey ROOT                what the checks look at, as one JSON object; changes nothing
 prune ROOT DAYS KINDS DRY  removes engines, sites, blobs and runs (KINDS, with commas) that nobody used for DAYS days,
@@ -47,7 +47,7 @@ def survey(root: str) -> Dict[str, Any]:
 
 
 def file_system(root: str) -> Dict[str, Any]:
-    """Type, source and options of the mount on which `root` lies."""
+    """Returns type, source and options of the mount on which `root` lies."""
     best = ""
     told: Dict[str, Any] = {"file_system": None, "storage": None, "read_only": None, "no_exec": None}
     path = os.path.realpath(root)
@@ -68,7 +68,7 @@ def file_system(root: str) -> Dict[str, Any]:
 
 
 def try_writing(root: str) -> Dict[str, Any]:
-    """Whether a file can be written there, and read past the page cache."""
+    """Tells whether a file can be written there, and read past the page cache."""
     path = os.path.join(root, f".survey.{os.getpid()}")
     try:
         with open(path, "wb") as file:
@@ -102,7 +102,7 @@ def memory_control_groups() -> Optional[bool]:
 
 
 def throttled_bits() -> Optional[int]:
-    """Of a Raspberry Pi: 0-3 now, 16-19 since it started (under-voltage, frequency capped, throttled, hot)."""
+    """Returns a Raspberry Pi's bits: 0-3 now, 16-19 since its start (low voltage, frequency cap, throttled, hot)."""
     answer = command("vcgencmd", "get_throttled") or text("/sys/devices/platform/soc/soc:firmware/get_throttled")
     try:
         return int(answer.rpartition("=")[2].strip(), 16)
@@ -130,7 +130,7 @@ def prune(root: str, days: str, kinds: str, dry: str) -> Dict[str, Any]:
 
 
 def unused(root: str, kind: str, days: float) -> List[str]:
-    """What lies in a folder of the farm and was not touched for so long; whoever uses something touches it."""
+    """Returns what lies in a folder of the farm, untouched for `days`; whoever uses something touches it."""
     folder, names = os.path.join(root, kind), []
     for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
         path = os.path.join(folder, name)
@@ -149,7 +149,7 @@ def unused(root: str, kind: str, days: float) -> List[str]:
 
 
 def is_alive(run: str) -> bool:
-    """As harness/agent/runs.py: its supervisor or its engine holds the lock."""
+    """Tells whether a run's supervisor or engine holds its lock, as harness/agent/runs.py does."""
     try:
         lock = os.open(os.path.join(run, "alive"), os.O_RDWR)
     except OSError:
@@ -164,7 +164,7 @@ def is_alive(run: str) -> bool:
 
 
 def size_bytes(path: str) -> int:
-    """As `du` counts: what it occupies on the disk."""
+    """Returns what it occupies on the disk, as `du` counts."""
     total = 0
     for folder, _, names in os.walk(path):
         for inner in [folder] + [os.path.join(folder, name) for name in names]:
@@ -187,7 +187,7 @@ def text(path: str) -> str:
 
 
 def command(*arguments: str) -> str:
-    """What it says; nothing where it is missing, fails or hangs."""
+    """Returns what a command says; nothing where it is missing, fails or hangs."""
     try:
         done = subprocess.run(
             arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,

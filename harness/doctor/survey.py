@@ -1,4 +1,4 @@
-"""What a device tells of itself when it is asked by on_device.py, checked: a device may answer anything."""
+"""Asks a device about itself by on_device.py and checks the answer: a device may answer anything."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Survey:
-    """None where the device does not say."""
+    """Holds what a device tells of itself; None where it does not say."""
 
     utc_s: float
     file_system: str | None  # of the farm's folder
@@ -54,7 +54,7 @@ class Removed:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What was removed from a device, or would be, and what is left there."""
+    """Lists what was removed from a device, or would be, and what is left there."""
 
     removed: tuple[Removed, ...]
     left_bytes: dict[str, int]
@@ -68,7 +68,7 @@ def survey(
     deadline_s: float,
     clock: Callable[[], float] = time.time,
 ) -> Survey:
-    """Asks `python`, which needs no numpy. `root`: the farm's folder, absolute. Raises DeviceError."""
+    """Surveys a device with `python`, which needs no numpy. `root`: the farm's folder, absolute. Raises DeviceError."""
     before_s = clock()
     found = _ask(Survey, transport, python, "survey", root, deadline_s=deadline_s)
     after_s = clock()

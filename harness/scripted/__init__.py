@@ -8,15 +8,15 @@ wire.py      the connection to it
 """
 
 from harness.scripted.device import ScriptedDevice, declare, speed_of
-from harness.scripted.faults import WHAT_HAPPENS, Fault, FaultKind, FaultScript
+from harness.scripted.faults import WHAT_HAPPENS, FaultKind, FaultScript, ScriptedFault
 from harness.scripted.wire import ScriptedTransport
 
 __all__ = [
     "WHAT_HAPPENS",
-    "Fault",
     "FaultKind",
     "FaultScript",
     "ScriptedDevice",
+    "ScriptedFault",
     "ScriptedTransport",
     "declare",
     "speed_of",

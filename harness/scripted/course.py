@@ -1,4 +1,4 @@
-"""What a scripted engine writes and when: a function of its request, its device and the fault that befalls it.
+"""Works out what a scripted engine writes, and when, from its request, device and fault.
 
 Every number is made up: plausible, the same for the same seed, and labelled in every record and on every page.
 """
@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from engine.protocol import Course as Range
 from engine.protocol import (
+    Course,
     DeviceFacts,
     Load,
     RunRequest,
@@ -27,7 +27,7 @@ from engine.protocol import (
     loads,
     to_json,
 )
-from harness.scripted.faults import Fault, FaultKind
+from harness.scripted.faults import FaultKind, ScriptedFault
 
 THROTTLED, SLOW_DISK = 2.5, 8.0  # times as long
 _EXPERTS = 6  # that a token activates, in all layers
@@ -36,8 +36,8 @@ _SPEED = {"full-load": 0.5, "naive-swap": 1.6}  # time of a token against that o
 
 
 @dataclass(frozen=True)
-class Course:
-    """All that a run would write, and how it would end, were nobody to interfere."""
+class ScriptedCourse:
+    """Holds all that a run writes, and how it ends if nobody interferes."""
 
     lines: tuple[tuple[float, bytes], ...]  # seconds after the start, what is written then
     end_s: float
@@ -49,8 +49,8 @@ class Course:
         return sum(len(line) for _, line in self.lines)
 
 
-def course(text: str, facts: DeviceFacts, seed: str, fault: Fault | None, deadline_s: float) -> Course:
-    """`text`: the request as it came; `seed`: of the noise; `deadline_s`: the supervisor's."""
+def course(text: str, facts: DeviceFacts, seed: str, fault: ScriptedFault | None, deadline_s: float) -> ScriptedCourse:
+    """Returns the course of a run. `text` is its request, `seed` the noise's, `deadline_s` the supervisor's."""
     events = list(_events(text, facts, seed, fault))
     lines = [(due_s, line.encode() + b"\n") for due_s, line in events]
     kind, end_s = (None if fault is None else fault.kind), lines[-1][0]
@@ -59,46 +59,46 @@ def course(text: str, facts: DeviceFacts, seed: str, fault: Fault | None, deadli
     at_s = lines[min(cut, len(lines) - 1)][0]
     if kind is FaultKind.STALL:
         killed = {**exited, "status": -signal.SIGTERM, "timed_out": True}
-        return Course(tuple(lines[:cut]), deadline_s, killed, "")
+        return ScriptedCourse(tuple(lines[:cut]), deadline_s, killed, "")
     if kind is FaultKind.REBOOT:
-        return Course(tuple(lines[:cut]), at_s, None, "")
+        return ScriptedCourse(tuple(lines[:cut]), at_s, None, "")
     if kind is FaultKind.OUT_OF_MEMORY:
         killed = {**exited, "status": -signal.SIGKILL, "oom_kills": 1}
-        return Course(tuple(lines[:cut]), at_s, killed, "")
+        return ScriptedCourse(tuple(lines[:cut]), at_s, killed, "")
     if kind is FaultKind.DISK_FULL:
         half = lines[cut][1][: len(lines[cut][1]) // 2]
         log = "OSError: [Errno 28] No space left on device\n"
-        return Course((*lines[:cut], (at_s, half)), at_s, {**exited, "status": 1}, log)
+        return ScriptedCourse((*lines[:cut], (at_s, half)), at_s, {**exited, "status": 1}, log)
     if kind is FaultKind.DAMAGE:
         assert fault is not None
         name, damaged = _damaged(lines[cut][1], fault.variant)
         lines[cut] = (at_s, damaged + b"\n")
-        return Course(tuple(lines), end_s, exited, f"\x1b[31mscripted damage: {name}\x1b[0m\n")
-    return Course(tuple(lines), end_s, exited, "")
+        return ScriptedCourse(tuple(lines), end_s, exited, f"\x1b[31mscripted damage: {name}\x1b[0m\n")
+    return ScriptedCourse(tuple(lines), end_s, exited, "")
 
 
 def _watched(kind: FaultKind | None, seconds: float) -> Watched:
-    """What the watcher beside the engine would have seen."""
+    """Returns what the watcher beside the engine would have seen."""
     throttled = kind is FaultKind.THROTTLE
     warm, hot = 45.0, 85.0 if throttled else 52.0
     return Watched(
         readings=2,
         period_s=seconds,
         watched_s=seconds,
-        temperature_c=Range(warm, hot, warm, hot),
+        temperature_c=Course(warm, hot, warm, hot),
         governor="performance",
         governor_after="performance",
         throttled=throttled,
         under_voltage=False,
         throttle_causes=("scripted: the processor is too hot",) if throttled else (),
-        load=Range(0.0, 0.0, 0.0, 0.0),
-        memory_pressure=Range(0.0, 0.0, 0.0, 0.0),
+        load=Course(0.0, 0.0, 0.0, 0.0),
+        memory_pressure=Course(0.0, 0.0, 0.0, 0.0),
         power="mains",
         power_after="mains",
     )
 
 
-def _events(text: str, facts: DeviceFacts, seed: str, fault: Fault | None) -> Iterator[tuple[float, str]]:
+def _events(text: str, facts: DeviceFacts, seed: str, fault: ScriptedFault | None) -> Iterator[tuple[float, str]]:
     request = from_json(RunRequest, loads(text))
     chance = random.Random(seed)  # noqa: S311
     kind = None if fault is None else fault.kind
@@ -177,13 +177,13 @@ def _steps(request: RunRequest, chance: random.Random, token_s: float, storage: 
 
 
 def _tokens(request: RunRequest, prompt: int) -> tuple[int, ...]:
-    """The same for every strategy and on every device."""
+    """Returns the same tokens for every strategy and on every device."""
     chance = random.Random(f"{request.container.rpartition('/')[2]} {request.prompts[prompt]}")  # noqa: S311
     return tuple(chance.randrange(1, 96) for _ in range(request.max_new_tokens))
 
 
 def _damaged(line: bytes, variant: int) -> tuple[str, bytes]:
-    """(what it is, the bytes instead of `line`); no newline within."""
+    """Returns the damages: (name, the bytes instead of `line`), without a newline within."""
     forms = (
         ("cut off", line[: len(line) // 2]),
         ("binary", bytes(range(11, 256)) * 8),

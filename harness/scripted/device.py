@@ -25,8 +25,8 @@ from typing import Any, TypeVar
 from device_inventory import Device
 from engine.protocol import DeviceFacts, from_json, loads, to_json
 from harness.errors import UnreachableError
-from harness.scripted.course import Course, course
-from harness.scripted.faults import Fault, FaultKind, FaultScript
+from harness.scripted.course import ScriptedCourse, course
+from harness.scripted.faults import FaultKind, FaultScript, ScriptedFault
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ OFFLINE_S = 240.0
 
 @dataclass(frozen=True)
 class Setting:
-    """`speed`: seconds of the device's time that pass in one of ours."""
+    """Describes a scripted device. `speed`: seconds of its time that pass in one of ours."""
 
     v: int
     name: str
@@ -57,7 +57,7 @@ class _State:
 
 @dataclass(frozen=True)
 class _Started:
-    """A run's own facts, in its folder."""
+    """Holds a run's own facts, kept in its folder."""
 
     n: int  # which run of the device
     boot: int
@@ -67,10 +67,10 @@ class _Started:
 
 @dataclass
 class _Looked:
-    """A run as this process has found it."""
+    """Holds a run as this process has found it."""
 
     started: _Started
-    course: Course
+    course: ScriptedCourse
     written: int = 0  # lines, by this process
 
 
@@ -80,11 +80,11 @@ def declare(folder: Path, name: str, *, faults: FaultScript | None = None, **set
     made = Setting(VERSION, name, faults or FaultScript(), **setting)
     if not (folder / "script.json").exists():
         _write(folder / "script.json", made)
-    return Device(name=name, host="scripted", scripted=str(folder.resolve()), tags=("scripted",))
+    return Device(name=name, host="scripted", transport="scripted", scripted=str(folder.resolve()), tags=("scripted",))
 
 
 def speed_of(devices: Iterable[Device]) -> float:
-    """How much faster time passes on devices that are all scripted; 1 where one of them is real."""
+    """Returns how much faster time passes on devices that are all scripted; 1 where one of them is real."""
     folders = [device.scripted for device in devices]
     if not folders or None in folders:
         return 1.0
@@ -92,7 +92,7 @@ def speed_of(devices: Iterable[Device]) -> float:
 
 
 class ScriptedDevice:
-    """Safe to use from several threads and processes at once: all that it knows is in its folder."""
+    """Keeps all that it knows in its folder: safe to use from several threads and processes at once."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class ScriptedDevice:
         clock: Callable[[], float] | None = None,
         sleep: Callable[[float], None] | None = None,
     ) -> None:
-        """`clock` and `sleep`: the device's own time; by default this machine's, `speed` times as fast."""
+        """Reads the setting. `clock` and `sleep` are the device's; default: this machine's, `speed` times as fast."""
         self.folder = folder
         self.home = folder.resolve() / "home"
         self.home.mkdir(exist_ok=True)
@@ -130,18 +130,18 @@ class ScriptedDevice:
         return self.clock() >= self._state().down_until_s
 
     def cut_off(self, seconds: float) -> None:
-        """From now on nobody can connect, for so long."""
+        """Lets nobody connect for `seconds` from now."""
         with self._locked() as state:
             self._store(replace(state, down_until_s=self.clock() + seconds))
 
-    def next_upload(self) -> Fault | None:
+    def next_upload(self) -> ScriptedFault | None:
         """Counts an upload, and says what befalls it."""
         with self._locked() as state:
             self._store(replace(state, uploads=state.uploads + 1))
             return self.setting.faults.of_upload(self.name, state.uploads + 1)
 
     def starts(self) -> list[str]:
-        """The names of the run folders in which an engine was started, one for each start."""
+        """Returns the names of the run folders in which an engine was started, one for each start."""
         with contextlib.suppress(FileNotFoundError):
             return (self.folder / "starts").read_text().split()
         return []
@@ -149,7 +149,7 @@ class ScriptedDevice:
     # --- runs, as the system on the device sees them --------------------------------------------------------------
 
     def fork(self) -> None:
-        """A run's folder is there that nobody works on: its engine starts now."""
+        """Starts the engines of the run folders that nobody works on yet."""
         with self._locked() as state:
             for run in self.home.glob("*/runs/*"):
                 if run.suffix == ".part" or (run / "started.json").exists():
@@ -166,12 +166,12 @@ class ScriptedDevice:
         return self._advance(Path(run))
 
     def free_bytes(self, path: str) -> int:
-        """Nothing for a run on a full disk."""
+        """Returns the free bytes: none for a run on a full disk."""
         fault, _ = self.fault_of(Path(path))
         return 0 if fault is not None and fault.kind is FaultKind.DISK_FULL else self.setting.disk_bytes
 
     def signal(self, group: int, number: int) -> bool:
-        """To the process group of run `group`: any but 0 ends it. Whether there was one."""
+        """Signals the process group of run `group`; any signal but 0 ends it. Tells whether there was one."""
         for run in self.home.glob("*/runs/*"):
             try:
                 started = _read(_Started, run / "started.json")
@@ -184,8 +184,8 @@ class ScriptedDevice:
                 return True
         return False
 
-    def fault_of(self, run: Path) -> tuple[Fault | None, int]:
-        """What befalls a run that was started, and how many bytes of events it writes in all."""
+    def fault_of(self, run: Path) -> tuple[ScriptedFault | None, int]:
+        """Returns what befalls a run that was started, and how many bytes of events it writes in all."""
         try:
             looked = self._look(run)
         except FileNotFoundError:
@@ -193,7 +193,7 @@ class ScriptedDevice:
         return self.setting.faults.of_run(self.name, looked.started.n), looked.course.size_bytes
 
     def _advance(self, run: Path) -> bool:
-        """Writes down what happened in a run until now; whether it still goes on. UnreachableError: a power cut."""
+        """Writes down what happened in a run until now; tells whether it goes on. UnreachableError: a power cut."""
         with self._locked() as state:
             try:
                 looked = self._look(run)
@@ -219,7 +219,7 @@ class ScriptedDevice:
             return False
 
     def _look(self, run: Path) -> _Looked:
-        """Raises FileNotFoundError where no engine was started in this folder, or it is being removed."""
+        """Returns a run. Raises FileNotFoundError where no engine was started, or the folder is being removed."""
         if run not in self._looked_at:
             started = _read(_Started, run / "started.json")
             fault = self.setting.faults.of_run(self.name, started.n)

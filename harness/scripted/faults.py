@@ -1,4 +1,4 @@
-"""What goes wrong on a scripted device: a pure function of its name and of how often it was asked.
+"""Decides what goes wrong on a scripted device: a pure function of its name and the number of the run.
 
 No memory of its own: whoever asks again, after the controller was killed for instance, gets the same answer.
 """
@@ -37,7 +37,7 @@ OF_UPLOADS = (FaultKind.DROP, FaultKind.SLOW_DISK, FaultKind.DISK_FULL)  # the o
 
 
 @dataclass(frozen=True)
-class Fault:
+class ScriptedFault:
     kind: FaultKind
     at: float = 0.5  # share of the run, or of the upload, that goes well
     variant: int = 0  # which kind of damage
@@ -45,7 +45,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class FaultScript:
-    """Which fault befalls the n-th run of a device, counted from 1, and its n-th upload.
+    """Says which fault befalls the n-th run of a device, counted from 1, and its n-th upload.
 
     `schedule` names runs, (1, "reboot") for instance; 0 is the first upload. What it does not name meets each kind of
     `rates` with that probability.
@@ -55,19 +55,19 @@ class FaultScript:
     rates: dict[str, float] = field(default_factory=dict)
     schedule: tuple[tuple[int, FaultKind], ...] = ()
 
-    def of_run(self, device: str, n: int) -> Fault | None:
+    def of_run(self, device: str, n: int) -> ScriptedFault | None:
         return self._fault(random.Random(f"{self.seed}/{device}/run/{n}"), n, tuple(FaultKind))  # noqa: S311
 
-    def of_upload(self, device: str, n: int) -> Fault | None:
+    def of_upload(self, device: str, n: int) -> ScriptedFault | None:
         return self._fault(random.Random(f"{self.seed}/{device}/upload/{n}"), 0 if n == 1 else -1, OF_UPLOADS)  # noqa: S311
 
-    def _fault(self, chance: random.Random, n: int, kinds: tuple[FaultKind, ...]) -> Fault | None:
+    def _fault(self, chance: random.Random, n: int, kinds: tuple[FaultKind, ...]) -> ScriptedFault | None:
         at, variant, dice = chance.uniform(0.2, 0.9), chance.randrange(1000), chance.random()
         scheduled = dict(self.schedule).get(n)
         if scheduled is not None:
-            return Fault(scheduled, at, variant)
+            return ScriptedFault(scheduled, at, variant)
         for kind in kinds:
             dice -= self.rates.get(kind, 0.0)
             if dice < 0:
-                return Fault(kind, at, variant)
+                return ScriptedFault(kind, at, variant)
         return None

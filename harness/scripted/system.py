@@ -1,4 +1,4 @@
-"""The system that the farm's agent finds on a scripted device.
+"""Plays the system that the farm's agent finds on a scripted device.
 
 The agent itself is the real one, run as the controller sent it. Its files are real, too, in the device's folder. What
 is made up is the rest of the system: the clock, processes, signals, /proc, and who keeps a lock because it lives.
@@ -20,24 +20,24 @@ from typing import Any, NoReturn, Protocol
 
 
 class Machine(Protocol):
-    """What a scripted device says of itself to the system on it."""
+    """Defines what a scripted device says of itself to the system on it."""
 
     def clock(self) -> float: ...
 
     def boot_id(self) -> str: ...
 
     def fork(self) -> None:
-        """The agent has laid out a run's folder, and leaves a process of its own to supervise it."""
+        """Takes over a run's folder that the agent has laid out, as a supervising process would."""
         ...
 
     def is_alive(self, run: str) -> bool:
-        """Whether a process of the run in this folder lives, and so keeps its lock."""
+        """Tells whether a process of the run in this folder lives, and so keeps its lock."""
         ...
 
     def free_bytes(self, path: str) -> int: ...
 
     def signal(self, group: int, number: int) -> bool:
-        """Signals a process group; whether there is one."""
+        """Signals a process group; tells whether there is one."""
         ...
 
 
@@ -51,7 +51,7 @@ def run_python(
     on_stderr: Callable[[bytes], None],
     sleep: Callable[[float], None],
 ) -> int:
-    """What `python3 -c CODE ARGUMENT...` would do there; returns its exit status."""
+    """Does what `python3 -c CODE ARGUMENT...` would do there; returns its exit status."""
     modules = _modules(machine, arguments, stdin, on_stdout, on_stderr, sleep)
 
     def import_(name: str, *details: Any) -> Any:

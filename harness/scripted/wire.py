@@ -1,4 +1,4 @@
-"""The connection to a scripted device: answers what the farm asks over a transport, and breaks as the script says."""
+"""Answers what the farm asks of a scripted device over a transport, and breaks as the script says."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from device_inventory import Device
 from engine.protocol import to_json
 from harness.device.deploy import IS_THERE, PREPARE, REMOVE, SIZE
 from harness.device.probe import IN_FOLDER, SEARCH
@@ -20,7 +21,7 @@ from harness.scripted.course import SLOW_DISK
 from harness.scripted.device import OFFLINE_S, ScriptedDevice
 from harness.scripted.faults import FaultKind
 from harness.scripted.system import run_python
-from harness.transport import Completed
+from harness.transport import Completed, Keyring, Reach, TransportKind
 
 _PYTHON = "/usr/bin/python3"
 _UPLOAD_STEPS = 8  # an upload is told of so often
@@ -29,7 +30,7 @@ SHELL_S = 60.0
 
 
 class ScriptedTransport:
-    """One connection. What it does not know exits with 127, as a command does that a device has not got."""
+    """Is one connection. Commands that it does not know exit with 127, as on a device that lacks them."""
 
     def __init__(self, device: ScriptedDevice) -> None:
         self.name = device.name
@@ -165,7 +166,7 @@ class ScriptedTransport:
         return 0
 
     def _survey(self) -> Survey:
-        """A healthy device, but for what its script says."""
+        """Returns the survey of a device that is healthy, but for what its script says."""
         setting = self._device.setting
         return Survey(
             utc_s=time.time(), file_system="scripted", storage="scripted", read_only=False, no_exec=False,
@@ -201,7 +202,7 @@ class ScriptedTransport:
         return passing
 
     def _sleeper(self, what: str, deadline_s: float) -> Callable[[float], None]:
-        """The sleep of a command on the device: its deadline holds, and so does a link that is lost meanwhile."""
+        """Returns the sleep of a command on the device, which its deadline or a lost link ends."""
         end = self._device.clock() + deadline_s
 
         def sleep(seconds: float) -> None:
@@ -218,10 +219,19 @@ class ScriptedTransport:
             raise UnreachableError(f"{self.name}: cannot be reached (connection refused): is it on?")
 
     def _path(self, path: str) -> Path:
-        """Never outside the device's home folder."""
+        """Returns the real path; refuses one outside the device's home folder."""
         inside = Path(os.path.normpath(self._device.home / path))
         if not inside.is_relative_to(self._device.home):
             raise RemoteCommandError(
                 f"{self.name}: {path} is outside the scripted device: set `root` to a relative one"
             )
         return inside
+
+
+def _reach(device: Device, keyring: Keyring) -> Reach:
+    assert device.scripted is not None  # the inventory refuses it
+    scripted = ScriptedDevice(Path(device.scripted))
+    return Reach(lambda: ScriptedTransport(scripted), scripted.clock, scripted.sleep)
+
+
+SCRIPTED = TransportKind(open=_reach, address=lambda device: device.host)

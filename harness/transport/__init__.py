@@ -1,15 +1,22 @@
-"""How commands and files reach a device. One interface, several implementations: ssh, local, fake.
+"""Carries commands and files to devices: one interface, several implementations.
 
-shell.py builds every act from one primitive (a command line with streamed input and output), which ssh and local
-supply; fake wraps any of them and breaks the wire.
+Each kind of transport describes itself in a `TransportKind` beside its code; harness/device/kinds.py is the table.
+
+shell.py builds every act from one primitive (a command line with streamed input and output), which ssh.py and local.py
+supply.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+
+from device_inventory import Device
+from harness.findings import Told
+from harness.transport.known_hosts import HostKey
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Transport(Protocol):
 
     @property
     def bytes_sent(self) -> int:
-        """Of files, by all uploads so far, broken ones included."""
+        """Returns the bytes of files sent by all uploads so far, broken ones included."""
         ...
 
     def run(
@@ -70,3 +77,38 @@ class Transport(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How to connect to one device, and how time passes there."""
+
+    connect: Callable[[], Transport]
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+@dataclass(frozen=True)
+class Keyring:
+    """The controller's files that a transport may need: the farm's own host keys, and an ssh_config (None: yours)."""
+
+    known_hosts: Path
+    ssh_config: Path | None = None
+
+
+@dataclass(frozen=True)
+class TransportKind:
+    """One way to reach devices: a row of the table in harness/device/kinds.py.
+
+    `open` says how to connect to a device; it does not connect. `address` shows where a device is. `trust` yields the
+    host keys that a person must accept, None where there are none. `checks` are what `doctor` looks at on the
+    controller, given the devices of this kind. `options` are the keys, with their types, that the inventory may give
+    under the kind's name, as in `[devices.phone.adb]`; those in `required` must be there.
+    """
+
+    open: Callable[[Device, Keyring], Reach]
+    address: Callable[[Device], str]
+    trust: Callable[[Device, Keyring], Iterator[HostKey]] | None = None
+    checks: Mapping[str, Callable[[Keyring, Sequence[Device]], Iterator[Told]]] = field(default_factory=dict)
+    options: Mapping[str, type] = field(default_factory=dict)
+    required: tuple[str, ...] = ()

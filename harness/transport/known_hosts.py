@@ -1,4 +1,4 @@
-"""The farm's own known_hosts file, in OpenSSH's format, apart from ~/.ssh/known_hosts.
+"""Reads and writes the farm's own known_hosts file, in OpenSSH's format, apart from ~/.ssh/known_hosts.
 
 Being the farm's own, it holds what `edgemoe-farm trust` put there and nothing that an `ssh` once accepted in passing.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 def default_path(environment: Mapping[str, str] = os.environ) -> Path:
-    """$XDG_CONFIG_HOME/edgemoe-farm/known_hosts, or the same under ~/.config."""
+    """Returns $XDG_CONFIG_HOME/edgemoe-farm/known_hosts, or the same under ~/.config."""
     base = environment.get("XDG_CONFIG_HOME", "")
     folder = Path(base) if base.startswith("/") else Path.home() / ".config"
     return folder / "edgemoe-farm" / "known_hosts"
@@ -33,7 +33,7 @@ class HostKey:
 
     @property
     def fingerprint(self) -> str:
-        """As `ssh-keygen -l` prints it."""
+        """Returns the fingerprint as `ssh-keygen -l` prints it."""
         return "SHA256:" + base64.b64encode(hashlib.sha256(self.content).digest()).decode().rstrip("=")
 
     def __str__(self) -> str:
@@ -47,7 +47,7 @@ class KnownHosts:
     path: Path
 
     def find(self, host: str) -> tuple[HostKey, ...]:
-        """Every key that is filed under `host`."""
+        """Returns every key that is filed under `host`."""
         return tuple(
             HostKey(host, kind, content)
             for names, kind, content in self._entries()
@@ -91,7 +91,7 @@ class KnownHosts:
 
 
 def _split(line: str) -> tuple[list[str], str]:
-    """The host names of a line, and the rest of it; no names for comments, blank lines and @markers."""
+    """Returns the host names of a line and its rest; no names for comments, blank lines and @markers."""
     if not line.strip() or line.lstrip().startswith(("#", "@")):
         return [], line
     names, _, rest = line.strip().partition(" ")

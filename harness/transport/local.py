@@ -1,4 +1,4 @@
-"""This machine as a device: a folder takes the place of the home folder, and no network is involved."""
+"""Uses this machine as a device: a folder stands for the home folder, and no network is involved."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.transport.shell import STALL_S, ShellTransport
 
 
 class LocalTransport(ShellTransport):
-    """Commands run in `folder`, which is also their HOME."""
+    """Runs commands in `folder`, which is also their HOME."""
 
     def __init__(self, name: str, folder: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(name, clock=clock)

@@ -1,4 +1,4 @@
-"""Every act of a transport, built from POSIX commands over one primitive.
+"""Builds every act of a transport from POSIX commands over one primitive.
 
 Nothing but a POSIX shell with `dd`, `df`, `wc` and one of sha256sum, shasum or python3 is assumed on the device: no
 SFTP subsystem (dropbear and embedded servers often lack it), no /tmp, no bash. An upload writes through `dd seek=`, at
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from harness.errors import DiskFullError, RemoteCommandError, RemoteTimeoutError
 from harness.transport import Completed
+from reports.text import harmless
 
 OUTPUT_LIMIT_BYTES = 16 << 20  # kept of one command's stdout, and of its stderr
 GRACE_S = 10.0  # how much longer the controller waits than the device's own deadline: for the network, and the kill
@@ -59,7 +60,7 @@ _FINISH = (
 
 
 class ShellTransport(ABC):
-    """What ssh and local have in common."""
+    """Implements what SSH and local transports share."""
 
     def __init__(self, name: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = name
@@ -164,7 +165,7 @@ class ShellTransport(ABC):
                     progress(offset)
 
     def _survey(self, partial: str, target: str) -> tuple[int, int]:
-        """Bytes that a cut upload left, bytes that are free."""
+        """Returns the bytes that a cut upload left, and the bytes that are free."""
         answer = self._shell(_SURVEY, partial, _folder(target)).stdout.split()
         try:
             present, free_kib = (int(word) for word in answer)
@@ -247,7 +248,7 @@ def _mb(size_bytes: int) -> str:
 
 def _last_line(output: bytes | bytearray) -> str:
     lines = bytes(output[-4096:]).decode("utf-8", "replace").strip().splitlines()
-    return "".join(c for c in lines[-1] if c.isprintable())[:400] if lines else ""
+    return harmless(lines[-1], limit=400) if lines else ""
 
 
 def _sha256(path: Path) -> str:

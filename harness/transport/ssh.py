@@ -1,4 +1,4 @@
-"""Devices over SSH, on fabric: its Connection knows ssh_config, aliases and jump hosts.
+"""Reaches devices over SSH, on fabric, whose Connection knows ssh_config, aliases and jump hosts.
 
 Four of its defaults are not ours. It accepts unknown and changed host keys: here every connection of the chain, jump
 hosts included, loads the farm's own known_hosts and refuses others. Its `run` quotes no environment and keeps all
@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ from fabric import Config, Connection
 
 from device_inventory import Device
 from harness.errors import HostKeyError, UnreachableError, UsageError
+from harness.transport import Keyring, Reach, TransportKind
 from harness.transport.known_hosts import HostKey, KnownHosts
 from harness.transport.shell import STALL_S, ShellTransport
+from harness.transport.ssh_files import check_keys, check_known_hosts
+from reports.text import harmless
 
 CONNECT_S = 15.0
 KEEPALIVE_S = 5
@@ -33,7 +37,7 @@ logging.getLogger("paramiko").addHandler(logging.NullHandler())  # its failures 
 
 
 class SshTransport(ShellTransport):
-    """A device of the inventory. Connects at the first act, and again at the first act after the link was lost."""
+    """Reaches one device of the inventory. Connects at the first act, and again after the link was lost."""
 
     def __init__(
         self,
@@ -137,13 +141,13 @@ class SshTransport(ShellTransport):
                 poll.poll(1000 * min(end - now, 1.0))
 
     def _link_is_lost(self, channel: paramiko.Channel) -> bool:
-        """An exit status of -1 is ambiguous: either a signal killed the command, or the connection ended."""
+        """Tells whether an exit status of -1 means that the connection ended, not that a signal killed the command."""
         transport = channel.get_transport()
         transport.join(0.2)  # its thread closes the channels a moment before it says that it is no longer active
         return not transport.is_active()
 
     def _open_channel(self) -> paramiko.Channel:
-        """A session on a connection that works: one that turns out to be dead is replaced once."""
+        """Opens a session on a connection that works; replaces a dead connection once."""
         for _ in range(2):
             reused = self._connection is not None and self._connection.is_connected
             if not reused:
@@ -170,7 +174,7 @@ class SshTransport(ShellTransport):
 def presented_keys(
     device: Device, known_hosts: Path, *, ssh_config: Path | None = None, connect_s: float = CONNECT_S
 ) -> Iterator[HostKey]:
-    """The host keys that the jump hosts of a device, and then the device itself, present. Nothing logs in to them.
+    """Yields the host keys that a device's jump hosts, and then the device itself, present. Nothing logs in.
 
     Each must be in `known_hosts` before the next is asked for: what lies behind a jump host is reached through it,
     and only over a connection that is trusted.
@@ -212,7 +216,7 @@ _ALGORITHMS = {"ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256")}
 
 
 def _chain(device: Device, known_hosts: Path, ssh_config: Path | None, connect_s: float) -> list[Connection]:
-    """The connections to a device, none of them open: its jump hosts in order, and the device itself, all strict."""
+    """Returns the unopened connections to a device: its jump hosts in order, then the device, all strict."""
     identity = Path(device.identity_file).expanduser() if device.identity_file else None
     if identity is not None and not identity.is_file():
         raise UsageError(f"{device.name}: identity_file {identity} does not exist: correct it in the inventory")
@@ -288,7 +292,7 @@ def _close(connection: Connection) -> None:
 
 
 def _filed_name(connection: Connection) -> str:
-    """As OpenSSH files it in known_hosts."""
+    """Returns the name under which OpenSSH files the host in known_hosts."""
     return connection.host if connection.port == 22 else f"[{connection.host}]:{connection.port}"
 
 
@@ -317,4 +321,26 @@ def _explained(device: Device, connection: Connection) -> Iterator[None]:
 
 def _reason(error: BaseException) -> str:
     text = str(error) or ("timed out" if isinstance(error, TimeoutError) else type(error).__name__)
-    return "".join(c for c in text if c.isprintable())[:300]
+    return harmless(text, limit=300)
+
+
+def _reach(device: Device, keyring: Keyring) -> Reach:
+    connect = partial(
+        SshTransport, device, keyring.known_hosts, ssh_config=keyring.ssh_config, connect_s=device.connect_s
+    )
+    return Reach(connect)
+
+
+def _address(device: Device) -> str:
+    user = f"{device.user}@" if device.user else ""
+    port = f":{device.port}" if device.port else ""
+    via = f" via {device.proxy_jump}" if device.proxy_jump else ""
+    return f"{user}{device.host}{port}{via}"
+
+
+SSH = TransportKind(
+    open=_reach,
+    address=_address,
+    trust=lambda device, keyring: presented_keys(device, keyring.known_hosts, ssh_config=keyring.ssh_config),
+    checks={"known-hosts": check_known_hosts, "keys": check_keys},
+)

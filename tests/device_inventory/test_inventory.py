@@ -106,3 +106,27 @@ def test_an_unknown_device_suggests_the_nearest(tmp_path):
     assert inventory["kitchen-pi"].host == "a"
     with pytest.raises(InventoryError, match=r"no device is called 'kitchen', did you mean 'kitchen-pi'\?"):
         inventory["kitchen"]
+
+
+def test_another_transport_has_options_of_its_own(tmp_path):
+    text = '[defaults]\nuser = "pi"\n[devices.phone]\ntransport = "adb"\nadb.serial = "R58"\nadb.port = 5037\n'
+    phone = load(tmp_path, text)["phone"]
+    assert (phone.transport, phone.options, phone.host) == ("adb", {"serial": "R58", "port": 5037}, "")
+    assert isinstance(hash(phone), int)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ('transport = "adb"\nadb = 3', "key 'adb' must be a table"),
+        ('transport = "adb"\nadb.serial = [1]', "key 'adb' must be a table of texts"),
+        ('transport = "adb"\nusb.serial = "x"', "unknown key 'usb'"),
+        ("transport = 3", "key 'transport' must be a text"),
+        ('transport = "a b"', "key 'transport' must be the name"),
+        ('transport = "scripted"', "key 'scripted' and transport"),
+        ('transport = "adb"\nscripted = "x"', "key 'scripted' and transport"),
+    ],
+)
+def test_mistakes_in_a_transport_are_named(tmp_path, table, message):
+    with pytest.raises(InventoryError, match=f"device 'pi': .*{message}"):
+        load(tmp_path, f"[devices.pi]\n{table}\n")

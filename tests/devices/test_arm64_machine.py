@@ -12,7 +12,7 @@ from engine.offline.importing.importer import import_checkpoint
 from engine.protocol import ExpertBudget, RunRequest
 from engine.quantize import Format
 from engine.selftest import profile_of
-from harness.device.remote import open_session
+from harness.device.opening import open_session
 from harness.transport.ssh import SshTransport
 from reports.records import RunStatus
 from tests.devices.machine import HOME, VIRT

@@ -11,12 +11,13 @@ import pytest
 
 from device_inventory import Device
 from engine.protocol import from_json, loads
-from harness.device.probe import Kernels
-from harness.doctor import Severity, controller, device
+from harness.device.probe import KernelReport
+from harness.doctor import controller, device
 from harness.doctor.device import Examined, examine, refuse_unfit
 from harness.doctor.examination import examine_device
 from harness.doctor.survey import SCRIPT, Pruned, Removed, Survey
 from harness.errors import DeviceError, RemoteCommandError, UnfitError
+from harness.findings import Severity
 from reports.results.database import ResultsDatabase
 from reports.results.health import DeviceHealth, Health
 from tests.harness.conftest import FACTS
@@ -119,10 +120,10 @@ class ScriptedPatient:
 
     facts = OPENBLAS
 
-    def __init__(self, kernels: Kernels, selftest: DeviceError | None = None, unused_bytes: int = 0) -> None:
+    def __init__(self, kernels: KernelReport, selftest: DeviceError | None = None, unused_bytes: int = 0) -> None:
         self._kernels, self._selftest, self._unused_bytes = kernels, selftest, unused_bytes
 
-    def kernels(self) -> Kernels:
+    def kernels(self) -> KernelReport:
         return self._kernels
 
     def selftest(self) -> None:
@@ -139,13 +140,17 @@ class ScriptedPatient:
 @pytest.mark.parametrize(
     ("patient", "health", "check"),
     [
-        (ScriptedPatient(Kernels("native", ())), DeviceHealth(), None),
-        (ScriptedPatient(Kernels("numpy", ("no library for riscv64",))), DeviceHealth(), "kernels"),
-        (ScriptedPatient(Kernels("native", ()), RemoteCommandError("pi: it fails: look")), DeviceHealth(), "engine"),
-        (ScriptedPatient(Kernels("native", ()), unused_bytes=1 << 30), DeviceHealth(), "unused"),
-        (ScriptedPatient(Kernels("native", ())), DeviceHealth(Health.QUARANTINED, "lost", "", 3, 3), "health"),
-        (ScriptedPatient(Kernels("native", ())), DeviceHealth(Health.SUSPECT, "lost", "", 1, 1), "health"),
-        (ScriptedPatient(Kernels("native", ())), DeviceHealth(Health.MAINTENANCE, "in maintenance"), "health"),
+        (ScriptedPatient(KernelReport("native", ())), DeviceHealth(), None),
+        (ScriptedPatient(KernelReport("numpy", ("no library for riscv64",))), DeviceHealth(), "kernels"),
+        (
+            ScriptedPatient(KernelReport("native", ()), RemoteCommandError("pi: it fails: look")),
+            DeviceHealth(),
+            "engine",
+        ),
+        (ScriptedPatient(KernelReport("native", ()), unused_bytes=1 << 30), DeviceHealth(), "unused"),
+        (ScriptedPatient(KernelReport("native", ())), DeviceHealth(Health.QUARANTINED, "lost", "", 3, 3), "health"),
+        (ScriptedPatient(KernelReport("native", ())), DeviceHealth(Health.SUSPECT, "lost", "", 1, 1), "health"),
+        (ScriptedPatient(KernelReport("native", ())), DeviceHealth(Health.MAINTENANCE, "in maintenance"), "health"),
     ],
 )
 def test_an_examination(patient, health, check) -> None:

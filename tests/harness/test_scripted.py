@@ -9,9 +9,10 @@ import pytest
 
 from device_inventory import Inventory, InventoryError
 from engine.protocol import RunRequest
-from harness.device.remote import RemoteSession, open_session
+from harness.device.opening import open_session
+from harness.device.remote import RemoteSession
 from harness.errors import DiskFullError, UnreachableError
-from harness.scripted import Fault, FaultKind, FaultScript, ScriptedDevice, ScriptedTransport, declare
+from harness.scripted import FaultKind, FaultScript, ScriptedDevice, ScriptedFault, ScriptedTransport, declare
 from harness.scripted.course import course
 from harness.scripted.faults import OF_UPLOADS
 from harness.sweep.plan import SCRIPTED, emulated_conditions
@@ -118,7 +119,7 @@ def test_a_fault_costs_its_own_run_and_no_other(connect, clock, kind, status, re
 @pytest.mark.parametrize("variant", range(7))
 def test_damage_of_every_kind_is_a_failure_and_harmless(connect, tmp_path, monkeypatch, variant) -> None:
     faults = FaultScript()
-    monkeypatch.setattr(FaultScript, "of_run", lambda *_: Fault(FaultKind.DAMAGE, 0.5, variant))
+    monkeypatch.setattr(FaultScript, "of_run", lambda *_: ScriptedFault(FaultKind.DAMAGE, 0.5, variant))
     outcome = connect(faults=faults)[1]().execute(request())
     assert outcome.status is RunStatus.FAILED
     assert all(reason.isprintable() for reason in outcome.reasons)

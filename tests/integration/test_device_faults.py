@@ -15,7 +15,8 @@ import pytest
 
 from engine.protocol import RunRequest
 from harness.device.bootstrap import WheelCache
-from harness.device.remote import RemoteSession, open_session, prune_device
+from harness.device.opening import open_session, prune_device
+from harness.device.remote import RemoteSession
 from harness.doctor.device import Examined, examine
 from harness.doctor.examination import examine_device
 from harness.doctor.survey import prune, survey

@@ -9,7 +9,7 @@ import pytest
 from engine.protocol import RunRequest
 from engine.quantize import Format
 from engine.selftest import write_random_model
-from harness.device.remote import open_session
+from harness.device.opening import open_session
 from reports.records import RunStatus
 
 pytestmark = pytest.mark.integration

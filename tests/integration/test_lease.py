@@ -277,7 +277,7 @@ from pathlib import Path
 from device_inventory import Inventory
 from engine.protocol import RunRequest
 from harness.device.lease import Holder
-from harness.device.remote import open_session
+from harness.device.opening import open_session
 inventory, known_hosts, cache, engine, name = sys.argv[1:]
 device = Inventory.load(Path(inventory))["pi"]
 for n in range(3):

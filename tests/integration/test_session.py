@@ -14,11 +14,11 @@ import pytest
 from engine.protocol import RunRequest, Settle
 from harness.device.remote import RemoteSession
 from harness.errors import DiskFullError, PythonMissingError, UnreachableError, UsageError
-from harness.transport.fake import FakeTransport, Fault
 from harness.transport.local import LocalTransport
 from harness.transport.ssh import SshTransport
 from reports import records
 from reports.records import RunStatus
+from tests.harness.fake_transport import FakeTransport, LinkFault
 
 
 def request(strategy="good", run_id="run-1", **changes):
@@ -222,7 +222,9 @@ def test_a_link_that_drops_at_any_byte_costs_nothing(open_session, tmp_path):
     for after_bytes in (0, 1, 500, 2000):
         session = open_session(connect)
         session.hold()
-        session._transport._script = iter([Fault("drop", after_bytes), None, Fault("refuse"), Fault("refuse")])
+        session._transport._script = iter(
+            [LinkFault("drop", after_bytes), None, LinkFault("refuse"), LinkFault("refuse")]
+        )
         outcome = session.execute(request(run_id=f"run-{after_bytes}"))
         assert outcome.status is RunStatus.OK, outcome.reasons
         assert outcome.samples == whole.samples
@@ -231,8 +233,8 @@ def test_a_link_that_drops_at_any_byte_costs_nothing(open_session, tmp_path):
 @pytest.mark.parametrize(
     ("fault", "status", "reason"),
     [
-        (Fault("stall"), RunStatus.TIMED_OUT, "gave no end in time"),
-        (Fault("truncate", 600), RunStatus.FAILED, "ended without its last event"),
+        (LinkFault("stall"), RunStatus.TIMED_OUT, "gave no end in time"),
+        (LinkFault("truncate", 600), RunStatus.FAILED, "ended without its last event"),
     ],
 )
 def test_a_wire_that_lies_costs_one_run(open_session, tmp_path, fault, status, reason):
@@ -308,7 +310,7 @@ def test_what_was_given_up_for_lost_is_ended_before_the_next_run(open_session, t
     def cut(event, content):
         if event == "loaded":
             groups.append(engine_group(tmp_path))
-            session._transport._script = iter([Fault("refuse")] * 3)
+            session._transport._script = iter([LinkFault("refuse")] * 3)
             raise UnreachableError("pi: the connection was lost")
 
     assert session.execute(request("sleep"), on_event=cut).status is RunStatus.UNREACHABLE

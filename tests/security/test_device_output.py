@@ -33,7 +33,7 @@ from engine.protocol import (
     loads,
     to_json,
 )  # fmt: skip
-from harness.device.collect import Collector, Ending, judge, printable
+from harness.device.collect import Collector, Ending, classify, log_tail
 from harness.device.probe import Python, find_python, read_facts
 from harness.device.remote import RemoteSession
 from harness.errors import DeviceError
@@ -111,7 +111,7 @@ def test_an_ending_is_taken_or_refused(text: str) -> None:
         assert len(str(error)) < 2000
         return
     for stream in (b"", "\n".join(map(json.dumps, EVENTS)).encode() + b"\n"):
-        _, _, reasons = judge(collected(stream), ending, 60)
+        _, _, reasons = classify(collected(stream), ending, 60)
         assert is_harmless(" ".join(reasons))
         assert len(" ".join(reasons)) < 2000
 
@@ -336,4 +336,4 @@ def test_no_escape_code_reaches_a_terminal_a_log_or_a_page(run: Run, state: str)
 
 @given(long_texts)
 def test_log_tails_are_harmless(text: str) -> None:
-    assert is_harmless(printable(text))
+    assert is_harmless(log_tail(text))

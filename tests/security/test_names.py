@@ -19,7 +19,7 @@ from device_inventory.inventory import Device
 from engine.protocol import RunRequest
 from harness.cli.options import printable
 from harness.device.collect import Ending
-from harness.device.deploy import Place, safe_name
+from harness.device.deploy import FarmFolder, safe_name
 from harness.errors import UsageError
 from harness.sweep.matrix import parse_matrix
 from harness.sweep.plan import run_id
@@ -88,7 +88,7 @@ tokens = [[1]]
 
 @given(long_texts)
 def test_no_name_leads_out_of_the_farms_folder_on_a_device(text: str) -> None:
-    place = Place("/f")
+    place = FarmFolder("/f")
     source = Path(f"/models/{text}".replace("\0", "") or "/models/x")
     for path in (place.blob("a" * 64, source), place.run(text), place.run(run_id(text, "cell", 0, 0))):
         assert path.startswith(f"{place.root}/")

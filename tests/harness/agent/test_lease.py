@@ -260,11 +260,14 @@ def test_a_thousand_times_never_both(tmp_path: Path) -> None:
             name, process = competitors.pop(names.index(who) if (who := holder()) in names else 0)
             process.kill()
             process.wait()
-            # Its lease, if it had it, expires, and so does its ticket; nobody else's lease is as old as that.
-            held = holder() == name
-            fell_while_holding += held
-            clock_s += ttl_s + 1 if held else lease.TICKET_TTL_S + 1
-            set_clock()
+            # Its lease, if it had it, expires, and so does its ticket; nobody else's lease is as old as that. The lock
+            # keeps the others from taking the lease at the old time between the look and the jump: a holder that
+            # is killed amid its release leaves a lease that is void at once.
+            with lease.locked(str(tmp_path)):
+                held = holder() == name
+                fell_while_holding += held
+                clock_s += ttl_s + 1 if held else lease.TICKET_TTL_S + 1
+                set_clock()
             competitors.append(start(started))
             started += 1
     finally:

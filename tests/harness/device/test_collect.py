@@ -23,7 +23,7 @@ from engine.protocol import (
     encode_event,
     from_json,
 )
-from harness.device.collect import Collector, Ending, LimitHeld, conditions, judge, printable
+from harness.device.collect import Collector, Ending, LimitHeld, classify, conditions, log_tail
 from harness.device.lease import Owner
 from reports.records import Fault, RunStatus
 
@@ -52,7 +52,7 @@ def collect(*lines, piece_bytes=1 << 20):
 def test_events_in_any_pieces(piece_bytes):
     collected = collect(*GOOD, piece_bytes=piece_bytes)
     assert collected.samples == [SAMPLE, SAMPLE]
-    assert judge(collected, Ending("exited", 0), 60) == (RunStatus.OK, None, ())
+    assert classify(collected, Ending("exited", 0), 60) == (RunStatus.OK, None, ())
 
 
 def test_a_timeline_as_long_as_one_can_be_comes_in_one_sample_more():
@@ -106,10 +106,10 @@ def test_a_device_that_was_not_watched_is_unknown():
 
 def test_the_answer_of_a_run_that_does_not_fit_its_limit():
     ending = Ending("exited", -9, oom_kills=1, limit=LimitHeld("cgroup-v1", 1 << 28, "memory.max_usage_in_bytes"))
-    status, _, reasons = judge(collect(STARTED), ending, 60)
+    status, _, reasons = classify(collect(STARTED), ending, 60)
     assert status is RunStatus.OUT_OF_MEMORY
     assert "was limited (cgroup-v1)" in reasons[-1]
-    assert len(judge(collect(STARTED), replace(ending, limit=LimitHeld("none")), 60)[2]) == 1
+    assert len(classify(collect(STARTED), replace(ending, limit=LimitHeld("none")), 60)[2]) == 1
     with pytest.raises(ProtocolError, match="unknown method 'magic'"):
         from_json(Ending, {"state": "exited", "limit": {"method": "magic"}})
 
@@ -242,7 +242,7 @@ def test_what_does_not_fit_the_protocol_is_refused(lines, message):
     ],
 )
 def test_endings(lines, ending, status, fault, reason):
-    found, whose, reasons = judge(collect(*lines), ending, 60)
+    found, whose, reasons = classify(collect(*lines), ending, 60)
     assert (found, whose) == (status, fault)
     assert (reason is None and reasons == ()) or reason in reasons[0]
 
@@ -254,5 +254,5 @@ def test_an_ending_of_an_unknown_state_is_refused():
 
 def test_log_tails_are_harmless():
     text = "a\x1b[31mred\x1b[0m \x1b]0;title\x07b\u202ec\x00\r\td\ne"
-    assert printable(text) == "ared bc\td\ne"
-    assert len(printable("x" * 100_000)) == 8000
+    assert log_tail(text) == "ared bc\td\ne"
+    assert len(log_tail("x" * 100_000)) == 8000

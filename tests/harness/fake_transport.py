@@ -12,7 +12,7 @@ from harness.transport import Completed, Transport
 
 
 @dataclass(frozen=True)
-class Fault:
+class LinkFault:
     """What goes wrong with one act. Acts that have no fault in the script go well.
 
     drop      the link is lost: after the command has run (its effects stay), and `after_bytes` of output got through
@@ -28,7 +28,7 @@ class Fault:
 class FakeTransport:
     """Wraps a real transport; the n-th act meets the n-th entry of `script` (None: it goes well)."""
 
-    def __init__(self, inner: Transport, script: Iterable[Fault | None] = ()) -> None:
+    def __init__(self, inner: Transport, script: Iterable[LinkFault | None] = ()) -> None:
         self.name = inner.name
         self.acts: list[tuple[str, ...]] = []  # what was asked for, for tests
         self._inner = inner
@@ -96,7 +96,7 @@ class FakeTransport:
     def close(self) -> None:
         self._inner.close()
 
-    def _next(self, act: tuple[str, ...]) -> Fault | None:
+    def _next(self, act: tuple[str, ...]) -> LinkFault | None:
         self.acts.append(act)
         fault = next(self._script, None)
         if fault is not None and fault.kind == "refuse":

@@ -1,0 +1,29 @@
+"""Text from strangers, made harmless: what a device, a model or another controller wrote, before people see it."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# ECMA-48 control sequences, and operating system commands such as a terminal's title.
+_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
+
+
+def harmless(text: object, *, limit: int | None = None, lines: bool = False, instead: str = " ") -> str:
+    """Returns `text` without anything that could act on a terminal, a log or a page.
+
+    Terminal escapes, control characters, direction marks and other invisible characters become `instead`. The result
+    is one line unless `lines` is set, which keeps line breaks, tabs and spaces of other widths. `limit` keeps that
+    many characters of the beginning.
+    """
+    shown = str(text)
+    if limit is not None:
+        shown = shown[: 4 * limit]  # what follows costs time for each character, and a device may send megabytes
+    if not shown.isprintable():
+        shown = _ESCAPES.sub(lambda _: instead, shown)
+        shown = "".join(c if c.isprintable() or (lines and _is_space(c)) else instead for c in shown)
+    return shown[:limit]
+
+
+def _is_space(character: str) -> bool:
+    return character in "\n\t" or unicodedata.category(character) == "Zs"
