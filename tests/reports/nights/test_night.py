@@ -18,7 +18,7 @@ from reports.nights.night import (
     exit_code,
     with_history,
 )
-from reports.nights.summary import headline, junit, markdown, payload
+from reports.nights.summary import junit, markdown, payload, summary_line
 
 AT = "2026-11-25T04:00:00+00:00"
 HOSTILE = "a|b `c` <script>alert(1)</script> *d* [e](http://f) @g \x1b[31m\nnext \ud800".replace("\ud800", "\ufffe")
@@ -93,7 +93,7 @@ def test_a_summary_says_what_where_and_by_how_much(night):
         assert line in text
     assert f"- `{night.findings[0].cell.key}`: tpot\\_s: 10 % slower" in text
     assert "1 better than the baseline." in text
-    assert headline(replace(night, findings=(), acknowledged=())).endswith("against main: no regression")
+    assert summary_line(replace(night, findings=(), acknowledged=())).endswith("against main: no regression")
 
 
 def test_junit_has_a_case_for_each_cell(night):
