@@ -9,8 +9,16 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from harness.cli.nightly import GATE_EXIT_CODES
-from harness.cli.options import Duration, MetricShare, json_option, open_results, print_json, printable, results_option
+from harness.cli.options import (
+    GATE_EXIT_CODES,
+    Duration,
+    MetricShare,
+    json_option,
+    open_results,
+    print_json,
+    printable,
+    results_option,
+)
 from harness.errors import UsageError
 from harness.night.config import read_nightly
 from harness.process import owner
