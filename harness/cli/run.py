@@ -24,7 +24,7 @@ from harness.cli.options import (
     results_option,
     wait_option,
 )
-from harness.cli.showing import PATIENT
+from harness.cli.showing import PATIENT, measure_and_show
 from harness.device.deploy import DEFAULT_UPLOADS
 from harness.errors import UsageError
 from harness.sweep.engines import EngineStore, engines_folder
@@ -103,8 +103,8 @@ def run(
     if retry_failed and resume is None:
         raise UsageError("run: --retry-failed goes with --resume")
     measured = partial(
-        measure_and_show, known_hosts=known_hosts, deadline_s=deadline_s, offline=offline, as_json=as_json, wait_s=wait_s,
-        uploads=uploads, kept=EngineStore(engines_folder()),
+        measure_and_show, known_hosts=known_hosts, deadline_s=deadline_s, offline=offline, as_json=as_json,
+        wait_s=wait_s, uploads=uploads, kept=EngineStore(engines_folder()),
     )  # fmt: skip
     inventory = load_inventory(inventory_path)
     if matrix is not None:
