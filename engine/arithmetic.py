@@ -11,7 +11,7 @@ import numpy as np
 from engine.container import Container, Record
 from engine.device import meters
 from engine.experts.buffer import ExpertBuffer
-from engine.experts.eviction import policy_named
+from engine.experts.eviction import LeastRecentlyUsed
 from engine.experts.loader import Loader
 from engine.experts.slabs import PackedSlabs
 from engine.experts.store import ExpertStore
@@ -87,7 +87,7 @@ class _HeldExperts:
         count = max(top_k, min(len(records), HELD_BYTES // records[0].slot_bytes))
         held = {(0, place): record._replace(layer=0, expert=place) for place, record in enumerate(records[:count])}
         slabs = PackedSlabs(container.layouts)
-        buffer = ExpertBuffer(None, records[0].slot_bytes, policy_named("lru", 1))
+        buffer = ExpertBuffer(None, records[0].slot_bytes, LeastRecentlyUsed())
         self._store = ExpertStore(
             container, reader="pread", keep_cached=True, bytes_per_s=None, clock=clock, sleep=time.sleep
         )

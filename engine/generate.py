@@ -13,7 +13,7 @@ from engine.container import Container
 from engine.device import meters
 from engine.errors import DeadlineError
 from engine.experts.loader import Loader
-from engine.experts.predictors import OraclePredictor, Predictor, predictor_named
+from engine.experts.predictors import OraclePredictor, Predictor, Sources, predictor_named
 from engine.experts.profile import PathProfile
 from engine.experts.provision import Provision
 from engine.experts.store import ExpertStore
@@ -86,7 +86,7 @@ class Engine:
             begun.append(clock())
             self.model = load_model(container, kernels)
             begun.append(clock())
-            first_layer, top_k = self.model.first_layer, self.model.config.top_k
+            first_layer, top_k = self.model.config.first_layer, self.model.config.top_k
             self._note_small_budget((container.moe_layers - first_layer) * top_k * provision.largest_bytes)
             self._predictor = _predictor(strategy, profile, self.model)
             store = self._store = ExpertStore(
@@ -121,7 +121,7 @@ class Engine:
         """
         if isinstance(self._predictor, OraclePredictor):
             self._predictor.learn(())
-            rehearsal = _Rehearsal(self.model.first_layer)
+            rehearsal = _Rehearsal(self.model.config.first_layer)
             self._generate(prompt, max_new_tokens, sampling, stop_at_eos, deadline, rehearsal.observe)
             self._predictor.learn(rehearsal.routing)
             self.supply.take_recall()
@@ -346,7 +346,9 @@ def _sample(
 def _predictor(strategy: Strategy, profile: Optional[PathProfile], model: Model) -> Optional[Predictor]:
     if strategy.predictor == "oracle":
         return OraclePredictor()  # which learns from a rehearsal of each prompt
-    return None if strategy.predictor is None else predictor_named(strategy.predictor, profile, model.preview_router)
+    if strategy.predictor is None:
+        return None
+    return predictor_named(strategy.predictor, Sources(profile, model.preview_router))
 
 
 class _Rehearsal:

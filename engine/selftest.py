@@ -122,7 +122,7 @@ def profile_of(container: Container) -> PathProfile:
     engine = Engine(container, STRATEGIES["full-load"])
     try:
         tokens, _ = engine.generate(_PROMPT, _NEW_TOKENS, Sampling())
-        first = engine.model.first_layer
+        first = engine.model.config.first_layer
         seen: List[List[Tuple[int, ...]]] = [[] for _ in range(container.moe_layers)]
 
         def observe(layer: int, chosen: np.ndarray) -> None:

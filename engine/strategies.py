@@ -6,6 +6,8 @@ from typing import Any, Dict, Optional
 
 from engine.dataclass import dataclass
 from engine.errors import RequestError
+from engine.experts.eviction import POLICIES
+from engine.experts.predictors import PREDICTORS
 from engine.protocol import ExpertBudget
 
 
@@ -21,18 +23,19 @@ class Strategy:
     residency: str
     precision: str = "stored"  # stored: each expert's primary record; or the one in this precision
     form: str = "packed"  # of experts in memory: packed, as they are stored; or dequantised, to FP32
-    eviction: Optional[str] = None  # one of engine.experts.eviction
-    predictor: Optional[str] = None  # one of engine.experts.predictors: an I/O thread preloads what it predicts
+    eviction: Optional[str] = None  # a row of POLICIES
+    predictor: Optional[str] = None  # a row of PREDICTORS: an I/O thread preloads what it predicts
     prefetch_depth: Optional[int] = None  # experts preloaded for a layer at most; None: the model's top-k
-    relief: Optional[str] = None  # one of engine.experts.relief: what it does instead of reading what was asked for
+    relief: Optional[str] = None  # a row of RELIEFS: what it does instead of reading what was asked for
     adaptive: bool = False  # the preloader switches itself off where it does not pay
     default_budget: Optional[ExpertBudget] = None
     lossless: bool = True  # gives the tokens of the container's stored precision
 
     @property
     def needs_profile(self) -> bool:
-        """Paths, and the frequencies that weigh experts against one another, come from a profile."""
-        return self.predictor in PROFILED_PREDICTORS or self.eviction in PROFILED_POLICIES
+        """Tells whether one of its parts works with paths or frequencies, which come from a profile."""
+        predicts = self.predictor is not None and PREDICTORS[self.predictor].needs_profile
+        return predicts or (self.eviction is not None and POLICIES[self.eviction].needs_profile)
 
     def parts(self) -> Dict[str, str]:
         return {
@@ -67,9 +70,6 @@ class Strategy:
             "parts": self.parts(),
         }
 
-
-PROFILED_PREDICTORS = ("path", "token-id", "previous-token", "static", "combined")
-PROFILED_POLICIES = ("forward-distance", "paper-printed")
 
 _PAPER = "EdgeMoE, IEEE TMC 2025"
 _TEN_EXPERTS = ExpertBudget(experts=10)  # the default of all the paper's experiments
@@ -226,6 +226,7 @@ STRATEGIES: Dict[str, Strategy] = {
 
 
 def strategy_named(name: str) -> Strategy:
+    """Returns the row of the table. Raises RequestError."""
     try:
         return STRATEGIES[name]
     except KeyError:

@@ -1,8 +1,8 @@
 """Records: raw and complete, valid or not constructed. Everything else is derived from them and never stored.
 
-History of VERSION: 1 first; since then Run.estimate, Run.fault, Run.conditions, Run.lease_token, Sweep.engines and what
-the history in engine.protocol lists (of late Sample.layers, Sample.timeline and Conditions.resident) were added, which
-may be missing.
+History of VERSION: 1 first. Added since, so that records may lack them: Run.estimate, Run.fault, Run.conditions,
+Run.lease_token, Sweep.engines and what the history in engine.protocol lists (of late Sample.layers, Sample.timeline and
+Conditions.resident). Removed since, so that records may have it: Run.extra, in which nothing was ever stored.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
@@ -169,7 +169,6 @@ class Run:
     conditions: Conditions | None = None  # None where no engine ran
     lease_token: int | None = None  # under which the device was held; grows with every change of holder
     log_tail: str = ""  # the end of the engine's stderr, control characters removed
-    extra: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         where = f"run {self.id or '(without id)'}"
@@ -239,6 +238,8 @@ def by_cell(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 # --- JSON -----------------------------------------------------------------------------------------------------------
 
+_REMOVED: dict[type, tuple[str, ...]] = {Run: ("extra",)}  # fields that older records have
+
 
 def run_to_json(run: Run) -> dict[str, Any]:
     """The whole record, for json.dumps; `v` is the version of this schema."""
@@ -264,6 +265,8 @@ def _decode(cls: type[T], record: dict[str, Any]) -> T:
     name = f"{cls.__name__.lower()} {str(content.get('id', '(without id)'))[:80]!r}"
     if version != VERSION:
         raise RecordError(f"{name}: record version {version!r} where {VERSION} is known: use the farm that wrote it")
+    for gone in _REMOVED.get(cls, ()):
+        content.pop(gone, None)
     try:
         return from_json(cls, content)
     except ProtocolError as error:

@@ -1,7 +1,7 @@
 """Which expert leaves the buffer when another needs its place.
 
 A policy is told what comes in, is used and goes, and keeps its own order of that: no choice looks at every expert.
-`policy_named` makes one; `edgemoe-farm model replay` drives the same classes over a recorded trace.
+A new one is a class and a row of POLICIES. `edgemoe-farm model replay` drives the same classes over a recorded trace.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import random
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from typing import Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from engine.container import ExpertKey
 from engine.errors import RequestError
@@ -21,8 +21,6 @@ MayGo = Callable[[ExpertKey], bool]
 
 class EvictionPolicy:
     """Chooses among the experts that it was told are in the buffer."""
-
-    name = ""
 
     def inserted(self, key: ExpertKey) -> None:
         """The expert has got a place in the buffer, where it was not before."""
@@ -41,8 +39,6 @@ class EvictionPolicy:
 
 
 class FirstInFirstOut(EvictionPolicy):
-    name = "fifo"
-
     def __init__(self) -> None:
         self._order: OrderedDict[ExpertKey, None] = OrderedDict()
 
@@ -57,16 +53,12 @@ class FirstInFirstOut(EvictionPolicy):
 
 
 class LeastRecentlyUsed(FirstInFirstOut):
-    name = "lru"
-
     def used(self, key: ExpertKey) -> None:
         self._order.move_to_end(key)
 
 
 class RandomEviction(EvictionPolicy):
     """Any of them, by a seed: what a policy must beat."""
-
-    name = "random"
 
     def __init__(self, seed: int = 0) -> None:
         self._random = random.Random(seed)  # noqa: S311 - no secret depends on it
@@ -96,8 +88,6 @@ class RandomEviction(EvictionPolicy):
 
 class LeastFrequentlyUsed(EvictionPolicy):
     """The fewest uses since the engine started, also of former stays in the buffer; ties by recency."""
-
-    name = "lfu"
 
     def __init__(self) -> None:
         self._worth: Dict[ExpertKey, float] = {}  # of every expert ever used
@@ -150,7 +140,6 @@ class LeastFrequentRecentlyUsed(LeastFrequentlyUsed):
     logarithm of a sum that grows instead of weights that shrink: an order that stands still between uses.
     """
 
-    name = "lfru"
     HALF_LIFE_TOKENS = 32
 
     def __init__(self) -> None:
@@ -175,8 +164,6 @@ class ForwardDistance(EvictionPolicy):
 
     MoE layers before `first_layer` are an encoder's: used once for a request, they go first, and S counts the others.
     """
-
-    name = "forward-distance"
 
     def __init__(self, layers: int, frequency: Mapping[ExpertKey, float], first_layer: int = 0) -> None:
         """`frequency`: the share of tokens that activate an expert; 0 where it has none."""
@@ -227,29 +214,42 @@ class PaperAsPrinted(ForwardDistance):
     At i = I it divides by zero: taken as the limit, minus infinity, so experts of the current layer leave last.
     """
 
-    name = "paper-printed"
-
     def _distance(self, of: int, layer: int) -> int:
         return (self._round - of + layer) % self._round
 
 
-POLICIES = ("forward-distance", "paper-printed", "lru", "lfu", "lfru", "fifo", "random")
+class Setting(NamedTuple):
+    """What a policy may be made from."""
+
+    layers: int  # MoE layers of the model
+    first_layer: int = 0  # the decoder's first
+    frequency: Optional[Mapping[ExpertKey, float]] = None  # of a profile, see PathProfile.frequency; None without one
+    seed: int = 0  # of chance
 
 
-def policy_named(
-    name: str, layers: int, first_layer: int = 0, frequency: Optional[Mapping[ExpertKey, float]] = None, seed: int = 0
-) -> EvictionPolicy:
-    """A new policy for a model of `layers` MoE layers. Raises RequestError for a name that is none of POLICIES.
+class Policy(NamedTuple):
+    """A row of POLICIES. Where it needs a profile, the setting has a frequency."""
 
-    `first_layer`: the decoder's first MoE layer. `frequency`: from a profile (PathProfile.frequency), for the policies
-    that weigh by it. `seed`: of the random one.
-    """
-    if name in ("forward-distance", "paper-printed"):
-        kind = ForwardDistance if name == "forward-distance" else PaperAsPrinted
-        return kind(layers, frequency or {}, first_layer)
-    if name == "random":
-        return RandomEviction(seed)
-    for plain in (LeastRecentlyUsed, LeastFrequentlyUsed, LeastFrequentRecentlyUsed, FirstInFirstOut):
-        if plain.name == name:
-            return plain()
-    raise RequestError(f"eviction policy {name!r} is not one of {', '.join(POLICIES)}")
+    make: Callable[[Setting], EvictionPolicy]
+    needs_profile: bool = False
+
+
+POLICIES: Dict[str, Policy] = {
+    "forward-distance": Policy(lambda s: ForwardDistance(s.layers, s.frequency or {}, s.first_layer), True),
+    "paper-printed": Policy(lambda s: PaperAsPrinted(s.layers, s.frequency or {}, s.first_layer), True),
+    "lru": Policy(lambda s: LeastRecentlyUsed()),
+    "lfu": Policy(lambda s: LeastFrequentlyUsed()),
+    "lfru": Policy(lambda s: LeastFrequentRecentlyUsed()),
+    "fifo": Policy(lambda s: FirstInFirstOut()),
+    "random": Policy(lambda s: RandomEviction(s.seed)),
+}
+
+
+def policy_named(name: str, setting: Setting) -> EvictionPolicy:
+    """Returns a new policy. Raises RequestError for a name that is none of POLICIES, or lacks what it weighs by."""
+    policy = POLICIES.get(name)
+    if policy is None:
+        raise RequestError(f"eviction policy {name!r} is not one of {', '.join(POLICIES)}")
+    if policy.needs_profile and setting.frequency is None:
+        raise RequestError(f"eviction policy {name} needs a profile: make one with `edgemoe-farm model profile`")
+    return policy.make(setting)

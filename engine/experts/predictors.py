@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Callable, Deque, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Callable, Deque, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -188,33 +188,57 @@ class OraclePredictor(Predictor):
         return list(self._routing[at][layer]) if at < len(self._routing) else []
 
 
-PREDICTORS = ("path", "look-ahead", "token-id", "previous-token", "static", "combined", "oracle")
+class Sources(NamedTuple):
+    """What a predictor may be made from; None is what is not at hand."""
+
+    profile: Optional[PathProfile] = None
+    preview_router: Optional[PreviewRouter] = None
+    routing: Optional[Sequence[Routing]] = None  # in advance
+
+    def taught(self) -> PathProfile:
+        assert self.profile is not None, "predictor_named has looked"
+        return self.profile
+
+    def router(self) -> PreviewRouter:
+        assert self.preview_router is not None, "the same"
+        return self.preview_router
 
 
-def predictor_named(
-    name: str,
-    profile: Optional[PathProfile] = None,
-    preview_router: Optional[PreviewRouter] = None,
-    routing: Optional[Sequence[Routing]] = None,
-) -> Predictor:
-    """A new predictor. Raises RequestError for a name that is none of PREDICTORS, or lacks what it predicts from."""
-    if name not in PREDICTORS:
+class PredictorRow(NamedTuple):
+    """A row of PREDICTORS. What it needs, the sources have."""
+
+    make: Callable[[Sources], Predictor]
+    needs_profile: bool = False
+    needs_routers: bool = False
+    needs_routing: bool = False
+
+
+PREDICTORS: Dict[str, PredictorRow] = {
+    "path": PredictorRow(lambda s: PathPredictor(s.taught()), needs_profile=True),
+    "look-ahead": PredictorRow(lambda s: LookAheadPredictor(s.router()), needs_routers=True),
+    "token-id": PredictorRow(lambda s: TokenPredictor(s.taught()), needs_profile=True),
+    "previous-token": PredictorRow(lambda s: PreviousTokenPredictor(s.taught()), needs_profile=True),
+    "static": PredictorRow(lambda s: FrequencyPredictor(s.taught()), needs_profile=True),
+    "combined": PredictorRow(
+        lambda s: CombinedPredictor(
+            [LookAheadPredictor(s.router()), TokenPredictor(s.taught()), PathPredictor(s.taught())]
+        ),
+        needs_profile=True,
+        needs_routers=True,
+    ),
+    "oracle": PredictorRow(lambda s: OraclePredictor(s.routing or ()), needs_routing=True),
+}
+
+
+def predictor_named(name: str, sources: Sources) -> Predictor:
+    """Returns a new predictor. Raises RequestError for a name that is none of PREDICTORS, or lacks a source."""
+    row = PREDICTORS.get(name)
+    if row is None:
         raise RequestError(f"predictor {name!r} is not one of {', '.join(PREDICTORS)}")
-    if name == "oracle":
-        if routing is None:
-            raise RequestError("predictor oracle needs to be told the routing in advance")
-        return OraclePredictor(routing)
-    if name == "look-ahead" and preview_router is not None:
-        return LookAheadPredictor(preview_router)
-    if name == "look-ahead" or (name == "combined" and preview_router is None):
+    if row.needs_routing and sources.routing is None:
+        raise RequestError(f"predictor {name} needs to be told the routing in advance")
+    if row.needs_routers and sources.preview_router is None:
         raise RequestError(f"predictor {name} needs the model's routers")
-    if profile is None:
+    if row.needs_profile and sources.profile is None:
         raise RequestError(f"predictor {name} needs a profile: make one with `edgemoe-farm model profile`")
-    if name == "combined":
-        assert preview_router is not None
-        return CombinedPredictor([LookAheadPredictor(preview_router), TokenPredictor(profile), PathPredictor(profile)])
-    if name == "path":
-        return PathPredictor(profile)
-    if name == "token-id":
-        return TokenPredictor(profile)
-    return PreviousTokenPredictor(profile) if name == "previous-token" else FrequencyPredictor(profile)
+    return row.make(sources)

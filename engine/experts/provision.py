@@ -8,12 +8,12 @@ from engine.container import Container, ExpertKey, Record
 from engine.dataclass import dataclass
 from engine.errors import RequestError
 from engine.experts.buffer import ExpertBuffer
-from engine.experts.eviction import policy_named
+from engine.experts.eviction import Setting, policy_named
 from engine.experts.governor import PreloadGovernor
 from engine.experts.loader import Loader
 from engine.experts.predictors import Predictor
 from engine.experts.profile import PathProfile
-from engine.experts.relief import CacheAwareRouting, LowBitMisses, Relief
+from engine.experts.relief import RELIEFS, Relief
 from engine.experts.slabs import DequantisedSlabs, PackedSlabs, Slabs
 from engine.experts.supply import ExpertSupply
 from engine.protocol import ExpertBudget
@@ -66,9 +66,8 @@ class Provision:
     ) -> ExpertSupply:
         """With an empty buffer. `make_loader` is given that buffer; `first_layer` is the decoder's first MoE layer."""
         strategy, layers = self.strategy, self.container.moe_layers
-        policy = policy_named(
-            strategy.eviction or "lru", layers, first_layer, {} if profile is None else profile.frequency()
-        )
+        frequency = None if profile is None else profile.frequency()
+        policy = policy_named(strategy.eviction or "lru", Setting(layers, first_layer, frequency))
         buffer = ExpertBuffer(self.budget_bytes, self.largest_bytes, policy)
         return ExpertSupply(
             make_loader(buffer),
@@ -111,20 +110,12 @@ def _records(container: Container, strategy: Strategy) -> Dict[ExpertKey, Record
 
 
 def _relief(strategy: Strategy, container: Container) -> Optional[Relief]:
-    if strategy.relief == "cache-aware":
-        return CacheAwareRouting()
     if strategy.relief is None:
         return None
-    smallest = dict(container.primary)
-    for record in container.records:
-        if record.bytes < smallest[record.layer, record.expert].bytes:
-            smallest[record.layer, record.expert] = record
-    if smallest == container.primary:
-        raise RequestError(
-            f"{container.path}: strategy {strategy.name} needs experts in a second, lower precision; import it with "
-            "another `--precision`, such as int2, after the first"
-        )
-    return LowBitMisses(smallest)
+    try:
+        return RELIEFS[strategy.relief](container)
+    except RequestError as error:
+        raise RequestError(f"{container.path}: strategy {strategy.name}: {error}") from None
 
 
 def _slabs(strategy: Strategy, container: Container, records: Dict[ExpertKey, Record]) -> Slabs:

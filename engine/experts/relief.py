@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Dict, Mapping, Protocol, Sequence
+from typing import Callable, Dict, Mapping, Protocol, Sequence
 
 import numpy as np
 
-from engine.container import ExpertKey, Record
+from engine.container import Container, ExpertKey, Record
+from engine.errors import RequestError
 
 
 class Relief(Protocol):
     """Asked while decoding, token by token; a prefill is always exact."""
 
-    name: str
     reroutes: bool  # `prefer` may answer something else than the logits
 
     def prefer(self, logits: np.ndarray, resident: Sequence[int]) -> np.ndarray:
@@ -27,7 +27,6 @@ class Relief(Protocol):
 class ExactRelief:
     """None: what the router chose, as stored."""
 
-    name = "none"
     reroutes = False
 
     def prefer(self, logits: np.ndarray, resident: Sequence[int]) -> np.ndarray:
@@ -43,12 +42,25 @@ class LowBitMisses(ExactRelief):
     Unimportant is a share under UNIMPORTANT of the uniform one, 1 / k.
     """
 
-    name = "low-bit"
     UNIMPORTANT = 0.7
 
     def __init__(self, records: Mapping[ExpertKey, Record]) -> None:
         """`records`: the record in few bits of each expert."""
         self._records = records
+
+    @classmethod
+    def of(cls, container: Container) -> LowBitMisses:
+        """Takes the smallest record of each expert. Raises RequestError where that is the stored one for all."""
+        smallest = dict(container.primary)
+        for record in container.records:
+            if record.bytes < smallest[record.layer, record.expert].bytes:
+                smallest[record.layer, record.expert] = record
+        if smallest == container.primary:
+            raise RequestError(
+                "it needs experts in a second, lower precision; import it with another `--precision`, such as int2, "
+                "after the first"
+            )
+        return cls(smallest)
 
     def substitutes(self, layer: int, chosen: np.ndarray, shares: np.ndarray) -> Dict[ExpertKey, Record]:
         least = self.UNIMPORTANT / len(chosen)
@@ -63,7 +75,6 @@ class CacheAwareRouting(ExactRelief):
     likes best is always taken.
     """
 
-    name = "cache-aware"
     reroutes = True
     STRENGTH = 0.2
 
@@ -77,3 +88,9 @@ class CacheAwareRouting(ExactRelief):
         preference[0, list(resident)] += self.STRENGTH * self._range
         preference[0, int(logits.argmax())] = np.inf
         return preference
+
+
+RELIEFS: Dict[str, Callable[[Container], Relief]] = {
+    "cache-aware": lambda container: CacheAwareRouting(),
+    "low-bit": LowBitMisses.of,
+}

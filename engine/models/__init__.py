@@ -13,9 +13,11 @@ from engine.models.interface import Model, ModelConfig
 _Parse = Callable[[Dict[str, Any]], ModelConfig]
 _Load = Callable[[Container, Kernels], Model]
 
-ARCHITECTURES = {  # the module, and its classes' names; only the one that is needed is imported
-    "mixtral": ("engine.models.mixtral", "Mixtral"),
-    "switch_transformers": ("engine.models.switch", "Switch"),
+# What runs a container, and what imports a checkpoint of it: module and class here, and the same with `Layout` behind
+# the class in engine/offline/importing. Only the one that is needed is imported.
+ARCHITECTURES = {
+    "mixtral": ("mixtral", "Mixtral"),
+    "switch_transformers": ("switch", "Switch"),
 }
 
 
@@ -36,5 +38,5 @@ def _architecture(container: Container) -> Tuple[_Parse, _Load]:
             f"{container.path}: architecture {container.architecture[:40]!r} is not one that this engine runs: "
             f"{', '.join(ARCHITECTURES)}"
         )
-    module, name = importlib.import_module(known[0]), known[1]
+    module, name = importlib.import_module("engine.models." + known[0]), known[1]
     return getattr(module, f"{name}Config").parse, getattr(module, name).load

@@ -38,9 +38,17 @@ class ModelConfig(Protocol):
     @property
     def top_k(self) -> int: ...
     @property
+    def first_layer(self) -> int: ...  # the MoE layer with which each decoded token begins: how many the encoder has
+    @property
+    def has_encoder(self) -> bool: ...
+    @property
     def decoder_start_id(self) -> Optional[int]: ...  # what a decoder beside an encoder begins with; None without one
     @property
     def eos_ids(self) -> Tuple[int, ...]: ...
+
+    def state_bytes(self, positions: int) -> int:
+        """Returns the bytes of keys and values, in float32, for a sequence of so many positions."""
+        ...
 
 
 class Model(Protocol):
@@ -48,11 +56,6 @@ class Model(Protocol):
 
     @property
     def config(self) -> ModelConfig: ...
-
-    @property
-    def first_layer(self) -> int:
-        """The MoE layer with which each decoded token begins: the number of MoE layers of the encoder."""
-        ...
 
     @property
     def weight_bytes(self) -> int:
@@ -79,6 +82,16 @@ class Model(Protocol):
         observe: Optional[Observer] = None,
     ) -> np.ndarray:
         """Decoder tokens (n,) int -> logits (1, vocab) after the last, or (n, vocab); the state moves on by n."""
+        ...
+
+    def whole(
+        self, prompt: np.ndarray, fed: np.ndarray, experts: Experts, *, observe: Optional[Observer] = None
+    ) -> np.ndarray:
+        """Returns the logits (n, vocab) of every position of a sequence that is processed together.
+
+        With an encoder, `prompt` goes there and the positions are those of `fed`, which compete for places with an
+        expert as in transformers; without one, they are those of `prompt`, and `fed` is empty.
+        """
         ...
 
     def preview_router(self, layer: int, hidden: np.ndarray) -> np.ndarray:

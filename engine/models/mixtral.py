@@ -35,15 +35,15 @@ class MixtralConfig:
     max_positions: int
     sliding_window: Optional[int]
     tied_head: bool
-    bos_id: Optional[int]
     eos_ids: Tuple[int, ...]
 
     @classmethod
     def parse(cls, config: Dict[str, Any]) -> MixtralConfig:
         """From a container's header. Raises ContainerError."""
         parsed = parse_config(
-            cls, config, integers=_RANGES, positives=("rope_theta", "norm_eps"), flags=("tied_head",),
-            optional_integers=("sliding_window", "bos_id"),
+            cls, {key: value for key, value in config.items() if key != "bos_id"},  # of interest to older engines alone
+            integers=_RANGES, positives=("rope_theta", "norm_eps"), flags=("tied_head",),
+            optional_integers=("sliding_window",),
         )  # fmt: skip
         if parsed.sliding_window is not None and parsed.sliding_window < 1:
             raise ContainerError("configuration: sliding_window is neither null nor positive")
@@ -52,8 +52,20 @@ class MixtralConfig:
         return parsed
 
     @property
+    def first_layer(self) -> int:
+        return 0
+
+    @property
+    def has_encoder(self) -> bool:
+        return False
+
+    @property
     def decoder_start_id(self) -> None:
         return None
+
+    def state_bytes(self, positions: int) -> int:
+        """Returns the bytes of keys and values, in float32, for a sequence of so many positions."""
+        return 2 * 4 * self.layers * self.kv_heads * self.head_dim * positions
 
 
 _RANGES = (
@@ -99,7 +111,6 @@ class Mixtral:
         self.config = config
         self._embed, self._layers, self._norm, self._head = embed, layers, norm, head
         self._kernels = kernels
-        self.first_layer = 0
         self._native: Optional[NativeKernels] = kernels if isinstance(kernels, NativeKernels) else None
         self._decoder_layers = [
             DecoderLayer(
@@ -144,6 +155,12 @@ class Mixtral:
         """Of the non-experts, in memory."""
         own = [self._embed, self._norm, *(getattr(w, f) for w in self._layers for f in LayerWeights.__annotations__)]
         return sum(int(a.nbytes) for a in own) + (0 if self._head is self._embed else self._head.nbytes)
+
+    def whole(
+        self, prompt: np.ndarray, fed: np.ndarray, experts: Experts, *, observe: Optional[Observer] = None
+    ) -> np.ndarray:
+        assert len(fed) == 0, "there is no encoder"
+        return self.forward(prompt, self.start(len(prompt)), experts, every_position=True, observe=observe)
 
     def preview_router(self, layer: int, hidden: np.ndarray) -> np.ndarray:
         """What the router of `layer` would say of the residual stream `hidden` (hidden,): logits (experts,)."""

@@ -73,6 +73,18 @@ class SwitchConfig:
         return 1
 
     @property
+    def first_layer(self) -> int:
+        return len(self.sparse_encoder_layers)
+
+    @property
+    def has_encoder(self) -> bool:
+        return True
+
+    def state_bytes(self, positions: int) -> int:
+        """Returns the bytes of keys and values, in float32; a decoder attends to itself and to the prompt."""
+        return 2 * 4 * self.decoder_layers * self.heads * self.head_dim * positions
+
+    @property
     def sparse_encoder_layers(self) -> List[int]:
         return sparse_layers(self.encoder_layers, self.encoder_sparse_step)
 
@@ -166,7 +178,6 @@ class Switch:
         self._encoder, self._decoder, self._head = encoder, decoder, head
         self._kernels = kernels
         self._moe_blocks = [b for stack in (encoder, decoder) for b in stack.blocks if b.moe_layer is not None]
-        self.first_layer = len(config.sparse_encoder_layers)
 
     @classmethod
     def load(cls, container: Container, kernels: Kernels) -> Switch:
@@ -197,6 +208,13 @@ class Switch:
                         parts += [weights.norm, weights.q, weights.k, weights.v, weights.o]
                 total += sum(part.nbytes for part in parts if part is not None)
         return int(total)
+
+    def whole(
+        self, prompt: np.ndarray, fed: np.ndarray, experts: Experts, *, observe: Optional[Observer] = None
+    ) -> np.ndarray:
+        state = self.start(len(prompt), len(fed), batched=True)
+        self.encode(prompt, state, experts, observe=observe)
+        return self.forward(fed, state, experts, every_position=True, observe=observe)
 
     def preview_router(self, layer: int, hidden: np.ndarray) -> np.ndarray:
         """What the router of MoE layer `layer` would say of a residual stream (hidden,): logits (experts,)."""

@@ -19,7 +19,7 @@ from reports.files import replacing
 from reports.judging.judgement import ANSWER, GATED, RESULT, Side, compare_sides
 from reports.judging.noise import noise_before
 from reports.nights.gate import Measured
-from reports.nights.judge import Context, judge_sweep
+from reports.nights.outcome import Context, judge_sweep
 from reports.nights.summary import junit, markdown, payload
 from reports.records import RunStatus, Sweep
 from reports.results.baselines import Acknowledgement, Baseline

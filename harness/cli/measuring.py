@@ -29,7 +29,6 @@ from engine.protocol import Passage
 from engine.strategies import STRATEGIES
 from harness.cli.estimating import CellEstimator
 from harness.cli.options import cache_folder, printable
-from harness.cli.strategies import traits
 from harness.device.deploy import DEFAULT_UPLOADS, ENGINE_SOURCE, HashCache, UploadTurns, engine_bundle
 from harness.device.lease import WAIT_S, Holder
 from harness.device.opening import open_session
@@ -80,7 +79,6 @@ def plan_matrix(matrix: Matrix, inventory: Inventory) -> Plan:
     return make_plan(
         matrix,
         inventory,
-        strategies=traits(),
         container_sha256={c.name: cache.sha256(c.path) for c in matrix.containers},
         tokenise=lambda path, text: tokenizer(str(path)).encode(text),
         passages={c.name: _passages(matrix.accuracy, c.path) for c in matrix.containers if matrix.accuracy},

@@ -49,9 +49,9 @@ from reports.judging.judgement import Side, compare_sides
 from reports.judging.noise import noise_before
 from reports.nights.confirmation import Suspicion
 from reports.nights.gate import Measured
-from reports.nights.judge import Context, judge_night, without_baseline
 from reports.nights.night import Night
-from reports.nights.summary import headline, junit, markdown, payload
+from reports.nights.outcome import Context, judge_night, without_baseline
+from reports.nights.summary import junit, markdown, payload, summary_line
 from reports.nights.trends import NIGHTS, trends
 from reports.pages import render
 from reports.records import Run, Sweep
@@ -276,5 +276,5 @@ def in_turns(plan: Plan, suspicions: Sequence[Suspicion], pairs: int) -> Plan:
 def _tell(url: str, night: Night, config: NightlyConfig) -> None:
     failure = post(url, payload(night), deadline_s=config.webhook_deadline_s)
     if failure is not None:
-        what = f"webhook ({config.webhook_env}): {failure}: {headline(night)}"
+        what = f"webhook ({config.webhook_env}): {failure}: {summary_line(night)}"
         click.echo(f"edgemoe-farm: warning: {printable(what)}", err=True)

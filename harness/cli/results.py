@@ -19,7 +19,7 @@ from harness.sweep.runner import Tally
 from reports.errors import UnknownSweepError
 from reports.nights import bundle
 from reports.nights.bundle import is_bundle
-from reports.pages import KINDS, Kind, render
+from reports.pages import KINDS, PageKind, render
 from reports.records import RunStatus, Sweep, Verdict, last_attempts, run_to_json
 from reports.results.controllers import Controller
 from reports.results.database import LATEST
@@ -34,7 +34,7 @@ from reports.results.history import Endings
 @click.option("--kind", type=click.Choice(KINDS), default="auto", show_default=True,
               help="What the page is for.")  # fmt: skip
 @results_option
-def report(runs: tuple[str, ...], output: Path, kind: Kind, results_place: str) -> None:
+def report(runs: tuple[str, ...], output: Path, kind: PageKind, results_place: str) -> None:
     """Write the page of RUN: a sweep's id, the beginning of it, `latest`, or a bundle's file. Several have one page.
 
     \b

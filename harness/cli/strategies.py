@@ -9,12 +9,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from engine.offline.catalogue import strategies as catalogue
 from engine.protocol import ExpertBudget
+from engine.strategies import STRATEGIES
 from harness.cli.bar import progress_bar
 from harness.cli.options import Budget, json_option, print_json, read_text
 from harness.errors import UsageError
-from harness.sweep.plan import StrategyTraits
 
 if TYPE_CHECKING:
     from engine.offline.accuracy.losses import MeasuredLoss
@@ -55,7 +54,7 @@ def strategies(
     losses: dict[str, MeasuredLoss] = {}
     if container is not None and text is not None:
         losses = _measure(container, text, tokens, context, expert_budget, profile)
-    rows = [{**row, "measured_loss": losses.get(row["name"])} for row in catalogue()]
+    rows = [{**row.describe(), "measured_loss": losses.get(name)} for name, row in STRATEGIES.items()]
     if as_json:
         print_json(rows)
         return
@@ -94,15 +93,3 @@ def _loss(lossless: bool, measured: MeasuredLoss | None) -> str:
     if measured is None:
         return "not measured"
     return "does not fit" if measured.perplexity_rise is None else f"{measured.perplexity_rise:+.2%} perplexity"
-
-
-def traits() -> dict[str, StrategyTraits]:
-    """Of every strategy, by name."""
-    return {
-        row["name"]: StrategyTraits(
-            row["name"],
-            has_buffer=row["has_budget"],
-            needs_profile=row["needs_profile"],
-        )
-        for row in catalogue()
-    }

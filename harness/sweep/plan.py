@@ -11,6 +11,7 @@ from pathlib import Path
 
 from device_inventory.inventory import Device, Inventory
 from engine.protocol import ExpertBudget, Passage, RunRequest, Sampling, size_of, to_json
+from engine.strategies import STRATEGIES, Strategy
 from harness.errors import UsageError
 from harness.sweep.matrix import ContainerFile, Matrix, Workload
 from harness.tables import DEFAULT_BUDGET
@@ -18,15 +19,6 @@ from reports.records import Cell
 
 SCRIPTED = "scripted device: nothing was measured"
 Tokenise = Callable[[Path, str], tuple[int, ...]]  # (container, text) -> token ids
-
-
-@dataclass(frozen=True)
-class StrategyTraits:
-    """What the planner needs to know of a strategy; the engine's table has the rest."""
-
-    name: str
-    has_buffer: bool  # an expert budget means something to it
-    needs_profile: bool
 
 
 @dataclass(frozen=True)
@@ -98,7 +90,7 @@ def make_plan(
     matrix: Matrix,
     inventory: Inventory,
     *,
-    strategies: Mapping[str, StrategyTraits],
+    strategies: Mapping[str, Strategy] = STRATEGIES,
     container_sha256: Mapping[str, str],
     tokenise: Tokenise,
     passages: Mapping[str, tuple[Passage, ...]] | None = None,
@@ -256,14 +248,14 @@ def emulated_conditions(device: Device) -> tuple[str, ...]:
 
 
 def _arms(
-    matrix: Matrix, device: Device, strategies: Mapping[str, StrategyTraits], group: str, block: int
+    matrix: Matrix, device: Device, strategies: Mapping[str, Strategy], group: str, block: int
 ) -> list[tuple[str, str]]:
     """(strategy, budget) in the order of this block."""
     budgets = matrix.device_expert_budgets.get(device.name, matrix.expert_budgets)
     arms = [
         (name, budget)
         for name in matrix.strategies
-        for budget in (budgets if strategies[name].has_buffer else (DEFAULT_BUDGET,))
+        for budget in (budgets if strategies[name].has_budget else (DEFAULT_BUDGET,))
     ]
     arms.sort(key=lambda arm: hashlib.sha256(f"{matrix.seed}/{device.name}/{group}/{arm}".encode()).digest())
     first = block % len(arms)

@@ -102,7 +102,7 @@ def compare_sides(
     pairs, incomparable = match(baseline.runs, candidate.runs, across)
     judged: list[Judged] = []
     for pair in pairs:
-        judged += _judge(pair, metrics, noise or {}, across)
+        judged += _compared(pair, metrics, noise or {}, across)
         if _passages(pair.baseline) != _passages(pair.candidate) and pair.baseline and pair.candidate:
             incomparable.append((pair.cell.key, f"{METRICS[ACCURACY].label}: of another text, not compared"))
     different = environment(baseline.runs, candidate.runs, across)
@@ -125,7 +125,7 @@ def exit_code(comparison: Comparison) -> int:
 # --- one cell ---------------------------------------------------------------------------------------------------------
 
 
-def _judge(pair: Pair, metrics: Mapping[str, float], noise: Noise, across: Collection[str]) -> Iterator[Judged]:
+def _compared(pair: Pair, metrics: Mapping[str, float], noise: Noise, across: Collection[str]) -> Iterator[Judged]:
     before, after = (_usable(side) for side in (pair.baseline, pair.candidate))
     yield from _result(pair, before, after)
     if not before or not after:

@@ -30,7 +30,7 @@ from engine.errors import ProtocolError
 from engine.protocol import MAX_LINE_BYTES, DeviceFacts, from_json, loads, to_json
 from reports.errors import BundleError, RecordError
 from reports.files import replacing
-from reports.nights.judge import sweeps_behind
+from reports.nights.outcome import sweeps_behind
 from reports.records import Run, Sweep, run_from_json, run_to_json, sweep_from_json, sweep_to_json
 from reports.results.baselines import NightRecord
 from reports.results.database import ResultsDatabase

@@ -28,7 +28,7 @@ _MOST_SHOWN = 50  # of one kind
 _NO_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def headline(night: Night) -> str:
+def summary_line(night: Night) -> str:
     """One line: how the night ended."""
     parts = [f"{n} {title.lower()}" for kind, title in TITLES.items() if (n := len(_of(night.findings, kind)))]
     if night.acknowledged:
@@ -39,7 +39,7 @@ def headline(night: Night) -> str:
 
 def markdown(night: Night) -> str:
     """For a job's summary, a chat or a mail."""
-    lines = [f"## {units.markdown(headline(night))}", ""]
+    lines = [f"## {units.markdown(summary_line(night))}", ""]
     for kind, title in TITLES.items():
         lines += _section(title, _of(night.findings, kind))
     lines += _section("Acknowledged", night.acknowledged)
@@ -96,7 +96,7 @@ def junit(night: Night) -> bytes:
 def payload(night: Night) -> dict[str, Any]:
     """For a webhook; `text` is what chat services show."""
     return {
-        "text": headline(night),
+        "text": summary_line(night),
         "name": night.name,
         "sweep": night.sweep_id,
         "baseline": night.baseline,

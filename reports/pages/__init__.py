@@ -14,19 +14,19 @@ from typing import Literal, get_args
 from reports.errors import SelectionError
 from reports.files import replacing
 from reports.nights.gate import Measured
-from reports.nights.judge import load_night, sweeps_behind
+from reports.nights.outcome import load_night, sweeps_behind
 from reports.pages.devices import devices_page
-from reports.pages.nightly import nightly_page
+from reports.pages.night_page import night_page
 from reports.pages.strategies import strategies_page
 from reports.records import Sweep
 from reports.results.baselines import NightRecord
 from reports.results.database import ResultsDatabase
 
-Kind = Literal["auto", "nightly", "devices", "strategies"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+PageKind = Literal["auto", "nightly", "devices", "strategies"]
+KINDS: tuple[PageKind, ...] = get_args(PageKind)
 
 
-def render(database: ResultsDatabase, sweep_ids: Sequence[str], output: Path, kind: Kind = "auto") -> Path:
+def render(database: ResultsDatabase, sweep_ids: Sequence[str], output: Path, kind: PageKind = "auto") -> Path:
     """Writes the page of sweeps, each given by id, by the beginning of one or as `latest`; returns `output`."""
     html = page(database, sweep_ids, kind)
     with replacing(output) as file:
@@ -34,7 +34,7 @@ def render(database: ResultsDatabase, sweep_ids: Sequence[str], output: Path, ki
     return output
 
 
-def page(database: ResultsDatabase, sweep_ids: Sequence[str], kind: Kind = "auto") -> str:
+def page(database: ResultsDatabase, sweep_ids: Sequence[str], kind: PageKind = "auto") -> str:
     """HTML. `auto` is nightly for a sweep that was judged as a night, devices where those outnumber strategies.
 
     Raises SelectionError where there is no night to show.
@@ -60,4 +60,4 @@ def _night(database: ResultsDatabase, record: NightRecord, sweep: Sweep) -> str:
     tonight, *behind = (
         Measured.of(each, database.runs(sweep_id=each.id)) for each in (sweep, *sweeps_behind(database, record))
     )
-    return nightly_page(night, tonight, behind, record.baseline_sweep_id)
+    return night_page(night, tonight, behind, record.baseline_sweep_id)

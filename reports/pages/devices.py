@@ -23,7 +23,7 @@ from reports.records import Run, RunStatus, Verdict
 _LEVELS = 8  # of shade in page.css
 _MOST_DRAWN = 40  # pairs of charts
 
-Place = tuple[str, str, str]  # container, workload, page cache
+Task = tuple[str, str, str]  # container, workload, page cache
 
 
 @dataclass(frozen=True)
@@ -75,17 +75,17 @@ def devices_page(sides: Sequence[Measured], superseded: int = 0) -> str:
     runs = [run for side in sides for run in side.runs]
     raw = raw_samples(runs)
     names = _names(sides)
-    groups: dict[Place, list[Group]] = {_place(run): [] for run in runs}  # what gave no number has its place, too
+    groups: dict[Task, list[Group]] = {_task(run): [] for run in runs}  # what gave no number has its place, too
     for side in sides:
         for group in compare(side.sweep, side.runs):
-            place = group.container, group.workload, group.page_cache
-            groups[place].append(replace(group, device=names[side.sweep.id, group.device]))
+            task = group.container, group.workload, group.page_cache
+            groups[task].append(replace(group, device=names[side.sweep.id, group.device]))
     every = [group for found in groups.values() for group in found]
     colours = series_of(every)
     is_brief = len(every) > _MOST_DRAWN
     maps = [
-        _map(f"map-{i}", place, found, [run for run in runs if _place(run) == place], names, colours, raw, is_brief)
-        for i, (place, found) in enumerate(groups.items())
+        _map(f"map-{i}", task, found, [run for run in runs if _task(run) == task], names, colours, raw, is_brief)
+        for i, (task, found) in enumerate(groups.items())
     ]
     return self_contained(
         "devices.html.j2",
@@ -99,7 +99,7 @@ def devices_page(sides: Sequence[Measured], superseded: int = 0) -> str:
     )
 
 
-def _place(run: Run) -> Place:
+def _task(run: Run) -> Task:
     return run.cell.container, run.cell.workload, run.cell.page_cache
 
 
@@ -112,7 +112,7 @@ def _names(sides: Sequence[Measured]) -> dict[tuple[str, str], str]:
 
 def _map(
     anchor: str,
-    place: Place,
+    task: Task,
     groups: Sequence[Group],
     runs: Sequence[Run],
     names: dict[tuple[str, str], str],
@@ -138,7 +138,7 @@ def _map(
         charts.append(DeviceCharts(group.device, group.emulated, tuple(plot for plot in pair if plot is not None)))
     return Map(
         anchor,
-        *place,
+        *task,
         sentence=across_devices(groups),
         strategies=tuple(_column(variant) for variant in columns),
         unit=scale.symbol,

@@ -26,7 +26,7 @@ class Problem:
     log_tail: str = ""
 
 
-def tally(sides: Sequence[Measured]) -> list[tuple[int, str]]:
+def run_counts(sides: Sequence[Measured]) -> list[tuple[int, str]]:
     """(how many, of what); zeros are left out."""
     runs = [run for side in sides for run in side.runs]
     by_status = Counter(run.status for run in runs)

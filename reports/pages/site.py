@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 
 from reports import units
 from reports.errors import ReportError, SelectionError, UnknownSweepError
-from reports.pages import KINDS, Kind, page
+from reports.pages import KINDS, PageKind, page
 from reports.pages.layout import self_contained
 from reports.records import Sweep
 from reports.results.controllers import Controller
@@ -68,12 +68,12 @@ class Site:
         database: ResultsDatabase,
         is_at_work: Callable[[Controller], bool],
         *,
-        page: Callable[[ResultsDatabase, Sequence[str], Kind], str] = page,
+        page: Callable[[ResultsDatabase, Sequence[str], PageKind], str] = page,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database, self._is_at_work, self._page, self._clock = database, is_at_work, page, clock
         self._rendering = threading.Lock()  # one page at a time, and none twice
-        self._kept: OrderedDict[tuple[str, Kind], tuple[Recorded, float, Answer]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, PageKind], tuple[Recorded, float, Answer]] = OrderedDict()
 
     def answer(self, path: str, *, still: bool = False) -> Answer:
         """`path` as the browser sent it, without what follows a question mark; `still`: no refreshing."""
@@ -124,7 +124,7 @@ class Site:
             state = "complete" if recorded.cells >= len(sweep.planned) else "incomplete"
         return Entry(sweep, f"/sweep/{quote(sweep.id, safe='')}", recorded, state)
 
-    def _sweep(self, sweep: Sweep, kind: Kind) -> Answer:
+    def _sweep(self, sweep: Sweep, kind: PageKind) -> Answer:
         recorded = self._database.recorded(sweep.id).get(sweep.id, Recorded(0, 0, ""))
         with self._rendering:
             kept = self._kept.pop((sweep.id, kind), None)

@@ -15,7 +15,7 @@ from reports.judging.headline import headline, sentence
 from reports.metrics import METRICS
 from reports.nights.gate import Measured
 from reports.pages.layout import counted, self_contained
-from reports.pages.problems import problems, tally
+from reports.pages.problems import problems, run_counts
 from reports.pages.provenance import device_cards
 from reports.pages.raw import Raw, raw_samples
 from reports.pages.table import COLUMNS, ComparisonTable, comparison_table, fastest_first
@@ -75,7 +75,7 @@ def common(sides: Sequence[Measured], runs: Sequence[Run], raw: Raw) -> dict[str
     return {
         "sweeps": [side.sweep for side in sides],
         "emulated": emulated_conditions(runs),
-        "tally": tally(sides),
+        "run_counts": run_counts(sides),
         "problems": problems(sides),
         "devices": device_cards(runs),
         "raw": raw,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # pandas and pyarrow take half a second to import, which ever
 
 _ROWS_PER_GROUP = 200
 _FACTS = tuple(f.name for f in fields(DeviceFacts) if f.name not in ("core_kinds", "now"))  # the flat ones
-_RAW = ("request", "facts", "load", "samples", "totals", "conditions", "extra")
+_RAW = ("request", "facts", "load", "samples", "totals", "conditions")
 
 
 def export(

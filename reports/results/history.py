@@ -8,7 +8,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 
 from reports.errors import RecordError
-from reports.records import Run, RunStatus, Sweep, Verdict, run_from_json, sweep_from_json
+from reports.records import RunStatus, Sweep, Verdict, sweep_from_json
 from reports.results import schema
 from reports.results.transactions import Transactions, parsed
 
@@ -99,27 +99,3 @@ class HistoryRows(Transactions):
                     f"a run of sweep {sweep_id} in the results database is damaged: {error}: restore the database"
                 ) from None
         return dict(found)
-
-    def history(self, cell: str, *, last: int) -> list[Run]:
-        """The runs of a cell, by its key, in the last so many sweeps that have one; the oldest first."""
-        columns = schema.runs.c
-        device, container, strategy, _, workload, _ = cell.split("/")
-        parts = {"device": device, "container": container, "strategy": strategy, "workload": workload, "cell": cell}
-        query = sa.select(columns.sweep_id, columns.record).where(*(columns[key] == parts[key] for key in parts))
-        query = query.order_by(columns.started_at.desc(), columns.id.desc())
-
-        def act() -> list[str]:
-            sweeps: set[str] = set()
-            records = []
-            with (
-                self._engine.connect() as connection,
-                connection.execution_options(yield_per=50).execute(query) as rows,
-            ):
-                for sweep_id, record in rows:
-                    if len(sweeps | {sweep_id}) > last:
-                        break
-                    sweeps.add(sweep_id)
-                    records.append(record)
-            return records
-
-        return [run_from_json(parsed(record)) for record in reversed(self._read("runs", act))]

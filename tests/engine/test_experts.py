@@ -18,7 +18,7 @@ import pytest
 from engine.container import Container, Record
 from engine.errors import ContainerError, MemoryBudgetError, RequestError, StorageError
 from engine.experts.buffer import ExpertBuffer
-from engine.experts.eviction import LeastRecentlyUsed
+from engine.experts.eviction import POLICIES, LeastRecentlyUsed, Setting, policy_named
 from engine.experts.predictors import LookAheadPredictor, PathPredictor
 from engine.experts.profile import PathCounter, PathProfile
 from engine.experts.store import ExpertStore
@@ -404,3 +404,10 @@ def test_look_ahead_with_the_layers_own_input_is_the_router_itself(container: Co
         engine.close()
     assert len(answers) == 6 * 3
     assert all(ahead == chosen for _, ahead, chosen in answers)
+
+
+@pytest.mark.parametrize("name", [name for name, policy in POLICIES.items() if policy.needs_profile])
+def test_a_policy_that_weighs_by_a_profile_is_not_made_without_one(name: str) -> None:
+    with pytest.raises(RequestError, match=f"{name} needs a profile: make one with `edgemoe-farm model profile`"):
+        policy_named(name, Setting(layers=2))
+    assert policy_named(name, Setting(layers=2, frequency={})).victim(lambda key: True, 0) is None

@@ -28,7 +28,7 @@ from harness.device.deploy import EngineBundle
 from harness.device.session import Outcome
 from harness.errors import UnreachableError
 from harness.sweep.matrix import parse_matrix
-from harness.sweep.plan import Measurement, Plan, StrategyTraits, make_plan
+from harness.sweep.plan import Measurement, Plan, make_plan
 from harness.sweep.runner import SweepRunner
 from harness.sweep.worker import Estimator, Surroundings
 from reports.records import Run, RunStatus, Sweep
@@ -38,11 +38,6 @@ FACTS = DeviceFacts(
     hostname="scripted", machine="x86_64", kernel="6", os=None, model=None, cpu=None, cores=2, memory_bytes=None,
     page_bytes=4096, boot_id=None, python="3.11.2", numpy="2.0.0", blas=None, engine="0.1.0",
 )  # fmt: skip
-TRAITS = {
-    "full-load": StrategyTraits("full-load", has_buffer=False, needs_profile=False),
-    "naive-swap": StrategyTraits("naive-swap", has_buffer=False, needs_profile=False),
-    "edgemoe": StrategyTraits("edgemoe", has_buffer=True, needs_profile=True),
-}
 MATRIX = """
 name = "scripted"
 strategies = ["full-load", "naive-swap", "edgemoe"]
@@ -239,7 +234,6 @@ class Bench:
     def plan(self, matrix: str = MATRIX, devices: tuple[str, ...] = ("pi",), **changes: Any) -> Plan:
         inventory = Inventory({name: Device(name, "h", tags=(name[:2],)) for name in devices})
         parts: dict[str, Any] = {
-            "strategies": TRAITS,
             "container_sha256": {"c": "c" * 64},
             "tokenise": lambda path, text: tuple(text.encode()),
         }

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from engine.protocol import RunRequest
+from engine.strategies import STRATEGIES, Strategy
 from harness.device.bootstrap import WheelCache
 from harness.device.opening import open_session, prune_device
 from harness.device.remote import RemoteSession
@@ -21,11 +22,10 @@ from harness.doctor.device import Examined, examine
 from harness.doctor.examination import examine_device
 from harness.doctor.survey import prune, survey
 from harness.errors import PythonMissingError, UnfitError
-from harness.sweep.plan import StrategyTraits
 from harness.transport.ssh import SshTransport
 from reports.records import Fault, RunStatus, last_attempts
 from reports.results.health import DeviceHealth
-from tests.harness.conftest import MATRIX, TRAITS
+from tests.harness.conftest import MATRIX
 from tests.harness.conftest import bench as bench
 
 pytestmark = pytest.mark.integration
@@ -107,8 +107,8 @@ def test_a_restart_in_the_middle_of_a_sweep_costs_no_cell(session_on, board, ben
 
     bench.witness.engine_said = engine_said
     matrix = MATRIX.replace("max_new_tokens = 3", "max_new_tokens = 1").replace("naive-swap", "restless")
-    traits = {**TRAITS, "restless": StrategyTraits("restless", has_buffer=False, needs_profile=False)}
-    runs = bench.measure(bench.plan(matrix, strategies=traits))
+    strategies = {**STRATEGIES, "restless": Strategy("restless", "", "", residency="none")}
+    runs = bench.measure(bench.plan(matrix, strategies=strategies))
     assert [run.fault for run in runs if run.fault] == [Fault.REBOOTED]
     assert len(runs) == 9
     assert {run.status for run in last_attempts(runs)} == {RunStatus.OK}

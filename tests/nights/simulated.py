@@ -23,8 +23,8 @@ from reports.judging.judgement import GATED, Side, compare_sides
 from reports.judging.noise import SWEEPS, noise_floors
 from reports.nights.confirmation import Suspicion
 from reports.nights.gate import Limits, Measured
-from reports.nights.judge import ROUNDS, Context, judge_night
 from reports.nights.night import Night
+from reports.nights.outcome import ROUNDS, Context, judge_night
 from reports.nights.trends import trends
 from reports.records import Cell, Run, RunStatus, Sweep, Verdict
 from reports.results.baselines import Acknowledgement

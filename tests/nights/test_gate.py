@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from reports.nights.gate import Measured
-from reports.nights.judge import without_baseline
 from reports.nights.night import Kind
+from reports.nights.outcome import without_baseline
 from reports.nights.trends import trends
 from reports.records import Fault, RunStatus, Verdict
 from reports.results.baselines import Acknowledgement

@@ -10,7 +10,7 @@ from reports.nights.gate import Measured
 from reports.nights.night import Confirmation, Finding, Kind, Night
 from reports.nights.trends import trends
 from reports.pages.devices import devices_page
-from reports.pages.nightly import nightly_page
+from reports.pages.night_page import night_page
 from reports.pages.strategies import strategies_page
 from reports.records import Run, Sweep
 
@@ -70,5 +70,5 @@ def pages_of(sweep: Sweep, runs: Sequence[Run], text: str = "") -> dict[str, str
     return {
         "strategies": strategies_page([side]),
         "devices": devices_page([side]),
-        "nightly": nightly_page(night, side, (), sweep.id),
+        "nightly": night_page(night, side, (), sweep.id),
     }

@@ -48,6 +48,14 @@ def test_a_record_from_before_there_were_conditions_is_read(make):
     assert run_from_json(record) == make.run()
 
 
+def test_a_record_from_before_a_field_was_removed_is_read(make) -> None:
+    record = through_json(run_to_json(make.run()))
+    assert "extra" not in record
+    assert run_from_json(record | {"extra": {}}) == make.run()
+    with pytest.raises(RecordError, match="unknown key 'extra'"):
+        sweep_from_json(through_json(sweep_to_json(make.sweep(make.runs()))) | {"extra": {}})
+
+
 def test_a_record_is_a_flat_object_with_plain_values(make):
     record = run_to_json(make.run())
     assert record["v"] == 1

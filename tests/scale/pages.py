@@ -22,7 +22,7 @@ from typing import Any
 from playwright.sync_api import Browser, sync_playwright
 
 from reports.pages.devices import devices_page
-from reports.pages.nightly import nightly_page
+from reports.pages.night_page import night_page
 from reports.pages.strategies import strategies_page
 from tests.scale.sides import night, side
 
@@ -82,7 +82,7 @@ def measure(browser: Browser, blocks: int, folder: Path) -> dict[str, dict[str, 
     kinds: dict[str, Callable[[], str]] = {
         "strategies": lambda: strategies_page([after]),
         "devices": lambda: devices_page([after]),
-        "nightly": lambda: nightly_page(judged, after, [before], before.sweep.id),
+        "nightly": lambda: night_page(judged, after, [before], before.sweep.id),
     }
     found = {}
     for kind, page in kinds.items():

@@ -21,7 +21,7 @@ from typing import Any
 
 from reports.judging.judgement import GATED, Side, compare_sides
 from reports.nights.gate import Measured
-from reports.nights.judge import Context, judge_sweep
+from reports.nights.outcome import Context, judge_sweep
 from reports.nights.trends import NIGHTS, trends
 from reports.records import Sweep
 from reports.results.baselines import NightRecord

@@ -24,8 +24,8 @@ from engine.protocol import (
 )
 from reports.judging.judgement import GATED, Side, compare_sides
 from reports.nights.gate import Measured
-from reports.nights.judge import Context, judge_sweep
 from reports.nights.night import ChangePoint, Confirmation, Finding, Kind, Night, Trend, TrendPoint
+from reports.nights.outcome import Context, judge_sweep
 from reports.nights.trends import NIGHTS, trends
 from reports.records import Conditions, Fault, Run, RunEstimate, RunStatus, Sweep, Verdict
 from tests.reports.conftest import EXPERT_BYTES, MIB, STRATEGIES, run

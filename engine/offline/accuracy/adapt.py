@@ -31,7 +31,6 @@ from engine.files import replacing
 from engine.offline.accuracy.calibration import Assignment, Calibration, MixedExperts, Score, output_errors, pool, score
 from engine.quantize import Format, align
 
-METHODS = ("paper", "best")
 METRICS = ("perplexity", "agreement", "rouge-2")
 PAPER_FORMATS = (Format("int8"), Format("int4"), Format("int2"))
 BEST_FORMATS = tuple(

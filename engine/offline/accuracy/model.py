@@ -20,7 +20,6 @@ from engine.files import replacing
 from engine.kernels import Kernels, make_kernels
 from engine.models import load_model
 from engine.models.interface import ExpertGroup, ModelConfig, Observer
-from engine.models.switch import Switch
 from engine.offline.accuracy.passages import answers, greedy, routing
 from engine.protocol import Passage
 
@@ -67,7 +66,7 @@ class OfflineModel:
 
     @property
     def has_encoder(self) -> bool:
-        return isinstance(self._model, Switch)
+        return self.config.has_encoder
 
     def logits(
         self, tokens: Sequence[int], decoder_tokens: Sequence[int] | None = None, *, observe: Observer | None = None
@@ -81,18 +80,14 @@ class OfflineModel:
         """
         self._check(tokens)
         prompt = np.asarray(tokens, np.int64)
-        if isinstance(self._model, Switch):
-            if decoder_tokens is None:
-                raise RequestError(f"{self.container.path}: this model has a decoder of its own: give its tokens too")
-            self._check(decoder_tokens)
-            state = self._model.start(len(tokens), len(decoder_tokens), batched=True)
-            self._model.encode(prompt, state, self._experts, observe=observe)
-            fed = np.asarray(decoder_tokens, np.int64)
-            return self._model.forward(fed, state, self._experts, every_position=True, observe=observe)
-        if decoder_tokens is not None:
+        if self.has_encoder and decoder_tokens is None:
+            raise RequestError(f"{self.container.path}: this model has a decoder of its own: give its tokens too")
+        if not self.has_encoder and decoder_tokens is not None:
             raise RequestError(f"{self.container.path}: this model has no encoder; leave the decoder tokens out")
-        state = self._model.start(len(tokens))
-        return self._model.forward(prompt, state, self._experts, every_position=True, observe=observe)
+        if decoder_tokens is not None:
+            self._check(decoder_tokens)
+        fed = np.asarray(() if decoder_tokens is None else decoder_tokens, np.int64)
+        return self._model.whole(prompt, fed, self._experts, observe=observe)
 
     def _check(self, tokens: Sequence[int]) -> None:
         for token in tokens:
@@ -107,7 +102,7 @@ class OfflineModel:
     @property
     def first_layer(self) -> int:
         """The decoder's first MoE layer."""
-        return self._model.first_layer
+        return self.config.first_layer
 
     def answers(self, passage: Passage) -> np.ndarray:
         """The logits from which each token of the continuation is predicted, (len(continuation), vocab)."""

@@ -112,7 +112,7 @@ def routing(model: Model, passage: Passage, experts: Experts, layers: int) -> np
 
     model.prefill(np.asarray(passage.prompt, np.int64), state, experts, observe=observe)
     model.forward(np.asarray(passage.continuation, np.int64), state, experts, observe=observe)
-    by_layer = [np.concatenate(chunks) for chunks in seen[model.first_layer :]]
+    by_layer = [np.concatenate(chunks) for chunks in seen[model.config.first_layer :]]
     return np.sort(np.stack(by_layer, axis=1), axis=-1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,18 +10,15 @@ import numpy as np
 
 from engine.container import MAGIC, Container, ContainerWriter
 from engine.errors import ContainerError
+from engine.models import ARCHITECTURES
 from engine.offline.importing.checkpoint import BFLOAT16, Checkpoint, CheckpointError
 from engine.offline.importing.layout import Layout
-from engine.offline.importing.mixtral import MixtralLayout
-from engine.offline.importing.switch import SwitchLayout
 from engine.offline.tokenizer import Tokenizer
 from engine.quantize import FLOATS, Format
 
 # 32 columns to a scale, with a zero point: of the integer formats the one that loses least at every width.
 DEFAULT_GROUP = 32
 DEFAULT_SYMMETRIC = False
-
-LAYOUTS: tuple[type[Layout], ...] = (MixtralLayout, SwitchLayout)
 
 Progress = Callable[[int, int], None]  # (done, of)
 
@@ -68,17 +66,17 @@ def import_checkpoint(
     cannot be written.
     """
     checkpoint = Checkpoint.open(folder)
-    layout = layout_of(checkpoint)
+    layout, architecture = layout_of(checkpoint), checkpoint.config["model_type"]
     if to.is_dir():
         raise ContainerError(f"{to}: cannot be written: it is a directory")
     experts = list(layout.experts())
     in_int8 = set(layout.large_matrices()) if int8_non_experts else set()
     if int8_non_experts and not in_int8:
-        raise CheckpointError(f"{folder}: the engine computes the non-experts of {layout.architecture} in floats only")
+        raise CheckpointError(f"{folder}: the engine computes the non-experts of {architecture} in floats only")
     try:
         with ContainerWriter(
             str(to),
-            architecture=layout.architecture,
+            architecture=architecture,
             config=layout.config,
             formats=formats or (Format(_expert_precision(checkpoint, layout)),),
             tokenizer=_checked_tokenizer(checkpoint, layout.config["vocab_size"]),
@@ -109,13 +107,15 @@ def import_checkpoint(
 def layout_of(checkpoint: Checkpoint) -> Layout:
     """By config.json's model_type. Raises CheckpointError, naming key or tensor, for what cannot be imported."""
     model_type = checkpoint.config.get("model_type")
-    for kind in LAYOUTS:
-        if kind.architecture == model_type:
-            return kind.of(checkpoint)
-    known = ", ".join(kind.architecture for kind in LAYOUTS)
-    raise CheckpointError(
-        f"{checkpoint.folder / 'config.json'}: model_type is {model_type!r:.60}: can be imported: {known}"
-    )
+    known = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
+    if known is None:
+        raise CheckpointError(
+            f"{checkpoint.folder / 'config.json'}: model_type is {model_type!r:.60}: can be imported: "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    module = importlib.import_module(f"engine.offline.importing.{known[0]}")
+    kind: type[Layout] = getattr(module, f"{known[1]}Layout")
+    return kind.of(checkpoint)
 
 
 def _expert_precision(checkpoint: Checkpoint, layout: Layout) -> str:

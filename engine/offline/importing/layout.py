@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,8 +25,6 @@ class Layout(ABC):
     """The tensors that a configuration implies; `config` is what the container keeps."""
 
     config: dict[str, Any]
-
-    architecture: ClassVar[str]  # model_type in config.json, and the container's architecture
 
     @classmethod
     def of(cls: type[L], checkpoint: Checkpoint) -> L:

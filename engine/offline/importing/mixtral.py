@@ -21,8 +21,6 @@ EXPERT_MATRICES = {"gate": "w1", "up": "w3", "down": "w2"}
 
 
 class MixtralLayout(Layout):
-    architecture = "mixtral"
-
     @classmethod
     def read_config(cls, keys: ConfigKeys, checkpoint: Checkpoint) -> dict[str, Any]:
         return _container_config(keys)

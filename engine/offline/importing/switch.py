@@ -17,8 +17,6 @@ STACKS = ("encoder", "decoder")
 
 
 class SwitchLayout(Layout):
-    architecture = "switch_transformers"
-
     @classmethod
     def read_config(cls, keys: ConfigKeys, checkpoint: Checkpoint) -> dict[str, Any]:
         config = _container_config(keys)

@@ -32,7 +32,6 @@ from engine.errors import EngineError, RequestError
 from engine.experts.profile import ExpertSet, PathProfile
 from engine.experts.provision import Provision, check_records
 from engine.models import model_config
-from engine.models.switch import SwitchConfig
 from engine.offline.routing.simulation import Arithmetic, Storage, Stretch, simulate, stretches
 from engine.offline.routing.trace import AHEAD, Trace
 from engine.protocol import ArithmeticTimes, ExpertBudget
@@ -82,10 +81,6 @@ class Estimate:
     read_bytes: float | None = None
     wasted_bytes: float | None = None
     bound: str | None = None
-
-    @property
-    def tokens_per_s(self) -> float | None:
-        return None if self.token_s is None else 1 / self.token_s
 
 
 def estimate(
@@ -170,7 +165,7 @@ def _estimate(
         + PROFILE_GROWTH * profile_file_bytes
         + machine.times.non_expert_bytes
         + simulated.held_bytes
-        + cache_bytes(container, prompt_tokens, new_tokens),
+        + model_config(container).state_bytes(prompt_tokens + new_tokens),
         hit_rate=hits / max(1, hits + late + misses),
         read_bytes=read_bytes / tokens,
         wasted_bytes=wasted_bytes / tokens,
@@ -217,7 +212,7 @@ def arithmetic_of(container: Container, times: ArithmeticTimes) -> Arithmetic:
 def times_by_hand(container: Container, memory_bytes_per_s: float) -> ArithmeticTimes:
     """From shapes and the rate at which one core reads memory; the constants above say what else."""
     layers_bytes, head_bytes = _dense_bytes(container)
-    layers = container.moe_layers - first_layer(container)
+    layers = container.moe_layers - model_config(container).first_layer
     largest = max(container.tensors.values(), key=lambda tensor: tensor.bytes)
     dense = memory_bytes_per_s * KERNEL_SHARES[largest.precision]
     return ArithmeticTimes(
@@ -242,28 +237,14 @@ def _dense_bytes(container: Container) -> tuple[int, int]:
     return layers, sizes.get(head, 0)
 
 
-def cache_bytes(container: Container, prompt_tokens: int, new_tokens: int) -> int:
-    """Of keys and values in float32, for a whole sequence."""
-    config = model_config(container)
-    if isinstance(config, SwitchConfig):  # a decoder attends to itself and to the prompt
-        return 2 * 4 * config.decoder_layers * config.heads * config.head_dim * (prompt_tokens + new_tokens)
-    heads, width = config.kv_heads, config.head_dim  # type: ignore[attr-defined]
-    return 2 * 4 * config.layers * heads * width * (prompt_tokens + new_tokens)
-
-
-def first_layer(container: Container) -> int:
-    """The decoder's first MoE layer."""
-    config = model_config(container)
-    return len(config.sparse_encoder_layers) if isinstance(config, SwitchConfig) else 0
-
-
 # --- routing that nobody recorded -----------------------------------------------------------------------------------
 
 
 def drawn_from(profile: PathProfile, container: Container, seed: int = 0) -> Demand:
     """A walk along the profile's paths: each layer's experts as they followed on those of the layer before."""
     walk = random.Random(seed)  # noqa: S311 - no secret depends on it
-    first, top_k = first_layer(container), model_config(container).top_k
+    config = model_config(container)
+    first, top_k = config.first_layer, config.top_k
     even = dict.fromkeys(range(profile.experts), 1)
 
     def choose(layer: int, before: ExpertSet) -> ExpertSet:
@@ -282,9 +263,9 @@ def drawn_from(profile: PathProfile, container: Container, seed: int = 0) -> Dem
 def uniform(container: Container, seed: int = 0) -> Demand:
     """Every expert as likely as any other, whatever came before: what is left where nothing is known."""
     walk = random.Random(seed)  # noqa: S311 - no secret depends on it
-    experts, top_k = container.experts_per_layer, model_config(container).top_k
+    config, experts = model_config(container), range(container.experts_per_layer)
     trace = _made_up(
-        container, first_layer(container), lambda layer, before: tuple(sorted(walk.sample(range(experts), top_k)))
+        container, config.first_layer, lambda layer, before: tuple(sorted(walk.sample(experts, config.top_k)))
     )
     return Demand(trace, "uniform: neither trace nor profile is known", has_previews=False)
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from engine.container import ExpertKey
 from engine.errors import RequestError
-from engine.experts.eviction import POLICIES, EvictionPolicy, policy_named
-from engine.experts.predictors import PREDICTORS, Predictor, Routing, predictor_named
+from engine.experts.eviction import POLICIES, EvictionPolicy, Setting, policy_named
+from engine.experts.predictors import PREDICTORS, Predictor, Routing, Sources, predictor_named
 from engine.experts.profile import PathProfile
 from engine.offline.routing.trace import Trace
 
@@ -122,13 +122,13 @@ def replay_policies(
             if name == BELADY:
                 results[name][size] = belady(demands, size)
             else:
-                policy = policy_named(name, trace.layers, trace.first_layer, frequency, seed)
+                policy = policy_named(name, Setting(trace.layers, trace.first_layer, frequency, seed))
                 results[name][size] = simulate(demands, policy, size)
     return results
 
 
 def replay_predictors(
-    trace: Trace, profile: PathProfile, names: Sequence[str] = PREDICTORS
+    trace: Trace, profile: PathProfile, names: Sequence[str] = tuple(PREDICTORS)
 ) -> dict[str, dict[int, tuple[float, ...]]]:
     """Predictor -> n -> for each MoE layer the share of activated experts that are among the first n predictions.
 
@@ -140,7 +140,7 @@ def replay_predictors(
         for token in trace.chosen.tolist()
     ]
     return {
-        name: _recall(trace, predictor_named(name, profile, lambda layer, hidden: hidden, routing), routing)
+        name: _recall(trace, predictor_named(name, Sources(profile, lambda layer, hidden: hidden, routing)), routing)
         for name in names
     }
 

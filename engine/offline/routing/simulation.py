@@ -21,7 +21,7 @@ from engine.errors import RequestError
 from engine.experts.buffer import Entry, ExpertBuffer
 from engine.experts.lanes import CREDIT_S, BrokenOff, chunk_bytes_at
 from engine.experts.loader import Loader
-from engine.experts.predictors import OraclePredictor, predictor_named
+from engine.experts.predictors import OraclePredictor, Sources, predictor_named
 from engine.experts.profile import ExpertSet, PathProfile
 from engine.experts.provision import Provision
 from engine.experts.slabs import Slabs
@@ -108,7 +108,7 @@ def simulate(
     previews = _previews(trace)  # (n, decoder layers, experts)
     # Where the engine hands a layer's hidden state to a predictor, which asks the next router, it is the answer here.
     predictor = None if strategy.predictor is None else predictor_named(
-        strategy.predictor, profile, lambda layer, hidden: hidden, ()
+        strategy.predictor, Sources(profile, lambda layer, hidden: hidden, ())
     )  # fmt: skip
     loaders: list[SimulatedLoader] = []
 

@@ -124,7 +124,7 @@ def record_trace(
     passages = cut(tokens, context, model.config)
     if not passages:
         raise RequestError("the text has fewer than two tokens: there is nothing to trace")
-    layers, first_layer = container.moe_layers, model.first_layer
+    layers, first_layer = container.moe_layers, model.config.first_layer
     recorder = _Recorder(MappedExperts(container), model.preview_router, layers, first_layer)
     fed = []
     for done, passage in enumerate(passages):

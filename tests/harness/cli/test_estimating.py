@@ -13,7 +13,6 @@ from engine.offline.importing.importer import import_checkpoint
 from engine.strategies import STRATEGIES
 from harness.cli import main
 from harness.cli.estimating import CellEstimator
-from harness.cli.strategies import traits
 from harness.errors import UnreachableError
 from harness.sweep.matrix import parse_matrix
 from harness.sweep.plan import make_plan
@@ -108,9 +107,7 @@ def estimated(bench: Bench, model: Path, trace: str, rate: float | None = 1e8) -
     matrix = parse_matrix(MATRIX.replace("TRACE", trace), source="m.toml", folder=model.parent)
     inventory = Inventory({name: Device(name, "h", emulated_read_bytes_per_s=rate) for name in ("one", "two")})
     bench.estimate = CellEstimator()
-    return bench.measure(
-        make_plan(matrix, inventory, strategies=traits(), container_sha256={"c": "c" * 64}, tokenise=lambda p, t: ())
-    )
+    return bench.measure(make_plan(matrix, inventory, container_sha256={"c": "c" * 64}, tokenise=lambda p, t: ()))
 
 
 def test_each_cell_of_a_run_has_its_estimate_and_a_device_is_asked_once(bench: Bench, model: Path) -> None:

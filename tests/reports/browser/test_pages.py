@@ -15,7 +15,7 @@ from reports.errors import RecordError
 from reports.nights.gate import Measured
 from reports.nights.night import Night
 from reports.pages.devices import devices_page
-from reports.pages.nightly import nightly_page
+from reports.pages.night_page import night_page
 from reports.pages.strategies import strategies_page
 from reports.records import Cell
 from tests.reports.browser.conftest import PHONE, Opened, findings
@@ -41,7 +41,7 @@ def pages_of(before: Measured, after: Measured, night: Night) -> dict[str, str]:
     return {
         "strategies": strategies_page([after]),
         "devices": devices_page([after]),
-        "nightly": nightly_page(night, after, [before], before.sweep.id),
+        "nightly": night_page(night, after, [before], before.sweep.id),
     }
 
 

@@ -99,6 +99,16 @@ def test_the_sentence_admits_a_loss(make):
     assert text.endswith("with 2.6× less memory than full-load.")
 
 
+def test_the_sentence_admits_more_memory(make) -> None:
+    group = one_group(make, make.runs(devices=("pi4b-emulated",)))
+    peak = row(group, "full-load").summaries["peak_resident_bytes"].median
+    ours = row(group, "edgemoe")
+    larger = replace(ours.summaries["peak_resident_bytes"], median=2.5 * peak)
+    ours = replace(ours, summaries=ours.summaries | {"peak_resident_bytes": larger})
+    rows = tuple(ours if each.strategy == "edgemoe" else each for each in group.rows)
+    assert sentence(replace(group, rows=rows)).endswith("), with 2.5× the memory of full-load.")
+
+
 def test_the_sentence_admits_no_difference(make):
     runs = [make.run(block=b, seed=1) for b in range(4)]
     twin = [replace(make.run(block=b, seed=2), id=f"twin-{b}", cell=make.cell(strategy="lru")) for b in range(4)]

@@ -145,3 +145,15 @@ def test_the_minimum_detectable_change_is_found_as_often_as_it_says(n):
     power = sum(r.conclusive and r.ratio > 1 for r in found) / len(found)
     assert POWER - 0.05 < power < POWER + 0.12
     assert Ratio(1.0, 1.0, 1.0, error, n - 1).minimum_detectable(0.5) > 0.5
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_interval_that_misses_the_estimate_is_widened_to_it(sign: int) -> None:
+    """The median is 0, and the interval about the mean of 0.45 begins above it."""
+    found = paired_ratio([0.0] * 11 + [sign * 1.0] * 9)
+    assert found.ratio == 1.0
+    assert (found.low if sign > 0 else found.high) == 1.0
+    assert not found.conclusive
+    other = found.high if sign > 0 else found.low
+    half = stats.t.ppf(0.975, 19) * np.std([0.0] * 11 + [1.0] * 9, ddof=1) / math.sqrt(20)
+    assert math.log(other) == pytest.approx(sign * (0.45 + half))

@@ -18,7 +18,7 @@ from reports.nights.night import (
     exit_code,
     with_history,
 )
-from reports.nights.summary import headline, junit, markdown, payload
+from reports.nights.summary import junit, markdown, payload, summary_line
 
 AT = "2026-11-25T04:00:00+00:00"
 HOSTILE = "a|b `c` <script>alert(1)</script> *d* [e](http://f) @g \x1b[31m\nnext \ud800".replace("\ud800", "\ufffe")
@@ -93,7 +93,7 @@ def test_a_summary_says_what_where_and_by_how_much(night):
         assert line in text
     assert f"- `{night.findings[0].cell.key}`: tpot\\_s: 10 % slower" in text
     assert "1 better than the baseline." in text
-    assert headline(replace(night, findings=(), acknowledged=())).endswith("against main: no regression")
+    assert summary_line(replace(night, findings=(), acknowledged=())).endswith("against main: no regression")
 
 
 def test_junit_has_a_case_for_each_cell(night):
@@ -123,3 +123,13 @@ def test_findings_of_no_cell_have_a_case_too(night):
     (case,) = ElementTree.fromstring(junit(lone)).findall("testcase")
     assert (case.attrib["classname"], case.attrib["name"]) == ("farm", "the night")
     assert case.find("error") is not None
+
+
+@pytest.mark.parametrize(("found", "last"), [(50, "- finding 49"), (51, "- and 1 more"), (73, "- and 23 more")])
+def test_the_summary_shows_fifty_of_a_kind_and_counts_the_rest(night, found: int, last: str) -> None:
+    findings = tuple(Finding(Kind.MISSING, f"finding {i}") for i in range(found))
+    text = markdown(replace(night, findings=findings, acknowledged=()))
+    section = text.split("### Missing results\n\n")[1].split("\n\n")[0].splitlines()
+    assert section[-1] == last
+    assert section[:50] == [f"- finding {i}" for i in range(50)]
+    assert len(section) == min(found, 51)

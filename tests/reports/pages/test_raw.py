@@ -28,6 +28,18 @@ def test_at_every_detail_a_run_has_its_conditions_verdict_and_command(make):
         assert "valid" in cell.lines and "looked at twice" in cell.lines and "python3 -m engine" in cell.lines
 
 
+def test_what_engaged_is_told_where_it_changes(make) -> None:
+    runs = make.runs(devices=("pi4b-emulated",), blocks=4)
+    edgemoe = [run for run in runs if run.cell.strategy == "edgemoe"]
+    changed = replace(edgemoe[2], load=replace(edgemoe[2].load, reader="mmap"), command="python3 -m other")
+    (cell,) = raw_samples([*edgemoe[:2], changed, edgemoe[3]]).cells
+    engaged = [run.engaged for run in cell.runs]
+    assert [bool(text) for text in engaged] == [True, False, True, True]
+    assert "reader pread" in engaged[0] and "reader mmap" in engaged[2] and engaged[3] == engaged[0]
+    command = edgemoe[0].command
+    assert [run.command for run in cell.runs] == [command, "", "python3 -m other", command]
+
+
 def test_a_sample_of_the_timeline_is_no_repetition(make):
     from tests.scale.sides import complete
 

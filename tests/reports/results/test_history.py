@@ -30,14 +30,6 @@ def test_sweeps_of_a_name_in_their_order(nights):
     assert database.sweeps(name="none") == []
 
 
-def test_the_runs_of_a_cell_over_the_last_sweeps(nights, make):
-    database, ids = nights
-    found = database.history(make.cell().key, last=3)
-    assert [(run.sweep_id, run.block) for run in found] == [(sweep, block) for sweep in ids[1:] for block in (0, 1)]
-    assert len(database.history(make.cell().key, last=99)) == 8
-    assert database.history(make.cell(page_cache="warm").key, last=3) == []
-
-
 def test_how_sweeps_ended_by_the_last_attempt_at_each_cell_and_block(nights, make):
     database, ids = nights
     again = make.failed(RunStatus.UNREACHABLE, "no answer", block=1, seed=9)

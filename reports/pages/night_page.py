@@ -51,7 +51,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Place:
+class FindingGroup:
     """What was found of one strategy on one device."""
 
     name: str  # empty: of no cell
@@ -104,10 +104,10 @@ class DrawnTrend:
     values: str
 
 
-def nightly_page(
+def night_page(
     night: Night, tonight: Measured, behind: Sequence[Measured] = (), baseline_sweep_id: str | None = None
 ) -> str:
-    """`behind`: the sweeps of which it tells beside its own, as far as they are there; see reports.nights.judge."""
+    """`behind`: the sweeps of which it tells beside its own, as far as they are there; see reports.nights.outcome."""
     tonight = in_plan_order(tonight)
     raw = raw_samples((run for side in (tonight, *behind) for run in side.runs), _RAW_BYTES)
     trends = _drawn(night)
@@ -116,7 +116,7 @@ def nightly_page(
     by_kind = {kind: [finding for finding in night.findings if finding.kind is kind] for kind in Kind}
     counts = Counter(judged.mark for judged in night.comparison.judged) if night.comparison else Counter[Mark]()
     return self_contained(
-        "nightly.html.j2",
+        "night.html.j2",
         kind="nightly",
         title=night.name,
         lede=_lede(night),
@@ -124,10 +124,10 @@ def nightly_page(
         baseline_sweep_id=baseline_sweep_id,
         outcome="good" if not night.exit_code else "bad" if night.exit_code in (1, 3, 4) else "warn",
         findings=[
-            (TITLES[kind], len(found), tells.places(found[:_MOST_FOUND])) for kind, found in by_kind.items() if found
+            (TITLES[kind], len(found), tells.grouped(found[:_MOST_FOUND])) for kind, found in by_kind.items() if found
         ],
         most_found=_MOST_FOUND,
-        acknowledged=tells.places(night.acknowledged),
+        acknowledged=tells.grouped(night.acknowledged),
         again=[tells.again(confirmation) for confirmation in night.confirmations],
         again_chart=_again_chart(night.confirmations),
         trends=trends,
@@ -180,12 +180,12 @@ class _Tells:
         self._trends = {(trend.cell.key, trend.metric): trend for trend in night.trends}
         self._order = {key: i for i, key in enumerate(self._tonight)}
 
-    def places(self, findings: Sequence[Finding]) -> list[Place]:
+    def grouped(self, findings: Sequence[Finding]) -> list[FindingGroup]:
         """In the order in which they were found."""
         found: dict[str, list[Item]] = {}
         for finding in findings:
             found.setdefault(_name(finding.cell) if finding.cell else "", []).append(self._item(finding))
-        return [Place(name, tuple(items)) for name, items in found.items()]
+        return [FindingGroup(name, tuple(items)) for name, items in found.items()]
 
     def _item(self, finding: Finding) -> Item:
         cell, metric = finding.cell, finding.metric

@@ -7,7 +7,7 @@ from reports.judging.judgement import Side, compare_sides
 from reports.nights.gate import Measured
 from reports.nights.night import ChangePoint, Confirmation, Finding, Kind, Night, Trend, TrendPoint
 from reports.nights.trends import trends
-from reports.pages.nightly import nightly_page
+from reports.pages.night_page import night_page
 from reports.records import Fault, RunStatus, Verdict
 from tests.reports.seen import Page
 
@@ -79,7 +79,7 @@ def night(make, before, tonight):
 
 @pytest.fixture
 def html(night, tonight, before):
-    return nightly_page(night, tonight, [before], before.sweep.id)
+    return night_page(night, tonight, [before], before.sweep.id)
 
 
 def test_the_first_sentence_says_how_it_ended_and_where(html):
@@ -99,7 +99,7 @@ def test_the_first_sentence_says_how_it_ended_and_where(html):
     ],
 )
 def test_other_endings_have_their_sentence(night, tonight, findings, code, sentence, colour):
-    html = nightly_page(replace(night, findings=findings, exit_code=code), tonight)
+    html = night_page(replace(night, findings=findings, exit_code=code), tonight)
     assert sentence in Page(html).words and f'class="lede outcome {colour}"' in html
     assert all(finding.reason in html for finding in findings)
 
@@ -139,7 +139,7 @@ def test_trends_of_findings_come_first_with_band_and_change(html, night, tonight
     alone = replace(
         night, trends=tuple(replace(t, points=t.points[-1:], changes=(), environment=()) for t in night.trends)
     )
-    assert 'id="trends"' not in nightly_page(alone, tonight)  # one night is no trend
+    assert 'id="trends"' not in night_page(alone, tonight)  # one night is no trend
 
 
 def test_every_result_has_its_row_and_its_mark(html):
@@ -158,7 +158,7 @@ def test_every_result_has_its_row_and_its_mark(html):
 def test_the_first_night_has_medians(night, tonight):
     hint = Finding(Kind.INCONCLUSIVE, "no baseline main is pinned, so nothing was compared")
     first = replace(night, baseline=None, comparison=None, findings=(hint,), confirmations=(), acknowledged=())
-    words = Page(nightly_page(first, tonight)).words
+    words = Page(night_page(first, tonight)).words
     assert "no baseline is pinned" in words and "there is no baseline to compare with" in words
     assert re.search(r"jetson-tx2-emulated naive-swap tiny-mixtral-int4 / dialogue / cold [\d.]+ ms", words)
 
@@ -166,7 +166,7 @@ def test_the_first_night_has_medians(night, tonight):
 def test_a_night_of_many_cells_draws_what_matters_and_says_what_is_left(night, tonight):
     cells = [replace(trend.cell, workload=f"w{i}") for i in range(40) for trend in night.trends[:2]]
     many = replace(night, trends=(*(replace(night.trends[0], cell=cell) for cell in cells), night.trends[0]))
-    html = nightly_page(many, tonight)
+    html = night_page(many, tonight)
     assert html.count('class="band"') == 40
     assert "41 other trends of this night are only in the table" in html
     assert "edgemoe (10 experts) on pi4b-emulated<small>tiny-mixtral-int4 / dialogue" in html.split('id="trend-0"')[1]
@@ -175,15 +175,15 @@ def test_a_night_of_many_cells_draws_what_matters_and_says_what_is_left(night, t
 def test_of_many_findings_the_first_are_told_and_the_others_counted(night, tonight):
     first = next(finding for finding in night.findings if finding.cell)
     many = [replace(first, cell=replace(first.cell, workload=f"w{i}"), kind=Kind.INCONCLUSIVE) for i in range(100)]
-    page = nightly_page(replace(night, findings=(*night.findings, *many)), tonight)
+    page = night_page(replace(night, findings=(*night.findings, *many)), tonight)
     listed = page.split('id="findings"')[1].split("</section>")[0]
     undecided = sum(finding.kind is Kind.INCONCLUSIVE for finding in night.findings)
     assert f'Inconclusive <span class="quiet">{100 + undecided}</span>' in listed
     assert f"And {40 + undecided} more." in listed
     assert re.findall(r"/ w(\d+) /", listed)[-1] == str(59 - undecided)
-    assert "more." not in nightly_page(night, tonight).split('id="findings"')[1].split("</section>")[0]
+    assert "more." not in night_page(night, tonight).split('id="findings"')[1].split("</section>")[0]
 
 
 def test_the_same_night_gives_the_same_bytes(html, night, tonight, before):
     other = Measured(tonight.sweep, tonight.runs[::-1])
-    assert nightly_page(night, other, [before], before.sweep.id) == html
+    assert night_page(night, other, [before], before.sweep.id) == html
