@@ -1,4 +1,4 @@
-"""`nightly`: a matrix measured, compared with its baseline, doubts measured again, and people told. For cron and CI."""
+"""`nightly`: measures a matrix, compares it with its baseline and tells people. For cron and CI."""
 
 from __future__ import annotations
 
@@ -23,14 +23,10 @@ from harness.cli.options import (
 )
 from harness.cli.showing import PATIENT, measure_and_show
 from harness.errors import FarmError, InfrastructureError
-from harness.night.config import (
-    NightlyConfig,
-    finish,
-    locked,
-    read_nightly,
-)
+from harness.night.config import NightlyConfig, finish, locked, read_nightly
 from harness.night.run import NightRun
 from harness.night.webhook import post, webhook_url
+from harness.sweep.engines import EngineStore, engines_folder
 from harness.sweep.measure import INTERRUPTED
 from harness.sweep.progress import JsonLines
 from reports.errors import ReportError
@@ -74,14 +70,16 @@ def nightly(
     with locked(settings):
         try:
             with open_results(results_place, create=True, patience=PATIENT) as database:
-                measured = partial(
+                measure = partial(
                     measure_and_show, database=database, known_hosts=known_hosts, offline=offline, as_json=as_json,
                     wait_s=wait_s,
                 )  # fmt: skip
-                run = NightRun(settings, load_inventory(inventory_path), database, measured, _say)
+                inventory, kept = load_inventory(inventory_path), EngineStore(engines_folder())
+                run = NightRun(settings, inventory, database, kept, measure=measure, say=_say)
                 night = run.measure_and_judge()
                 if night is None:
                     context.exit(INTERRUPTED)
+                run.store(night)
                 page = run.publish(night)
         except (FarmError, ReportError, EngineError) as error:
             if getattr(error, "exit_code", 1) != 1:

@@ -18,7 +18,7 @@ def farm(tmp_path, monkeypatch):
     """farm(*arguments) -> (exit code, output); its database has a baseline's sweep, one like it, and a slower one."""
     monkeypatch.setenv("EDGEMOE_FARM_RESULTS", str(tmp_path / "farm.db"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    simulated = SimulatedFarm(1, recorded())
+    simulated = SimulatedFarm(1, recorded(), tmp_path)
     sides = [simulated.baseline, simulated.measure({}), simulated.measure({TARGET: Change(slower=1.5)})]
     with ResultsDatabase.open(tmp_path / "farm.db") as database:
         for name, side in zip(("before", "like", "slower"), sides, strict=True):
