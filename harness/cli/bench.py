@@ -52,12 +52,12 @@ _threads = click.option(
 @click.argument("candidates", metavar="STRATEGY=CONTAINER...", nargs=-1, required=True)
 @_measuring_options
 def strategies(candidates: tuple[str, ...], **options: Any) -> None:
-    """Compare strategies, each on its container, under emulated storage.
+    """Compare strategies under emulated storage.
 
-    Every round all of them continue the same prompt, in turns that rotate; ratios are to the first, round by round.
-    The floor is what no pipeline could beat: the bytes that a strategy missed at the storage's rate, or its arithmetic
-    (the same container with all experts in memory), whichever is more. Strategies that lose nothing must give the same
-    tokens on one container.
+    Each runs on its own container. Every round all of them continue the same prompt, in turns that rotate; ratios are
+    to the first, round by round. The floor is what no pipeline could beat: the bytes that a strategy missed at the
+    storage's rate, or its arithmetic (the same container with all experts in memory), whichever is more. Strategies
+    that lose nothing must give the same tokens on one container.
 
     \b
     Example:
@@ -72,10 +72,11 @@ def strategies(candidates: tuple[str, ...], **options: Any) -> None:
 @click.argument("adapted", metavar="ADAPTED", type=click.Path(path_type=Path))
 @_measuring_options
 def ablation(full: Path, adapted: Path, **options: Any) -> None:
-    """Repeat the paper's ablation: naive-swap in full precision, then one part of EdgeMoE after another.
+    """Repeat the paper's ablation of EdgeMoE, part by part.
 
-    FULL holds the experts in full precision, ADAPTED in the bitwidths that `model adapt` gave them. The paper's ratios
-    (switch-base-8, Jetson TX2) stand beside those measured; what came after the paper follows.
+    It begins with naive-swap in full precision. FULL holds the experts in full precision, ADAPTED in the bitwidths that
+    `model adapt` gave them. The paper's ratios (switch-base-8, Jetson TX2) stand beside those measured; what came after
+    the paper follows.
 
     \b
     Example:
@@ -96,7 +97,7 @@ def ablation(full: Path, adapted: Path, **options: Any) -> None:
 @_threads
 @json_option
 def kernels(rows: int, columns: int, batch: int, rounds: int, threads: int, as_json: bool) -> None:
-    """Compare native kernels with numpy and with a plain read of memory.
+    """Compare native kernels with numpy and a plain memory read.
 
     Each product walks over copies of the matrix that no cache holds. The last column but one is the rate at which a
     product gets through packed weights, over the rate at which as many threads read memory and do nothing else.
@@ -133,9 +134,10 @@ def kernels(rows: int, columns: int, batch: int, rounds: int, threads: int, as_j
 @click.option("--seconds", type=click.FloatRange(0.05, 60), default=1.0, show_default=True, help="Of a turn, at most.")
 @json_option
 def storage(path: Path, block_bytes: int | None, rounds: int, seconds: float, as_json: bool) -> None:
-    """Compare ways of reading experts from PATH, cold, with the storage's sequential rate past the page cache.
+    """Compare ways of reading experts from PATH, cold.
 
-    PATH is a container or any other large file; it is only read, and leaves the page cache.
+    They are compared with the storage's sequential rate past the page cache. PATH is a container or any other large
+    file; it is only read, and leaves the page cache.
 
     \b
     Example:
@@ -230,7 +232,7 @@ def decode(
 @_threads
 @json_option
 def start(container: Path, strategy: str, backend: str, warm: bool, rounds: int, threads: int, as_json: bool) -> None:
-    """Show where the time goes between starting the engine and its first token.
+    """Show where the time to the first token goes.
 
     \b
     Example:

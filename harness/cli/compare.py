@@ -64,9 +64,10 @@ def compare(
     results_place: str,
     as_json: bool,
 ) -> None:
-    """Compare sweeps, devices, strategies or engines: B, the candidate, with A, the baseline, cell by cell.
+    """Compare B, the candidate, with A, the baseline, cell by cell.
 
-    By default the latest sweep is compared with the one before it of the same matrix.
+    Both may be sweeps, devices, strategies or engines. By default the latest sweep is compared with the one before it
+    of the same matrix.
 
     \b
     A and B are each one of

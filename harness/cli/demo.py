@@ -10,7 +10,7 @@ import click
 
 import harness.demo
 from engine.protocol import BACKENDS
-from harness.cli.faults import demonstrate
+from harness.cli.demo_faults import demonstrate
 from harness.cli.options import EXIT_CODES, open_results
 from harness.cli.showing import measure_and_show
 from harness.demo.loopback import Emulated, LoopbackFarm
@@ -47,12 +47,13 @@ _DEVICES = (
 @click.option("--keep", is_flag=True, help="Keep the devices' folders, keys and matrix, to look at.")
 @click.pass_context
 def demo(context: click.Context, output: Path, quick: bool, backend: str, faults: bool, keep: bool) -> None:
-    """Do the whole job on this machine, with no device and no root: about two minutes.
+    """Do the whole job on this machine, without any device.
 
-    Imports the trained model that ships with the farm, counts its activation paths, starts two SSH devices on
-    127.0.0.1, trusts them, deploys to them, measures three strategies in interleaved blocks, and renders the report.
-    The devices' storage is emulated: the engine limits its expert reads to the rate of the board that they stand for,
-    and every record and page says so. The last line printed is the report's path.
+    This takes about two minutes and needs no root. It imports the trained model that ships with the farm, counts its
+    activation paths, starts two SSH devices on 127.0.0.1, trusts them, deploys to them, measures three strategies in
+    interleaved blocks, and renders the report. The devices' storage is emulated: the engine limits its expert reads to
+    the rate of the board that they stand for, and every record and page says so. The last line printed is the report's
+    path.
 
     With --faults nothing is measured at all. Scripted devices, which only play their part, meet one kind of fault each:
     a lost link, a hang, a throttled processor, a power cut, slow and full storage, damaged output, too little memory.

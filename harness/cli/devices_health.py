@@ -131,10 +131,10 @@ def _canary_failure(device: Device, known_hosts: Path, offline: bool) -> DeviceE
 def prune(
     names: tuple[str, ...], days: float, dry_run: bool, inventory_path: Path, known_hosts: Path, as_json: bool
 ) -> None:
-    """Free the disk of each DEVICE: engines, containers and runs of the farm there that nobody used of late.
+    """Remove from each DEVICE what nobody used of late.
 
-    What is removed is sent again when it is needed. Runs that are alive stay, and nothing outside the farm's own folder
-    is touched.
+    This frees its disk of the farm's engines, containers and runs. What is removed is sent again when it is needed.
+    Runs that are alive stay, and nothing outside the farm's own folder is touched.
 
     \b
     Examples:

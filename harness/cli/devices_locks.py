@@ -26,7 +26,9 @@ _COLUMNS = ("device", "state", "holder", "sweep", "token", "since", "sign of lif
 @known_hosts_option
 @json_option
 def locks(names: tuple[str, ...], inventory_path: Path, known_hosts: Path, as_json: bool) -> None:
-    """Show who holds each DEVICE (default: all), since when, and who waits for it.
+    """Show who holds each DEVICE, since when, and who waits.
+
+    By default all devices are asked.
 
     The lease of a controller that was killed expires by itself three minutes after its last sign of life. Exit code 4
     when a device cannot be asked; the others are shown all the same.
@@ -55,10 +57,11 @@ def locks(names: tuple[str, ...], inventory_path: Path, known_hosts: Path, as_js
 @inventory_option
 @known_hosts_option
 def unlock(name: str, yes: bool, inventory_path: Path, known_hosts: Path) -> None:
-    """Take the lease of DEVICE away from whoever holds it, for whoever is next in the queue.
+    """Take the lease of DEVICE away from whoever holds it.
 
-    Its engine is ended by the next holder, before that one measures; a former holder that is alive after all starts
-    nothing any more under the old lease, records the run in flight as unreachable, and queues up again.
+    Whoever is next in the queue gets it. Its engine is ended by the next holder, before that one measures; a former
+    holder that is alive after all starts nothing any more under the old lease, records the run in flight as
+    unreachable, and queues up again.
 
     \b
     Example:

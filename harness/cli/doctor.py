@@ -51,7 +51,9 @@ def doctor(
     known_hosts: Path,
     as_json: bool,
 ) -> None:
-    """Examine this machine and each DEVICE (default: all), and name every finding with the line that fixes it.
+    """Find what is wrong here and on each DEVICE, and how to fix it.
+
+    By default all devices are examined. Every finding comes with the line that fixes it.
 
     An error means that nothing can be measured like this; a run refuses such a device with the same words. A warning
     means that numbers may suffer. Exit code 4 when there is an error.

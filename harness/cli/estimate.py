@@ -89,11 +89,12 @@ def estimate(
     known_hosts: Path,
     as_json: bool,
 ) -> None:
-    """Estimate tokens/s, memory and hit rate of each strategy on CONTAINER, before anything is measured.
+    """Estimate speed, memory and hit rate of each strategy.
 
-    A trace is replayed through the engine's own buffer, policies and predictors, on a simulated clock: arithmetic takes
-    what a token was timed to take on the device, a read its bytes over the storage's rate. Without trace or text the
-    routing is drawn from the profile, without a profile it is uniform. The floor is what no pipeline could beat.
+    This is what CONTAINER can be expected to do, before anything is measured. A trace is replayed through the engine's
+    own buffer, policies and predictors, on a simulated clock: arithmetic takes what a token was timed to take on the
+    device, a read its bytes over the storage's rate. Without trace or text the routing is drawn from the profile,
+    without a profile it is uniform. The floor is what no pipeline could beat.
 
     \b
     Examples:

@@ -53,12 +53,13 @@ def nightly(
     known_hosts: Path,
     as_json: bool,
 ) -> None:
-    """Measure the matrix that CONFIG names, and say by the exit code whether something got worse.
+    """Measure a matrix and tell whether something got worse.
 
-    Every device has to pass a canary run first. What looks worse than the pinned baseline, or than the nights before,
-    is measured again, the baseline's engine and today's in turns on the same device: only what that confirms is a
-    regression. Page, Markdown summary and JUnit XML go to the folder that CONFIG names, and a webhook is told. A night
-    that was killed goes on when the command is given again; two at once are refused.
+    CONFIG names the matrix; the exit code tells. Every device has to pass a canary run first. What looks worse than the
+    pinned baseline, or than the nights before, is measured again, the baseline's engine and today's in turns on the
+    same device: only what that confirms is a regression. Page, Markdown summary and JUnit XML go to the folder that
+    CONFIG names, and a webhook is told. A night that was killed goes on when the command is given again; two at once
+    are refused.
 
     \b
     Examples:

@@ -144,6 +144,23 @@ class Budget(click.ParamType[ExpertBudget]):
             self.fail(str(error), param, ctx)
 
 
+class TokenIds(click.ParamType[tuple[int, ...]]):
+    """Reads token ids such as 5,6,7."""
+
+    name = "IDS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            ids = tuple(int(word) for word in value.split(","))
+        except ValueError:
+            self.fail(f"{value[:60]!r} is not a list of token ids such as 5,6,7", param, ctx)
+        if min(ids) < 0:
+            self.fail(f"{min(ids)} is not a token id: they count from 0", param, ctx)
+        return ids
+
+
 class MetricShare(click.ParamType[tuple[str, float]]):
     """`tpot_s=0.05`, `tpot_s=5%`, or `5%` for all, whose metric is ""."""
 

@@ -37,7 +37,7 @@ from reports.results.retention import Retention, outdated, remove, vacuum
 @results_option
 @json_option
 def migrate(results_place: str, as_json: bool) -> None:
-    """Take the results database of an older farm to the newest schema.
+    """Bring the database of an older farm to the newest schema.
 
     In one transaction: it is done, or nothing has changed. An SQLite file is copied to one beside it before. Steps that
     older farms do not notice are also taken whenever the database is opened; others wait for this command, since the
@@ -119,7 +119,7 @@ def prune(
 @json_option
 @click.pass_context
 def import_results(context: click.Context, source: str, results_place: str, as_json: bool) -> None:
-    """Add the results of another database, of an export (JSON lines) or of a bundle to this one.
+    """Add the results of another database, export or bundle.
 
     Importing twice changes nothing. Where both have something of one name and it differs, what is here stays, the
     conflict is named, and the exit code is 3.
@@ -154,11 +154,12 @@ def import_results(context: click.Context, source: str, results_place: str, as_j
 def bundle_sweeps(
     runs: tuple[str, ...], output: Path | None, verify: Path | None, results_place: str, as_json: bool
 ) -> None:
-    """Write the sweeps RUN... (ids, beginnings of them, or `latest`) to one file that another machine can verify.
+    """Write sweeps to one file that another machine can verify.
 
-    It has all records, the matrix, the hashes of containers, workloads and engines, each device's environment, and how
-    a night was judged. `results import FILE` adds it to a database, `report FILE` renders it: the same page, byte for
-    byte. The hash that is shown says that nothing was changed on the way.
+    Each RUN is a sweep's id, the beginning of it, or `latest`. It has all records, the matrix, the hashes of
+    containers, workloads and engines, each device's environment, and how a night was judged. `results import FILE` adds
+    it to a database, `report FILE` renders it: the same page, byte for byte. The hash that is shown says that nothing
+    was changed on the way.
 
     \b
     Examples:

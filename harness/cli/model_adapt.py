@@ -1,4 +1,4 @@
-"""`model adapt`: bits for each expert, within a tolerable loss or a budget."""
+"""`model adapt`: gives each expert its own bitwidth, within a tolerable loss or a budget."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def adapt(
     to: Path,
     as_json: bool,
 ) -> None:
-    """Give each expert of FILE its own bitwidth, as few as the loss allows.
+    """Give each expert of FILE as few bits as the loss allows.
 
     FILE holds its experts in full precision. The plan, with all measured losses, is written beside FILE2.
 

@@ -1,4 +1,4 @@
-"""`demo --faults`: scripted devices, each of which meets one kind of fault, and what that cost."""
+"""`demo --faults`: shows what each kind of fault costs, on scripted devices."""
 
 from __future__ import annotations
 

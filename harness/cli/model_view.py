@@ -1,4 +1,4 @@
-"""`model view`: a page of a container's experts."""
+"""`model view`: writes a page of a container's experts."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ _MOST_LAYERS_OF_A_PATH = 3  # that are drawn, besides all
 def view(
     container: Path, profile: Path | None, trace: Path | None, plan: Path | None, output: Path, as_json: bool
 ) -> None:
-    """Write a page of FILE's experts: bits, importance, how often and along which paths they are activated.
+    """Write a page of FILE's experts.
 
-    The page is one file without any reference outside itself. What is not given is left out.
+    It shows bits, importance, and how often and along which paths experts are activated. The page is one file without
+    any reference outside itself. What is not given is left out.
 
     \b
     Examples:
