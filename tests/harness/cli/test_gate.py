@@ -4,10 +4,9 @@ import json
 from dataclasses import replace
 
 import pytest
-from click.testing import CliRunner
 
-from harness.cli import main
 from reports.results.database import ResultsDatabase
+from tests.command_line import invoke
 from tests.nights.simulated import Change, SimulatedFarm, recorded
 
 TARGET = ("pi4b-emulated", "edgemoe")
@@ -26,11 +25,11 @@ def farm(tmp_path, monkeypatch):
             for run in side.runs:
                 database.add_run(replace(run, id=f"{name}-{run.id}", sweep_id=name))
 
-    def invoke(*arguments):
-        result = CliRunner().invoke(main, arguments)
+    def call(*arguments):
+        result = invoke(*arguments)
         return result.exit_code, result.output
 
-    return invoke
+    return call
 
 
 def test_a_gate_needs_a_baseline(farm):

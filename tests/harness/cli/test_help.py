@@ -1,0 +1,45 @@
+"""What help says: every command has it, and no summary is cut in a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from harness.cli import main
+from tests.command_line import farm
+
+
+def commands(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Yields every command with the words that call it."""
+    yield words, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None, name
+            yield from commands(found, (*words, name))
+
+
+COMMANDS = dict(commands(main))
+GROUPS = [words for words, command in COMMANDS.items() if isinstance(command, click.Group)]
+
+
+def test_there_are_the_groups_that_one_expects() -> None:
+    assert len(COMMANDS) > 40
+    assert {" ".join(words) for words in GROUPS} == {"", "ack", "baseline", "bench", "devices", "model", "results"}
+
+
+@pytest.mark.parametrize("words", GROUPS, ids=" ".join)
+def test_no_summary_is_cut_in_80_columns(words: tuple[str, ...]) -> None:
+    listed = farm(*words, "--help").stdout.split("\nCommands:\n")[1].split("\n\n")[0].splitlines()
+    assert len(listed) == sum(other[:-1] == words for other in COMMANDS if other)
+    assert all(len(line) <= 80 and not line.endswith("...") for line in listed), listed
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_has_help_whose_summary_is_a_sentence(words: tuple[str, ...]) -> None:
+    first, *_ = (COMMANDS[words].help or "").splitlines()
+    assert first[:1].isupper()
+    assert first.endswith(".")
