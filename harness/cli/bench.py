@@ -10,10 +10,18 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from engine.protocol import BACKENDS, ExpertBudget
+from engine.protocol import ExpertBudget
 from engine.strategies import strategy_named
 from harness.cli.bar import progress_bar
-from harness.cli.options import Budget, json_option, print_json, read_text
+from harness.cli.options import (
+    Budget,
+    backend_option,
+    container_argument,
+    json_option,
+    print_json,
+    profile_option,
+    read_text,
+)
 from harness.errors import UsageError
 
 
@@ -26,7 +34,7 @@ def _measuring_options(command: Any) -> Any:
     for option in reversed((
         click.option("--text", type=click.Path(path_type=Path), required=True, metavar="PATH",
                      help="UTF-8 text: prompts are cut out of it."),
-        click.option("--profile", type=click.Path(path_type=Path), metavar="PROFILE", help="See `model profile`."),
+        profile_option,
         click.option("--expert-budget", type=Budget(), help="Of each expert buffer, such as 64MiB or 10-experts."),
         click.option("--rates", default="43,200,550", show_default=True, metavar="MB/S,...",
                      help="Rates of storage to emulate; those of the paper's devices by default."),
@@ -168,10 +176,10 @@ def storage(path: Path, block_bytes: int | None, rounds: int, seconds: float, as
 
 
 @bench.command()
-@click.argument("container", metavar="FILE", type=click.Path(path_type=Path))
+@container_argument
 @click.option("--strategy", default="full-load", show_default=True, help="See `strategies`.")
 @click.option("--expert-budget", type=Budget(), help="Of the expert buffer.")
-@click.option("--profile", type=click.Path(path_type=Path), metavar="PROFILE", help="See `model profile`.")
+@profile_option
 @click.option("--text", type=click.Path(path_type=Path), metavar="PATH", help="A prompt; else some token ids.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Turns of each backend.")
 @click.option("--tokens", "new_tokens", type=click.IntRange(2), default=32, show_default=True,
@@ -222,11 +230,11 @@ def decode(
 
 
 @bench.command()
-@click.argument("container", metavar="FILE", type=click.Path(path_type=Path))
+@container_argument
 @click.option(
     "--strategy", default="naive-swap", show_default=True, help="One that needs no profile: see `strategies`."
 )
-@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="Kernels.")
+@backend_option
 @click.option("--warm", is_flag=True, help="Leave the container in the page cache.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Processes to start.")
 @_threads

@@ -9,9 +9,8 @@ from pathlib import Path
 import click
 
 import harness.demo
-from engine.protocol import BACKENDS
 from harness.cli.demo_faults import demonstrate
-from harness.cli.options import EXIT_CODES, open_results
+from harness.cli.options import EXIT_CODES, backend_option, open_results
 from harness.cli.showing import measure_and_show
 from harness.demo.loopback import Emulated, LoopbackFarm
 from harness.device.trust import trust
@@ -40,9 +39,7 @@ _DEVICES = (
     help="Where report, results, container and profile go.",
 )
 @click.option("--quick", is_flag=True, help="One block instead of three: a first look, without spread.")
-@click.option(
-    "--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="Kernels of the devices' engines."
-)
+@backend_option
 @click.option("--faults", is_flag=True, help="Show faults on scripted devices instead: half a minute, all made up.")
 @click.option("--keep", is_flag=True, help="Keep the devices' folders, keys and matrix, to look at.")
 @click.pass_context

@@ -16,17 +16,19 @@ from rich.table import Table
 from engine.container import Container
 from engine.errors import EngineError
 from engine.experts.profile import PathProfile
-from engine.protocol import BACKENDS, ArithmeticTimes, ExpertBudget, StorageRates
+from engine.protocol import ArithmeticTimes, ExpertBudget, StorageRates
 from engine.strategies import STRATEGIES, strategy_named
 from harness.cli.bar import progress_bar
 from harness.cli.options import (
     Budget,
+    backend_option,
     inventory_option,
     json_option,
     known_hosts_option,
     load_inventory,
     print_json,
     printable,
+    profile_option,
     read_text,
 )
 from harness.device.deploy import ENGINE_SOURCE, cache_folder
@@ -60,14 +62,14 @@ _TEXT_TOKENS = 1024  # of --text that are traced
 )
 @click.option("--trace", "trace_file", type=click.Path(path_type=Path), metavar="TRACE", help="See `model trace`.")
 @click.option("--text", type=click.Path(path_type=Path), metavar="PATH", help="UTF-8 text to trace now, instead.")
-@click.option("--profile", type=click.Path(path_type=Path), metavar="PROFILE", help="See `model profile`.")
+@profile_option
 @click.option("--expert-budget", type=Budget(), help="Of each expert buffer.  [default: the strategy's own]")
 @click.option("--strategy", "names", multiple=True, metavar="NAME", help="May be repeated.  [default: all]")
 @click.option("--prompt-tokens", type=click.IntRange(1), default=32, show_default=True, help="Before each sequence.")
 @click.option(
     "--tokens", "new_tokens", type=click.IntRange(1), default=48, show_default=True, help="To decode after each prompt."
 )
-@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="Of the arithmetic.")
+@backend_option
 @inventory_option
 @known_hosts_option
 @json_option

@@ -17,12 +17,10 @@ from harness.cli.model_profile import profile
 from harness.cli.model_replay import replay
 from harness.cli.model_trace import trace
 from harness.cli.model_view import view
-from harness.cli.options import TokenIds, json_option, print_json, printable
+from harness.cli.options import TokenIds, container_argument, json_option, print_json, printable
 from harness.errors import UsageError
 
 # engine.offline brings numpy and its friends: each command imports what it needs, so that help stays quick.
-
-_container = click.argument("container", metavar="FILE", type=click.Path(path_type=Path))
 
 
 @click.group()
@@ -36,7 +34,7 @@ def model() -> None:
 
 
 @model.command()
-@_container
+@container_argument
 @json_option
 def info(container: Path, as_json: bool) -> None:
     """Say what FILE holds.
@@ -62,7 +60,7 @@ def info(container: Path, as_json: bool) -> None:
 
 
 @model.command()
-@_container
+@container_argument
 @json_option
 def verify(container: Path, as_json: bool) -> None:
     """Read all of FILE and check every checksum.
@@ -82,7 +80,7 @@ def verify(container: Path, as_json: bool) -> None:
 
 
 @model.command()
-@_container
+@container_argument
 @click.option("--tokens", type=TokenIds(), required=True, help="The sequence, such as 5,6,7.")
 @click.option("--to", type=click.Path(path_type=Path), required=True, metavar="OUT.npy", help="The file to write.")
 @click.option("--decoder-tokens", type=TokenIds(), help="Only for models with an encoder and a decoder.")

@@ -9,16 +9,25 @@ import click
 
 from engine.protocol import ExpertBudget, to_json
 from harness.cli.bar import progress_bar
-from harness.cli.options import PAIRS_HELP, Budget, json_option, print_json, read_text
+from harness.cli.options import (
+    PAIRS_HELP,
+    Budget,
+    container_argument,
+    context_option,
+    json_option,
+    print_json,
+    read_text,
+    text_tokens_option,
+)
 from harness.errors import UsageError
 
 
 @click.command("eval")
-@click.argument("container", metavar="FILE", type=click.Path(path_type=Path))
+@container_argument
 @click.option("--text", type=click.Path(path_type=Path), metavar="PATH", help="UTF-8 text.")
 @click.option("--pairs", type=click.Path(path_type=Path), metavar="PATH", help=PAIRS_HELP)
-@click.option("--context", type=click.IntRange(2), default=256, show_default=True, help="Tokens of a window.")
-@click.option("--tokens", type=click.IntRange(2), help="Use no more of the text than so many tokens.  [default: all]")
+@context_option
+@text_tokens_option
 @click.option("--max-new", type=click.IntRange(1), default=64, show_default=True, help="With --pairs: tokens to write.")
 @click.option(
     "--against", type=click.Path(path_type=Path), metavar="REFERENCE",

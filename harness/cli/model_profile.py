@@ -7,15 +7,15 @@ from pathlib import Path
 import click
 
 from harness.cli.bar import progress_bar
-from harness.cli.options import read_text
+from harness.cli.options import container_argument, context_option, read_text
 
 
 @click.command()
-@click.argument("container", metavar="FILE", type=click.Path(path_type=Path))
+@container_argument
 @click.option("--text", "texts", type=click.Path(path_type=Path), required=True, multiple=True, metavar="PATH",
               help="UTF-8 text like what the model will see; several may follow.")  # fmt: skip
 @click.option("--to", type=click.Path(path_type=Path), required=True, metavar="PROFILE", help="The profile to write.")
-@click.option("--context", type=click.IntRange(2), default=256, show_default=True, help="Tokens of a window.")
+@context_option
 @click.argument("more", metavar="[PATH]...", nargs=-1, type=click.Path(path_type=Path))
 def profile(container: Path, texts: tuple[Path, ...], to: Path, context: int, more: tuple[Path, ...]) -> None:
     """Count which experts a text activates, and along which paths.

@@ -7,14 +7,14 @@ from pathlib import Path
 import click
 
 from harness.cli.bar import progress_bar
-from harness.cli.options import read_text
+from harness.cli.options import container_argument, context_option, read_text, text_tokens_option
 
 
 @click.command()
-@click.argument("container", metavar="FILE", type=click.Path(path_type=Path))
+@container_argument
 @click.option("--text", type=click.Path(path_type=Path), required=True, metavar="PATH", help="UTF-8 text.")
-@click.option("--tokens", type=click.IntRange(2), help="Use no more of the text than so many tokens.  [default: all]")
-@click.option("--context", type=click.IntRange(2), default=256, show_default=True, help="Tokens of a window.")
+@text_tokens_option
+@context_option
 @click.option("--to", type=click.Path(path_type=Path), required=True, metavar="TRACE", help="The trace to write.")
 def trace(container: Path, text: Path, tokens: int | None, context: int, to: Path) -> None:
     """Record which experts a text activates, token by token.

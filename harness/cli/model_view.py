@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from engine.protocol import to_json
-from harness.cli.options import json_option, print_json, printable
+from harness.cli.options import container_argument, json_option, print_json, printable, profile_option
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ _MOST_LAYERS_OF_A_PATH = 3  # that are drawn, besides all
 
 
 @click.command()
-@click.argument("container", metavar="FILE", type=click.Path(path_type=Path))
-@click.option("--profile", type=click.Path(path_type=Path), metavar="PROFILE", help="See `model profile`.")
+@container_argument
+@profile_option
 @click.option(
     "--trace", type=click.Path(path_type=Path), metavar="TRACE",
     help="See `model trace`; of a text that the profile has not seen it shows what a prediction is worth.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from typing import Any
 import click
 
 from device_inventory import Inventory
+from engine import options as engine_options
 from engine.errors import RequestError
-from engine.protocol import ExpertBudget, to_json
+from engine.protocol import BACKENDS, ExpertBudget, to_json
 from harness.deadlines import parse_duration
 from harness.device.kinds import kind_of
 from harness.errors import UsageError
@@ -222,3 +223,44 @@ wait_option = click.option(
     show_default=True,
     help="How long to wait, in its queue, for a device that another controller uses; 0: not at all.",
 )
+
+# --- options of commands on models ------------------------------------------------------------------------------------
+
+container_argument = click.argument("container", metavar="FILE", type=click.Path(path_type=Path))
+
+profile_option = click.option(
+    "--profile", type=click.Path(path_type=Path), metavar="PROFILE", help="See `model profile`."
+)
+
+text_tokens_option = click.option(
+    "--tokens", type=click.IntRange(2), help="Use no more of the text than so many tokens.  [default: all]"
+)
+
+context_option = click.option(
+    "--context", type=click.IntRange(2), default=256, show_default=True, help="Tokens of a window."
+)
+
+backend_option = click.option(
+    "--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="Kernels of the arithmetic."
+)
+
+
+def generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options of a generation, which `python3 -m engine generate` has too."""
+    for option in reversed(engine_options.GENERATION):
+        command = click.option(
+            f"--{option.name}", option.key, type=_click_type(option), default=option.default, metavar=option.metavar,
+            is_flag=option.default is False, show_default=option.kind is not bool and option.default is not None,
+            help=option.help,
+        )(command)  # fmt: skip
+    return command
+
+
+def _click_type(option: engine_options.Option) -> Any:
+    if option.choices:
+        return click.Choice(option.choices)
+    if option.kind is ExpertBudget:
+        return Budget()
+    if option.kind is int:
+        return click.IntRange(option.least, option.most)
+    return option.kind

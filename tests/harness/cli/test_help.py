@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import click
@@ -43,3 +45,13 @@ def test_every_command_has_help_whose_summary_is_a_sentence(words: tuple[str, ..
     first, *_ = (COMMANDS[words].help or "").splitlines()
     assert first[:1].isupper()
     assert first.endswith(".")
+
+
+def test_generating_has_the_same_options_here_and_in_the_engine() -> None:
+    asked = [sys.executable, "-m", "engine", "generate", "--help"]
+    of_engine = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    ours = farm("model", "generate", "--help").stdout
+    options = [word for line in of_engine.split("options:")[1].splitlines() for word in line.split()[:1]]
+    flags = {word.rstrip(",") for word in options if word.startswith("--")}
+    assert len(flags) == 15
+    assert all(flag in ours for flag in flags)
