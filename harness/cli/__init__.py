@@ -9,10 +9,11 @@ import click
 
 from device_inventory import InventoryError
 from engine.errors import ContainerError, EngineError, RequestError
-from harness.cli.options import CONTEXT, EXIT_CODES, printable
+from harness.cli.options import CONTEXT, EXIT_CODES
 from harness.errors import FarmError
 from harness.version import RELEASE
 from reports.errors import ReportError
+from reports.text import harmless
 
 # Each has a file of its name here, which is imported when it is called: none waits for what another one needs.
 _COMMANDS = (
@@ -56,7 +57,7 @@ class _Farm(click.Group):
             if context.params.get("debug"):
                 raise
             message = " ".join(str(error).split())
-            click.echo(f"edgemoe-farm: error: {printable(message)}", err=True)
+            click.echo(f"edgemoe-farm: error: {harmless(message)}", err=True)
             context.exit(exit_code(error))
         except KeyboardInterrupt:
             click.echo("edgemoe-farm: interrupted", err=True)

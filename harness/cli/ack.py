@@ -13,13 +13,13 @@ from harness.cli.options import (
     json_option,
     open_results,
     print_json,
-    printable,
     results_option,
 )
 from harness.errors import UsageError
 from harness.process import owner
 from reports.judging.judgement import ANSWER, GATED, RESULT
 from reports.results.baselines import Acknowledgement
+from reports.text import harmless
 
 _METRICS = (*GATED, ANSWER, RESULT)
 
@@ -74,7 +74,7 @@ def list_acknowledgements(expired_too: bool, results_place: str, as_json: bool) 
     table = Table("device", "strategy", "metric", "cell", "until", "by", "reason", box=None, pad_edge=False)
     for a in known:
         cells = (a.device, a.strategy, a.metric, a.cell or "all", a.expires_at[:16], a.by, a.reason)
-        table.add_row(*map(printable, cells))
+        table.add_row(*map(harmless, cells))
     Console(highlight=False, markup=False).print(table)
 
 

@@ -12,7 +12,6 @@ from harness.cli.options import (
     json_option,
     open_results,
     print_json,
-    printable,
     results_option,
 )
 from harness.errors import UsageError
@@ -21,6 +20,7 @@ from harness.sweep.engines import EngineStore, engines_folder
 from reports.records import RunStatus, Sweep
 from reports.results.baselines import Baseline
 from reports.results.database import LATEST, ResultsDatabase
+from reports.text import harmless
 
 
 @click.group()
@@ -108,7 +108,7 @@ def list_baselines(results_place: str, as_json: bool) -> None:
     table = Table("baseline", "sweep", "pinned", "by", "engine", "note", box=None, pad_edge=False)
     for b, is_kept in rows:
         cells = (b.name, b.sweep_id, b.pinned_at[:16], b.pinned_by, "kept" if is_kept else "not kept here", b.note)
-        table.add_row(*map(printable, cells))
+        table.add_row(*map(harmless, cells))
     Console(highlight=False, markup=False).print(table)
 
 

@@ -17,7 +17,6 @@ from harness.cli.options import (
     offline_option,
     open_results,
     print_json,
-    printable,
     results_option,
 )
 from harness.device.deploy import cache_folder
@@ -27,6 +26,7 @@ from harness.errors import DeviceBusyError, DeviceError, UsageError
 from harness.sweep.health import HealthBook
 from reports.errors import ReportError
 from reports.results.health import DeviceHealth, Mark
+from reports.text import harmless
 
 _WORDS = {"engines": "engine", "sites": "numpy", "blobs": "container or profile", "runs": "run"}
 
@@ -98,7 +98,7 @@ def known_health(place: str, devices: list[Device]) -> dict[str, DeviceHealth]:
 
 def health_in_words(state: DeviceHealth) -> str:
     since = f" (since {state.since[:16].replace('T', ' ')} UTC)" if state.since else ""
-    return f"{state.health.value}{since}{': ' if state.reason else ''}{printable(state.reason)}"
+    return f"{state.health.value}{since}{': ' if state.reason else ''}{harmless(state.reason)}"
 
 
 def _canary_failure(device: Device, known_hosts: Path, offline: bool) -> DeviceError | None:
@@ -157,7 +157,7 @@ def prune(
 def _show(name: str, pruned: Pruned, dry_run: bool) -> None:
     for removed in pruned.removed:
         click.echo(
-            f"  {_WORDS.get(removed.kind, removed.kind)} {printable(removed.name)[:24]}, {removed.bytes / 1e6:.1f} MB"
+            f"  {_WORDS.get(removed.kind, removed.kind)} {harmless(removed.name)[:24]}, {removed.bytes / 1e6:.1f} MB"
         )
     size, left = sum(removed.bytes for removed in pruned.removed), sum(pruned.left_bytes.values())
     does = "would be removed" if dry_run else "removed"

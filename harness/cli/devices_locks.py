@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from device_inventory import Device
-from harness.cli.options import inventory_option, json_option, known_hosts_option, load_inventory, print_json, printable
+from harness.cli.options import inventory_option, json_option, known_hosts_option, load_inventory, print_json
 from harness.device.lease import LeaseState
 from harness.device.opening import open_lease
 from harness.errors import DeviceBusyError, DeviceError
+from reports.text import harmless
 
 _MAX_AT_ONCE = 32
 _COLUMNS = ("device", "state", "holder", "sweep", "token", "since", "sign of life", "expires in", "queue")
@@ -132,7 +133,7 @@ def _show(answers: list[dict[str, Any]]) -> None:
             _age(answer["expires_in_s"]) if answer["state"] == "held" else "",
             "  ".join(waiting),
         )
-        table.add_row(*(printable(cell) for cell in cells))
+        table.add_row(*(harmless(cell) for cell in cells))
     Console(highlight=False, markup=False).print(table)
 
 

@@ -27,7 +27,6 @@ from harness.cli.options import (
     known_hosts_option,
     load_inventory,
     print_json,
-    printable,
     profile_option,
     read_text,
 )
@@ -37,6 +36,7 @@ from harness.device.probe import Python, read_arithmetic
 from harness.errors import UsageError
 from harness.sweep.estimator import demand_of, file_bytes
 from harness.transport.local import LocalTransport
+from reports.text import harmless
 
 if TYPE_CHECKING:
     from engine.offline.routing.estimate import Demand, Estimate, Machine
@@ -240,7 +240,7 @@ def _with_rate(machine: Machine, bytes_per_s: float) -> Machine:
 
 
 def _engaged(times: ArithmeticTimes) -> str:
-    return printable(times.variant or times.backend)
+    return harmless(times.variant or times.backend)
 
 
 # --- showing --------------------------------------------------------------------------------------------------------

@@ -17,8 +17,9 @@ from harness.cli.model_profile import profile
 from harness.cli.model_replay import replay
 from harness.cli.model_trace import trace
 from harness.cli.model_view import view
-from harness.cli.options import TokenIds, container_argument, json_option, print_json, printable
+from harness.cli.options import TokenIds, container_argument, json_option, print_json
 from harness.errors import UsageError
+from reports.text import harmless
 
 # engine.offline brings numpy and its friends: each command imports what it needs, so that help stays quick.
 
@@ -55,7 +56,7 @@ def info(container: Path, as_json: bool) -> None:
             value = ", ".join(f"{k} {v}" for k, v in value.items())
         elif key.startswith("bytes_"):
             value = f"{value:,}"
-        table.add_row(key.replace("_", " "), printable(value))
+        table.add_row(key.replace("_", " "), harmless(value))
     Console(highlight=False, markup=False).print(table)
 
 

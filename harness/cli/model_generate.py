@@ -15,9 +15,9 @@ from harness.cli.options import (
     generation_options,
     json_option,
     print_json,
-    printable,
 )
 from harness.errors import UsageError
+from reports.text import harmless
 
 
 @click.command()
@@ -61,9 +61,9 @@ def generate(
         print_json({**content, **to_json({"sample": sample, "load": result.load, "totals": result.totals})})
         return
     shown = ",".join(map(str, sample.tokens)) if text is None else (prompt or "") + text
-    click.echo("".join(c if c.isprintable() or c == "\n" else " " for c in shown))
+    click.echo(harmless(shown, lines=True))
     for warning in result.load.warnings + result.load.notes:
-        click.echo(f"note: {printable(warning)}", err=True)
+        click.echo(f"note: {harmless(warning)}", err=True)
     click.echo(_cost(sample, result.totals.peak_resident_bytes), err=True)
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from engine.protocol import to_json
-from harness.cli.options import container_argument, json_option, print_json, printable, profile_option
+from harness.cli.options import container_argument, json_option, print_json, profile_option
 from harness.errors import UsageError
+from reports.text import harmless
 
 if TYPE_CHECKING:
     from engine.container import Container
@@ -64,7 +65,7 @@ def view(
     if as_json:
         print_json({"page": str(page), **to_json(facts)})
     else:
-        click.echo(f"experts of {printable(container.name)}: {page}")
+        click.echo(f"experts of {harmless(container.name)}: {page}")
 
 
 def _plan_beside(container: Path) -> Path | None:

@@ -17,7 +17,6 @@ from harness.cli.options import (
     load_inventory,
     offline_option,
     open_results,
-    printable,
     results_option,
     wait_option,
 )
@@ -32,6 +31,7 @@ from harness.sweep.progress import JsonLines
 from reports.errors import ReportError
 from reports.nights.night import Night
 from reports.nights.summary import markdown, payload, summary_line
+from reports.text import harmless
 
 
 @click.command(epilog=GATE_EXIT_CODES)
@@ -98,11 +98,11 @@ def nightly(
 
 
 def _say(news: str) -> None:
-    click.echo(printable(news), err=True)
+    click.echo(harmless(news), err=True)
 
 
 def _tell(url: str, night: Night, config: NightlyConfig) -> None:
     failure = post(url, payload(night), deadline_s=config.webhook_deadline_s)
     if failure is not None:
         what = f"webhook ({config.webhook_env}): {failure}: {summary_line(night)}"
-        click.echo(f"edgemoe-farm: warning: {printable(what)}", err=True)
+        click.echo(f"edgemoe-farm: warning: {harmless(what)}", err=True)

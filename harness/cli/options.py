@@ -114,11 +114,6 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(to_json(value), indent=2))
 
 
-def printable(text: object) -> str:
-    """Text from a device for a terminal: one line, without control characters."""
-    return "".join(c if c.isprintable() else " " for c in str(text))
-
-
 def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")

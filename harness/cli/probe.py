@@ -18,11 +18,11 @@ from harness.cli.options import (
     load_inventory,
     offline_option,
     print_json,
-    printable,
 )
 from harness.device.deploy import cache_folder
 from harness.device.opening import open_session
 from harness.errors import DeviceError
+from reports.text import harmless
 
 _MAX_PROBES_AT_ONCE = 32
 # What watching tells of a run, and not of a moment.
@@ -84,9 +84,9 @@ def _probe(device: Device, known_hosts: Path, offline: bool) -> dict[str, Any]:
 def _show(answers: list[dict[str, Any]]) -> None:
     console = Console(highlight=False, markup=False)
     for answer in answers:
-        console.print(printable(answer["device"]), style="bold")
+        console.print(harmless(answer["device"]), style="bold")
         if answer["error"]:
-            console.print(f"  {printable(answer['error'])}", style="red")
+            console.print(f"  {harmless(answer['error'])}", style="red")
             continue
         facts = dict(answer["facts"])
         now = facts.pop("now", None) or {}
@@ -106,4 +106,4 @@ def _words(value: Any) -> str:
         value = " ".join(f"{name} {_words(part)}" for name, part in value.items())
     elif isinstance(value, list):
         value = ", ".join(_words(part) for part in value)
-    return printable(value)
+    return harmless(value)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.protocol import to_json
-from harness.cli.options import Moment, json_option, open_results, print_json, printable, results_option
+from harness.cli.options import Moment, json_option, open_results, print_json, results_option
 from harness.cli.results_keeping import bundle_sweeps, import_results, migrate, prune
 from harness.errors import UsageError
 from harness.sweep.presence import is_alive
@@ -21,6 +21,7 @@ from reports.results.controllers import Controller
 from reports.results.database import LATEST
 from reports.results.export import FORMATS, export
 from reports.results.history import Endings
+from reports.text import harmless
 
 
 @click.group()
@@ -73,10 +74,10 @@ def list_sweeps(name: str | None, last: int | None, results_place: str, as_json:
         controller = controllers.get(sweep.id)
         state = _state(controller, result)
         if controller is not None:
-            state += f": {printable(controller)}"
+            state += f": {harmless(controller)}"
         if state.startswith("stale") and controller is not None:
             state += f", silent for {controller.silent_s / 60:.0f} min"
-        table.add_row(printable(sweep.id), printable(sweep.name), *map(str, numbers), state)
+        table.add_row(harmless(sweep.id), harmless(sweep.name), *map(str, numbers), state)
     Console(highlight=False, markup=False).print(table)
 
 
@@ -117,7 +118,7 @@ def show(run: str, results_place: str, as_json: bool) -> None:
         return
     table = Table("cell", "block", "status", "verdict", "reasons", box=None, pad_edge=False)
     for found in runs:
-        reasons = printable("; ".join(found.reasons))
+        reasons = harmless("; ".join(found.reasons))
         table.add_row(found.cell.key, str(found.block), found.status.value, found.verdict.value, reasons)
     Console(highlight=False, markup=False).print(table)
 

@@ -17,7 +17,6 @@ from harness.cli.options import (
     json_option,
     open_results,
     print_json,
-    printable,
     results_option,
     to_terminal,
 )
@@ -31,6 +30,7 @@ from reports.results.connection import Place
 from reports.results.database import LATEST, ResultsDatabase
 from reports.results.merging import Entry, Merged, entries_of, json_lines, merge
 from reports.results.retention import Retention, outdated, remove, vacuum
+from reports.text import harmless
 
 
 @click.command()
@@ -92,9 +92,9 @@ def prune(
             runs = sum(recorded[sweep.id].runs for sweep in removed if sweep.id in recorded)
         if not as_json:
             for sweep, why in doomed.kept:
-                click.echo(f"kept  {printable(sweep.id)}  {printable(sweep.name)}: {printable(why)}")
+                click.echo(f"kept  {harmless(sweep.id)}  {harmless(sweep.name)}: {harmless(why)}")
             for sweep in doomed.sweeps if dry_run else ():
-                click.echo(f"goes  {printable(sweep.id)}  {printable(sweep.name)}")
+                click.echo(f"goes  {harmless(sweep.id)}  {harmless(sweep.name)}")
         if removed and not dry_run:
             if not yes:
                 _confirm(len(removed), before)
@@ -184,28 +184,28 @@ def bundle_sweeps(
 def _describe(path: Path, found: Bundle) -> None:
     manifest = found.manifest
     click.echo(f"{path}: whole, sha256 {found.sha256}")
-    click.echo(f"  made by farm {printable(manifest.farm_version)}; {manifest.runs} runs, {len(found.nights)} nights")
+    click.echo(f"  made by farm {harmless(manifest.farm_version)}; {manifest.runs} runs, {len(found.nights)} nights")
     for sweep in found.sweeps:
-        click.echo(f"  sweep {printable(sweep.id)}  {printable(sweep.name)}")
+        click.echo(f"  sweep {harmless(sweep.id)}  {harmless(sweep.name)}")
     for kind, hashes in (("container", manifest.containers), ("workload", manifest.workloads)):
         for sha256, name in hashes.items():
-            click.echo(f"  {kind} {printable(name)}  {printable(sha256)}")
+            click.echo(f"  {kind} {harmless(name)}  {harmless(sha256)}")
     for sha256 in manifest.engines:
-        click.echo(f"  engine {printable(sha256)}")
+        click.echo(f"  engine {harmless(sha256)}")
     for device, facts in manifest.environment.items():
         told = (", then ".join(facts.get(name, ())) for name in ("model", "os", "kernel", "emulated"))
-        click.echo(f"  device {printable(device)}: {printable('; '.join(filter(None, told)))}")
+        click.echo(f"  device {harmless(device)}: {harmless('; '.join(filter(None, told)))}")
 
 
 def _show(merged: Merged, source: str) -> None:
     new = f"{merged.sweeps} sweeps, {merged.runs} runs and {merged.nights} nights are new"
     click.echo(f"{_shown(source)}: {new}, {merged.known} records were here already")
     for conflict in merged.conflicts:
-        click.echo(f"conflict: {printable(conflict)}", err=True)
+        click.echo(f"conflict: {harmless(conflict)}", err=True)
 
 
 def _shown(source: str) -> str:
-    return printable(Place.parse(source).name)
+    return harmless(Place.parse(source).name)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from reports.files import replacing
 from reports.judging.judgement import ACCURACY, GATED
 from reports.nights.confirmation import ALARM
 from reports.nights.gate import Limits
+from reports.text import harmless
 
 _MOST_WORSE = 10.0
 _STATE_VERSION = 1
@@ -99,7 +100,7 @@ def locked(config: NightlyConfig) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = "".join(c for c in file.read(200) if c.isprintable()) or "another process"
+            holder = harmless(file.read(200)).strip() or "another process"
             raise LockedError(f"{config.source}: a nightly run is at work already: {holder}: wait for it") from None
         file.truncate(0)
         file.write(f"{owner()}, process {os.getpid()}")

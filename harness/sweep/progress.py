@@ -20,6 +20,7 @@ from rich.text import Text
 from engine.protocol import Sample, to_json
 from harness.sweep.plan import Measurement
 from reports.records import Run, RunStatus, Verdict
+from reports.text import harmless
 
 _COLOURS = {RunStatus.OK: "green", RunStatus.SKIPPED: "yellow"}
 _UNREMARKABLE = ("waiting", "connecting", "deploying", "measuring", "done")  # how the state of a healthy device begins
@@ -74,7 +75,7 @@ class LiveTable:
 
     def device_is(self, device: str, state: str) -> None:
         with self._lock:
-            self._devices[device].state = _printable(state)
+            self._devices[device].state = harmless(state)
 
     def cell_started(self, measurement: Measurement) -> None:
         with self._lock:
@@ -175,7 +176,7 @@ class LogLines:
             self._write(f"{name} [{self._done[name]}/{self._totals[name]}] {_line(run)}")
 
     def _write(self, line: str) -> None:
-        self._stream.write(_printable(line) + "\n")
+        self._stream.write(harmless(line) + "\n")
         self._stream.flush()
 
 
@@ -237,7 +238,7 @@ def _line(run: Run) -> str:
         parts.append(run.verdict.value)
     if run.reasons:
         parts.append(f"({'; '.join(run.reasons)})")
-    return _printable(" ".join(parts))
+    return harmless(" ".join(parts))
 
 
 def _mean_tpot_s(run: Run) -> float | None:
@@ -255,8 +256,3 @@ def _tpot_s(sample: Any) -> float | None:
 def _mean(values: Iterable[float]) -> float:
     values = tuple(values)
     return sum(values) / len(values)
-
-
-def _printable(text: str) -> str:
-    """Devices write reasons too: no control character of theirs reaches a terminal or a log."""
-    return "".join(c if c.isprintable() else " " for c in text)

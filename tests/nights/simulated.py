@@ -19,7 +19,7 @@ from statistics import median
 
 from device_inventory import Device, Inventory
 from engine.protocol import DeviceFacts, Load, Passage, RunRequest, Sample, Steps, Totals
-from harness.cli.demo_faults import write_model
+from harness.demo.faults import write_model
 from harness.night.config import NightlyConfig, finish, read_nightly
 from harness.night.run import NightRun
 from harness.sweep.engines import EngineStore

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.cli.demo_faults import write_model
+from harness.demo.faults import write_model
 from harness.scripted import FaultKind, FaultScript, ScriptedDevice, declare
 from reports.records import RunStatus
 from reports.results.database import ResultsDatabase
