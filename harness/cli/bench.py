@@ -1,4 +1,4 @@
-"""`bench`: measurements on this machine, side by side in one run."""
+"""`bench`: measures on this machine, side by side in one run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`compare`: two sides of what was measured, cell by cell."""
+"""`compare`: compares two sides of what was measured, cell by cell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`devices health` and `devices prune`: what people do to keep devices in use."""
+"""`devices health` and `devices prune`: keep devices in use."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def health(
 
 
 def known_health(place: str, devices: list[Device]) -> dict[str, DeviceHealth]:
-    """Of each device; where there are no results yet, nothing speaks against any."""
+    """Returns the health of each device; all are good where there are no results yet."""
     try:
         with open_results(place) as database:
             return {device.name: database.health(device.name) for device in devices}
@@ -102,7 +102,7 @@ def health_in_words(state: DeviceHealth) -> str:
 
 
 def _canary_failure(device: Device, known_hosts: Path, offline: bool) -> DeviceError | None:
-    """None where all held. Raises DeviceBusyError, which says nothing about the device."""
+    """Runs the canary; returns what failed, or None. Raises DeviceBusyError, which says nothing about the device."""
     try:
         session = open_session(device, known_hosts=known_hosts, cache_dir=cache_folder(), offline=offline, wait_s=0.0)
         try:

@@ -1,4 +1,4 @@
-"""`devices locks`, `devices unlock`: who measures on which device, and how to get one back."""
+"""`devices locks`, `devices unlock`: show who measures on which device, and take one back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`doctor`: what is wrong, each finding with the line that fixes it."""
+"""`doctor`: tells what is wrong, each finding with the line that fixes it."""
 
 from __future__ import annotations
 

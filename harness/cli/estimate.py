@@ -1,4 +1,4 @@
-"""`estimate`: what to expect of each strategy, before anything is measured."""
+"""`estimate`: tells what to expect of each strategy, before anything is measured."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def _by_hand(container: Container, memory_bytes_per_s: float) -> Machine:
 
 
 def _local(container: Container, backend: str, *, storage_too: bool) -> Machine:
-    """This machine: a process of its own does the arithmetic, as on a device."""
+    """Times this machine; a process of its own does the arithmetic, as on a device."""
     from engine.offline.routing.estimate import Machine
     from engine.storage import measure_storage
 

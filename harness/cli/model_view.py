@@ -128,7 +128,7 @@ def _lengths(trace: Trace) -> list[int]:
 
 
 def _shares(profile: PathProfile) -> dict[tuple[int, int], float]:
-    """Also of those that no token activated, in the layers that were counted."""
+    """Returns the share of every expert in the layers that were counted, also of those never activated."""
     counted = [layer for layer, counts in enumerate(profile.marginal) if counts]
     return {**{(layer, e): 0.0 for layer in counted for e in range(profile.experts)}, **profile.frequency()}
 

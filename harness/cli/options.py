@@ -1,4 +1,4 @@
-"""Options that several commands share, and what help says of them."""
+"""Defines the options that several commands share."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def load_inventory(path: Path) -> Inventory:
 
 
 def open_results(place: str, *, create: bool = False, patience: Patience | None = None) -> ResultsDatabase:
-    """`create` also makes the folder of a file that is not there yet; `patience` is for a server that goes away."""
+    """Opens the results; `create` also makes the folder of a new file, `patience` is for a server that goes away."""
     file = Place.parse(place).file
     if create and file is not None:
         try:
@@ -158,7 +158,7 @@ class TokenIds(click.ParamType[tuple[int, ...]]):
 
 
 class MetricShare(click.ParamType[tuple[str, float]]):
-    """`tpot_s=0.05`, `tpot_s=5%`, or `5%` for all, whose metric is ""."""
+    """Reads `tpot_s=0.05`, `tpot_s=5%`, or `5%` for all metrics, which gives the metric ""."""
 
     name = "[METRIC=]SHARE"
 
@@ -184,7 +184,7 @@ class Duration(click.ParamType[float]):
     name = "DURATION"
 
     def __init__(self, *, or_none: bool = False) -> None:
-        """`or_none`: 0 is one, too."""
+        """Accepts 0, too, with `or_none`."""
         self._or_none = or_none
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
@@ -195,7 +195,7 @@ class Duration(click.ParamType[float]):
 
 
 class Moment(click.ParamType[str]):
-    """-> UTC, ISO 8601."""
+    """Reads a date or an age and gives UTC, ISO 8601."""
 
     name = "DATE|AGE"
 

@@ -99,7 +99,7 @@ def _show(answers: list[dict[str, Any]]) -> None:
 
 
 def _words(value: Any) -> str:
-    """A fact for people: nothing is unknown, a list is its entries, an object its values."""
+    """Returns a fact for people: None is unknown, a list is its entries, an object its values."""
     if value is None or value == [] or value == {}:
         return "unknown" if value is None else "none"
     if isinstance(value, dict):

@@ -82,7 +82,7 @@ def list_sweeps(name: str | None, last: int | None, results_place: str, as_json:
 
 
 def _tally(sweep: Sweep, endings: Endings) -> Tally:
-    """What `harness.sweep.runner.tally` says, as far as the list shows it, without reading a record."""
+    """Returns what the list shows of `harness.sweep.runner.tally`, without reading a record."""
     counts: Counter[RunStatus] = Counter()
     for (status, _), n in endings.items():
         counts[status] += n

@@ -1,4 +1,4 @@
-"""`results migrate`, `prune`, `import` and `bundle`: results over the years, and from one lab to the next."""
+"""`results migrate`, `prune`, `import`, `bundle`: keep results over the years, and carry them to other labs."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def _shown(source: str) -> str:
 
 @contextmanager
 def _entries(source: str) -> Iterator[Iterator[Entry]]:
-    """Of whatever it is, by its first bytes."""
+    """Yields the records of a database, an export or a bundle; its first bytes tell which it is."""
     file = Place.parse(source).file
     if file is None or _is_database(file):
         with ResultsDatabase.open(source, create=False) as database:
@@ -241,7 +241,7 @@ def _confirm(n: int, before: str) -> None:
 
 @contextmanager
 def _progress(what: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int], Any]]:
-    """A line in a terminal that counts, gone when it is done."""
+    """Shows a line that counts in a terminal, and removes it at the end."""
     columns = (SpinnerColumn(), TextColumn(what), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=quiet or not to_terminal()) as progress:

@@ -1,4 +1,4 @@
-"""`run`: a matrix becomes records."""
+"""`run`: measures a matrix, or what is missing of a sweep."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def run(
 
 
 def show_plan(plan: Plan, as_json: bool) -> None:
-    """Every measurement in its order, and how many there are."""
+    """Shows every measurement in its order, and how many there are."""
     if as_json:
         print_json([{"cell": m.cell, "block": m.block} for m in plan.measurements])
         return

@@ -1,4 +1,4 @@
-"""`serve`: the pages, live."""
+"""`serve`: shows the pages in a browser, live."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `run`, `demo` and `nightly` show while they measure, and after it."""
+"""Shows progress and results for `run`, `demo` and `nightly`."""
 
 from __future__ import annotations
 

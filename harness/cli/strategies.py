@@ -1,4 +1,4 @@
-"""`strategies`: what the engine can do, from the engine's own table."""
+"""`strategies`: lists what the engine can do, from the engine's own table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demonstration of faults: scripted devices, each of which meets one kind of fault, and what that cost."""
+"""Demonstrates faults on scripted devices, each of which meets one kind, and tells what that cost."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ max_new_tokens = 8
 
 @dataclass(frozen=True)
 class FaultCost:
-    """What happened to one device, how many of its cells ended well, and what the fault cost, in words."""
+    """Says what happened to one device, how many of its cells ended well, and what the fault cost."""
 
     device: str
     what_happens: str

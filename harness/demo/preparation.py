@@ -1,4 +1,4 @@
-"""What the demonstration measures: the trained model that ships with the farm, and the matrix beside it."""
+"""Prepares what the demonstration measures: the trained model that ships with the farm, and its matrix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a nightly run is told (its configuration), and what it leaves for its like: a lock, and how far it came."""
+"""Reads the configuration of a nightly run, and keeps its lock and how far it came."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _STATE_VERSION = 1
 
 @dataclass(frozen=True)
 class NightlyConfig:
-    """A configuration file: README.md and ci/nightly.toml have an example."""
+    """Holds a configuration file; README.md and ci/nightly.toml have an example."""
 
     name: str
     source: Path
@@ -48,7 +48,7 @@ class NightlyConfig:
 
 
 def read_nightly(path: Path) -> NightlyConfig:
-    """Raises UsageError, which names file, key and what is known."""
+    """Returns the configuration of a file. Raises UsageError, which names file, key and what is known."""
     top = Table.parse(read_toml(path, "nightly configuration"), str(path))
     folder = path.resolve().parent
     thresholds, accuracy = top.table("thresholds"), top.table("accuracy")
@@ -89,7 +89,7 @@ def _refuse_deadline(path: Path, text: str) -> float:
 
 @contextlib.contextmanager
 def locked(config: NightlyConfig) -> Iterator[None]:
-    """One nightly of a name and folder at a time, on this machine. Raises LockedError that names the holder."""
+    """Holds the lock: one nightly of a name and folder at a time. Raises LockedError that names the holder."""
     try:
         config.reports.mkdir(parents=True, exist_ok=True)
         file = (config.reports / f".{config.name}.lock").open("a+", encoding="utf-8")
@@ -113,7 +113,7 @@ def locked(config: NightlyConfig) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Progress:
-    """Of the night that is under way: one that was killed goes on from here."""
+    """Holds how far a night is; one that was killed goes on from here."""
 
     began: str  # UTC
     sweep_id: str
@@ -131,7 +131,7 @@ class Progress:
 
 
 def unfinished(config: NightlyConfig, now: datetime) -> Progress | None:
-    """The night to go on with; None where there is none, or its deadline has passed. Raises UsageError."""
+    """Returns the night to go on with; None where there is none, or its deadline has passed. Raises UsageError."""
     path = state_file(config)
     try:
         content = loads(path.read_bytes())
@@ -154,14 +154,14 @@ def state_file(config: NightlyConfig) -> Path:
 
 
 def night_folder(config: NightlyConfig, sweep_id: str) -> Path:
-    """Where the page and the summaries of a night go."""
+    """Makes and returns the folder of the page and the summaries of a night."""
     folder = config.reports / sweep_id
     folder.mkdir(exist_ok=True)
     return folder
 
 
 def prune_reports(config: NightlyConfig) -> int:
-    """Removes the folders of all but the last nights; how many. Only what a night wrote is one of its folders."""
+    """Removes the folders of all but the last nights, only such as a night wrote; returns how many."""
     nights = sorted(path.parent for path in config.reports.glob("*/night.json"))
     gone = nights[: -config.keep_reports]
     for folder in gone:

@@ -1,4 +1,4 @@
-"""One night, from the plan to the page."""
+"""Runs one night, from the plan to the page."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class MeasureSweep(Protocol):
 
 
 class _Interrupted(Exception):
-    """A signal came while something was measured."""
+    """Says that a signal came while something was measured."""
 
 
 class NightRun:

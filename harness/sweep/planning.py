@@ -1,4 +1,4 @@
-"""From a matrix and an inventory to a plan, and from a sweep to what it still lacks."""
+"""Turns a matrix and an inventory into a plan, and a sweep into what it still lacks."""
 
 from __future__ import annotations
 

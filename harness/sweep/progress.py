@@ -1,4 +1,4 @@
-"""How a sweep shows itself while it runs: a live table in a terminal, lines in a log, JSON lines for a program."""
+"""Shows a sweep while it runs: a live table in a terminal, lines in a log, JSON lines for a program."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FEWEST_ROWS = 10
 
 @dataclass
 class _Device:
-    """What the live table shows of one device."""
+    """Holds what the live table shows of one device."""
 
     total: int
     state: str = "waiting"
@@ -42,7 +42,7 @@ class _Device:
 
     @property
     def kind(self) -> str:
-        """The state in one word."""
+        """Returns the state in one word."""
         return self.state.replace(":", " ").split(" ", 1)[0]
 
     @property
@@ -51,13 +51,13 @@ class _Device:
 
 
 class LiveTable:
-    """A table that is redrawn, one row a device; what needs attention scrolls past above it.
+    """Redraws a table, one row a device; what needs attention scrolls past above it.
 
     Of more devices than the terminal has lines it shows those that need attention, and counts the others.
     """
 
     def __init__(self, totals: dict[str, int], console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        """`totals`: measurements by device."""
+        """Takes in `totals` the number of measurements of each device."""
         self._devices = {name: _Device(total) for name, total in totals.items()}
         self._console = console
         self._clock = clock
@@ -124,7 +124,7 @@ class LiveTable:
         return table
 
     def _summary(self, hidden: int) -> Text:
-        """All devices in one line, and how many that need attention have no row."""
+        """Returns all devices in one line, and how many that need attention have no row."""
         devices = self._devices.values()
         done, failed = sum(d.done for d in devices), sum(d.failed for d in devices)
         kinds = Counter(d.kind if d.kind in _UNREMARKABLE else "in trouble" for d in devices)
@@ -146,7 +146,7 @@ class LiveTable:
 
 
 class LogLines:
-    """A line for each thing that happened: for logs, pipes and CI."""
+    """Writes a line for each thing that happened: for logs, pipes and CI."""
 
     def __init__(self, totals: dict[str, int], stream: TextIO) -> None:
         self._totals = totals
@@ -181,7 +181,7 @@ class LogLines:
 
 
 class JsonLines:
-    """One JSON object a line: {"event": "device" | "cell_started" | "cell_ended" | "summary", ...}."""
+    """Writes one JSON object a line: {"event": "device" | "cell_started" | "cell_ended" | "summary", ...}."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -247,7 +247,7 @@ def _mean_tpot_s(run: Run) -> float | None:
 
 
 def _tpot_s(sample: Any) -> float | None:
-    """Mean time of a decoded token: for the eye only, the report derives its own from the record."""
+    """Returns the mean time of a decoded token, for the eye only: the report derives its own from the record."""
     if not isinstance(sample, Sample) or len(sample.steps.time_s) < 2:
         return None
     return _mean(sample.steps.time_s[1:])
