@@ -52,7 +52,7 @@ Find = Callable[[str, bool], Answer]  # (path, still)
 
 
 @dataclass(frozen=True)
-class Gate:
+class Access:
     """Decides who is let in: by the names of the server and, unless it is None, by a token."""
 
     names: frozenset[str]
@@ -60,8 +60,8 @@ class Gate:
     token: str | None = None
 
     @classmethod
-    def at(cls, host: str, names: tuple[str, ...] = (), token: str | None = None) -> Gate:
-        """Returns the gate of a server at `host`, with a new token if it needs one. Raises UsageError for a weak one."""
+    def at(cls, host: str, names: tuple[str, ...] = (), token: str | None = None) -> Access:
+        """Returns the access to a server at `host`, with a token if it needs one. Raises UsageError for a weak one."""
         if token is not None and not _TOKEN.fullmatch(token):
             raise UsageError(
                 "EDGEMOE_FARM_TOKEN must be 16 or more of letters, digits, dash and underscore: leave it out, and one "
@@ -106,8 +106,8 @@ class Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "edgemoe-farm", ""
 
     def do_GET(self) -> None:
-        gate = self.server.gate
-        if not gate.knows(self.headers.get("Host")):
+        access = self.server.access
+        if not access.knows(self.headers.get("Host")):
             self._send(
                 Answer.text(421, "this server does not go by that name: see `edgemoe-farm serve --help`, --name")
             )
@@ -118,11 +118,11 @@ class Handler(BaseHTTPRequestHandler):
         except ValueError:
             self._send(Answer.text(400, "this is no address of a page"))
             return
-        if "token" in query and gate.token is not None and gate.accepts(query["token"][0]):
+        if "token" in query and access.token is not None and access.accepts(query["token"][0]):
             # Out of the address, which is seen and stored in more places.
-            cookie = f"{_COOKIE}={gate.token}; HttpOnly; SameSite=Lax; Path=/"
+            cookie = f"{_COOKIE}={access.token}; HttpOnly; SameSite=Lax; Path=/"
             self._send(Answer.text(303, "welcome"), {"Location": _local(target.path), "Set-Cookie": cookie})
-        elif not gate.accepts(self._token()):
+        elif not access.accepts(self._token()):
             challenge = {"WWW-Authenticate": 'Bearer realm="edgemoe-farm"'}
             refusal = Answer.text(401, "a token is needed: open the address that `edgemoe-farm serve` showed")
             self._send(refusal, challenge)
@@ -182,10 +182,10 @@ class Server(socketserver.TCPServer):
     request_queue_size = MOST_WAITING
 
     def __init__(
-        self, host: str, port: int, gate: Gate, find: Find, *, clock: Callable[[], float] = time.monotonic
+        self, host: str, port: int, access: Access, find: Find, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Listens. Raises UsageError where that address cannot be listened at."""
-        self.gate, self.find, self._clock = gate, find, clock
+        self.access, self.find, self._clock = access, find, clock
         self._open: dict[socket.socket, float] = {}  # and when they must have ended
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="serve")
         self._lock = threading.Lock()

@@ -30,10 +30,12 @@ def ack() -> None:
 
 
 @ack.command()
-@click.option("--device", required=True, help="Its name in the inventory.")
-@click.option("--strategy", required=True, help="Its name.")
+@click.option("--device", required=True, help="The device, by its name in the inventory.")
+@click.option("--strategy", required=True, help="The strategy, by its name.")
 @click.option("--metric", required=True, type=click.Choice(_METRICS), help="What got worse.")
-@click.option("--cell", default="", help="Its key, as reports show it; by default all of the strategy on the device.")
+@click.option(
+    "--cell", default="", help="The cell's key, as reports show it; by default all cells of the strategy on the device."
+)
 @click.option("--reason", required=True, help="Why it may be so.")
 @click.option("--for", "for_s", type=Duration(), default="30d", show_default=True, help="Until when, from now.")
 @results_option
@@ -79,10 +81,10 @@ def list_acknowledgements(expired_too: bool, results_place: str, as_json: bool) 
 
 
 @ack.command("remove")
-@click.option("--device", required=True, help="Its name in the inventory.")
-@click.option("--strategy", required=True, help="Its name.")
+@click.option("--device", required=True, help="The device, by its name in the inventory.")
+@click.option("--strategy", required=True, help="The strategy, by its name.")
 @click.option("--metric", required=True, type=click.Choice(_METRICS), help="What got worse.")
-@click.option("--cell", default="", help="Its key; by default what was acknowledged for all cells.")
+@click.option("--cell", default="", help="The cell's key; by default what was acknowledged for all cells.")
 @results_option
 def remove_acknowledgement(device: str, strategy: str, metric: str, cell: str, results_place: str) -> None:
     """Take an acknowledgement back: the regression fails the gate again.

@@ -35,7 +35,7 @@ def _measuring_options(command: Any) -> Any:
         click.option("--text", type=click.Path(path_type=Path), required=True, metavar="PATH",
                      help="UTF-8 text: prompts are cut out of it."),
         profile_option,
-        click.option("--expert-budget", type=Budget(), help="Of each expert buffer, such as 64MiB or 10-experts."),
+        click.option("--expert-budget", type=Budget(), help="Size of each expert buffer, such as 64MiB or 10-experts."),
         click.option("--rates", default="43,200,550", show_default=True, metavar="MB/S,...",
                      help="Rates of storage to emulate; those of the paper's devices by default."),
         click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each candidate."),
@@ -52,7 +52,7 @@ _threads = click.option(
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Of the arithmetic; numpy's BLAS has as many.",
+    help="Threads of the arithmetic, and of numpy's BLAS.",
 )
 
 
@@ -98,8 +98,10 @@ def ablation(full: Path, adapted: Path, **options: Any) -> None:
 
 
 @bench.command()
-@click.option("--rows", type=click.IntRange(1, 1 << 20), default=14336, show_default=True, help="Of the matrix.")
-@click.option("--columns", type=click.IntRange(1, 1 << 20), default=4096, show_default=True, help="Of the matrix.")
+@click.option("--rows", type=click.IntRange(1, 1 << 20), default=14336, show_default=True, help="Rows of the matrix.")
+@click.option(
+    "--columns", type=click.IntRange(1, 1 << 20), default=4096, show_default=True, help="Columns of the matrix."
+)
 @click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True, help="Vectors in a product.")
 @click.option("--rounds", type=click.IntRange(2), default=9, show_default=True, help="Turns of each kernel.")
 @_threads
@@ -139,7 +141,7 @@ def kernels(rows: int, columns: int, batch: int, rounds: int, threads: int, as_j
 @click.option("--block-bytes", type=click.IntRange(4096), help="Read at once.  [default: a container's largest expert, "
               "else 2.75 MiB]")  # fmt: skip
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Turns of each method.")
-@click.option("--seconds", type=click.FloatRange(0.05, 60), default=1.0, show_default=True, help="Of a turn, at most.")
+@click.option("--seconds", type=click.FloatRange(0.05, 60), default=1.0, show_default=True, help="Longest turn.")
 @json_option
 def storage(path: Path, block_bytes: int | None, rounds: int, seconds: float, as_json: bool) -> None:
     """Compare ways of reading experts from PATH, cold.
@@ -178,7 +180,7 @@ def storage(path: Path, block_bytes: int | None, rounds: int, seconds: float, as
 @bench.command()
 @container_argument
 @click.option("--strategy", default="full-load", show_default=True, help="See `strategies`.")
-@click.option("--expert-budget", type=Budget(), help="Of the expert buffer.")
+@click.option("--expert-budget", type=Budget(), help="Size of the expert buffer.")
 @profile_option
 @click.option("--text", type=click.Path(path_type=Path), metavar="PATH", help="A prompt; else some token ids.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Turns of each backend.")

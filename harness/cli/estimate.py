@@ -52,22 +52,29 @@ _TEXT_TOKENS = 1024  # of --text that are traced
     "--storage-rate",
     type=click.FloatRange(min=0, min_open=True),
     metavar="MB/S",
-    help="Of reading experts.  [default: the emulated one, else it is measured]",
+    help="Rate of reading experts.  [default: the emulated one, else it is measured]",
 )
 @click.option(
     "--memory-rate",
     type=click.FloatRange(min=0, min_open=True),
     metavar="GB/S",
-    help="At which one core reads memory: arithmetic by hand, for a device that is not here.",
+    help="Rate at which one core reads memory: estimates the arithmetic of a device that is not here.",
 )
 @click.option("--trace", "trace_file", type=click.Path(path_type=Path), metavar="TRACE", help="See `model trace`.")
 @click.option("--text", type=click.Path(path_type=Path), metavar="PATH", help="UTF-8 text to trace now, instead.")
 @profile_option
-@click.option("--expert-budget", type=Budget(), help="Of each expert buffer.  [default: the strategy's own]")
+@click.option("--expert-budget", type=Budget(), help="Size of each expert buffer.  [default: the strategy's own]")
 @click.option("--strategy", "names", multiple=True, metavar="NAME", help="May be repeated.  [default: all]")
-@click.option("--prompt-tokens", type=click.IntRange(1), default=32, show_default=True, help="Before each sequence.")
 @click.option(
-    "--tokens", "new_tokens", type=click.IntRange(1), default=48, show_default=True, help="To decode after each prompt."
+    "--prompt-tokens", type=click.IntRange(1), default=32, show_default=True, help="Prompt tokens before each sequence."
+)
+@click.option(
+    "--tokens",
+    "new_tokens",
+    type=click.IntRange(1),
+    default=48,
+    show_default=True,
+    help="Tokens to decode after each prompt.",
 )
 @backend_option
 @inventory_option

@@ -33,7 +33,7 @@ from reports.results.database import LATEST
     "--config", type=click.Path(path_type=Path), help="Take limits and baseline from a nightly configuration."
 )
 @click.option("--limit", "limits", type=MetricShare(GATED), multiple=True,
-              help="By which share a metric, or all, may get worse.")  # fmt: skip
+              help="The share by which a metric, or all, may get worse.")  # fmt: skip
 @click.option("--junit", "junit_file", type=click.Path(path_type=Path), help="Write JUnit XML there.")
 @click.option("--markdown", "markdown_file", type=click.Path(path_type=Path), help="Write a summary there.")
 @results_option

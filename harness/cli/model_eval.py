@@ -34,7 +34,7 @@ from harness.errors import UsageError
     help="A container, such as the full precision's: say how often both hold the same token likeliest.",
 )  # fmt: skip
 @click.option("--strategy", help="Decode token by token under this strategy: what a lossy one loses.")
-@click.option("--expert-budget", type=Budget(), help="With --strategy: of its expert buffer.")
+@click.option("--expert-budget", type=Budget(), help="With --strategy: size of its expert buffer.")
 @click.option(
     "--profile", type=click.Path(path_type=Path), metavar="PROFILE", help="With --strategy: see `model profile`."
 )

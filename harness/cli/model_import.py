@@ -21,7 +21,7 @@ _PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4", "int3", "int2")
     "precisions",
     type=click.Choice(_PRECISIONS),
     multiple=True,
-    help="Of the experts; may be repeated, the first is the one used.  [default: the checkpoint's own]",
+    help="Precision of the experts; may be repeated, the first is the one used.  [default: the checkpoint's own]",
 )
 @click.option(
     "--group",

@@ -31,7 +31,7 @@ _MOST_LAYERS_OF_A_PATH = 3  # that are drawn, besides all
 )  # fmt: skip
 @click.option(
     "--plan", type=click.Path(path_type=Path), metavar="PLAN",
-    help="Of `model adapt`, for the importance of experts.  [default: FILE.plan.json, where there is one]",
+    help="Plan of `model adapt`, for the importance of experts.  [default: FILE.plan.json, where there is one]",
 )  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), default="experts.html", show_default=True,
               help="The page to write.")  # fmt: skip

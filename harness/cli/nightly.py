@@ -22,8 +22,9 @@ from harness.cli.options import (
 )
 from harness.cli.showing import PATIENT, measure_and_show
 from harness.errors import FarmError, InfrastructureError
-from harness.night.config import NightlyConfig, finish, locked, read_nightly
+from harness.night.config import NightlyConfig, read_nightly
 from harness.night.run import NightRun
+from harness.night.state import finish, locked
 from harness.night.webhook import post, webhook_url
 from harness.sweep.engines import EngineStore, engines_folder
 from harness.sweep.measure import INTERRUPTED

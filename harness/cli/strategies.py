@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--text", type=click.Path(path_type=Path), metavar="PATH", help="With --loss-on: held-out UTF-8 text.")
 @click.option("--tokens", type=click.IntRange(2), default=2000, show_default=True, help="Use so many tokens of it.")
 @context_option
-@click.option("--expert-budget", type=Budget(), help="Of the expert buffer.  [default: the strategy's own]")
+@click.option("--expert-budget", type=Budget(), help="Size of the expert buffer.  [default: the strategy's own]")
 @profile_option
 @json_option
 def strategies(

@@ -11,7 +11,8 @@ from typing import Protocol
 
 from device_inventory import Inventory
 from harness.errors import UsageError
-from harness.night.config import NightlyConfig, Progress, night_folder, prune_reports, state_file, unfinished
+from harness.night.config import NightlyConfig
+from harness.night.state import NightState, night_folder, prune_reports, state_file, unfinished
 from harness.sweep.engines import EngineStore
 from harness.sweep.matrix import parse_matrix, read_matrix
 from harness.sweep.measure import INTERRUPTED
@@ -73,7 +74,7 @@ class NightRun:
         """
         self._config, self._inventory, self._database, self._kept = config, inventory, database, kept
         self._measure_sweep, self._say, self._now = measure, say, now
-        self._progress = unfinished(config, now())
+        self._state = unfinished(config, now())
         self._baseline_sweep: str | None = None
 
     def measure_and_judge(self) -> Night | None:
@@ -108,20 +109,18 @@ class NightRun:
         return page
 
     def _measure_matrix(self) -> Sweep:
-        if self._progress is not None:
-            self._say(
-                f"going on with the night that began at {self._progress.began[:16]}, sweep {self._progress.sweep_id}"
-            )
+        if self._state is not None:
+            self._say(f"going on with the night that began at {self._state.began[:16]}, sweep {self._state.sweep_id}")
             try:
-                sweep = self._database.sweep(self._progress.sweep_id)
+                sweep = self._database.sweep(self._state.sweep_id)
                 plan_again(sweep, self._inventory, self._database, failed_too=False)
             except (UsageError, UnknownSweepError) as error:
                 raise UsageError(f"{error}; or remove {state_file(self._config)}, for a new night") from None
         else:
             plan = plan_matrix(read_matrix(self._config.matrix), self._inventory)
             sweep = new_sweep(plan, self._database, at=self._now())
-            self._progress = Progress(self._now().isoformat(), sweep.id)
-            self._progress.save(self._config)
+            self._state = NightState(self._now().isoformat(), sweep.id)
+            self._state.save(self._config)
         self._measure(sweep, canary=True)
         return sweep
 
@@ -136,8 +135,8 @@ class NightRun:
             raise _Interrupted
 
     def _left_s(self) -> float:
-        assert self._progress is not None
-        return self._config.deadline_s - self._progress.age_s(self._now())
+        assert self._state is not None
+        return self._config.deadline_s - self._state.age_s(self._now())
 
     def _judge(self, sweep: Sweep) -> Night:
         config, at = self._config, self._now().isoformat()
@@ -160,9 +159,9 @@ class NightRun:
 
     def _again(self, night: Sweep, suspicions: Sequence[Suspicion], round_: int) -> tuple[str, Sequence[Run]] | None:
         """Measures old and new engine in turns: a sweep of its own for each round."""
-        assert self._progress is not None
-        if round_ < len(self._progress.rounds):
-            sweep = self._database.sweep(self._progress.rounds[round_])
+        assert self._state is not None
+        if round_ < len(self._state.rounds):
+            sweep = self._database.sweep(self._state.rounds[round_])
         elif self._left_s() <= 0:
             return None
         else:
@@ -173,8 +172,8 @@ class NightRun:
             what = ", ".join(dict.fromkeys(f"{s.cell.strategy} on {s.cell.device}" for s in suspicions))
             self._say(f"measuring again, old and new engine in turns: {what}")
             sweep = new_sweep(plan, self._database, purpose="confirmation", at=self._now())
-            self._progress = self._progress.with_round(sweep.id)
-            self._progress.save(self._config)
+            self._state = self._state.with_round(sweep.id)
+            self._state.save(self._config)
         self._measure(sweep, canary=False)
         return sweep.id, self._measured_in(sweep).runs
 

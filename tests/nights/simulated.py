@@ -20,8 +20,9 @@ from statistics import median
 from device_inventory import Device, Inventory
 from engine.protocol import DeviceFacts, Load, Passage, RunRequest, Sample, Steps, Totals
 from harness.demo.faults import write_model
-from harness.night.config import NightlyConfig, finish, read_nightly
+from harness.night.config import NightlyConfig, read_nightly
 from harness.night.run import NightRun
+from harness.night.state import finish
 from harness.sweep.engines import EngineStore
 from harness.sweep.matrix import read_matrix
 from harness.sweep.plan import Measurement, Plan
