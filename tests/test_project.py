@@ -56,6 +56,7 @@ def test_the_engine_needs_python_and_numpy_and_nothing_else() -> None:
         ("jinja2", "reports"),
         ("sqlalchemy", "reports"),
         ("asyncssh", "harness/demo"),
+        ("click", "harness/cli"),
     ],
 )
 def test_a_library_is_used_in_one_place(package: str, home: str) -> None:
