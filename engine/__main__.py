@@ -22,14 +22,10 @@ from typing import Any, Dict, List, Optional
 
 from engine import __version__
 from engine.errors import EngineError, RequestError
+from engine.options import add_generation_options, generation_request
 from engine.protocol import (
     BACKENDS,
-    MOST_LANES,
-    PAGE_CACHES,
-    READERS,
-    ExpertBudget,
     RunRequest,
-    Sampling,
     Settle,
     encode_event,
     from_json,
@@ -124,23 +120,7 @@ def _generate(options: argparse.Namespace) -> int:
         if event == "sample":
             samples.append(to_json(content["sample"]))
 
-    request = RunRequest(
-        run_id="generate",
-        container=options.container,
-        strategy=options.strategy,
-        prompts=(prompt,),
-        max_new_tokens=options.max_new,
-        expert_budget=ExpertBudget.parse(options.expert_budget) if options.expert_budget else None,
-        profile=options.profile,
-        sampling=Sampling(options.temperature, options.top_p, options.seed),
-        stop_at_eos=options.stop_at_eos,
-        reader=options.reader,
-        lanes=options.lanes,
-        page_cache=options.page_cache,
-        emulated_read_bytes_per_s=options.emulated_read_bytes_per_s,
-        threads=options.threads,
-        backend=options.backend,
-    )
+    request = generation_request("generate", options.container, prompt, vars(options))
     run(request, emit)
     result = {"tokens": samples[0]["tokens"], "sample": samples[0]}
     result.update({name: to_json(events[name]) for name in ("load", "totals")})
@@ -232,22 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="generate from token ids, and print tokens and measurements")
     generate.add_argument("container", metavar="CONTAINER")
     generate.add_argument("--tokens", required=True, metavar="IDS", help="the prompt, such as 5,6,7")
-    generate.add_argument("--max-new", type=int, default=32, metavar="N", help="tokens to generate (default 32)")
-    generate.add_argument("--strategy", default="full-load", help="see `strategies` (default full-load)")
-    generate.add_argument("--expert-budget", metavar="BYTES|N-experts", help="such as 64MiB or 10-experts")
-    generate.add_argument("--profile", metavar="FILE", help="activation profile, for strategies that predict")
-    generate.add_argument("--seed", type=int, default=0)
-    generate.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    generate.add_argument("--top-p", type=float, default=1.0)
-    generate.add_argument("--stop-at-eos", action="store_true", help="stop at the model's end-of-sequence token")
-    generate.add_argument("--reader", choices=("auto", *READERS), default="auto",
-                          help="how experts are read (default auto: as a probe of the storage finds best)")  # fmt: skip
-    generate.add_argument("--lanes", type=int, choices=range(MOST_LANES + 1), default=0,
-                          help="threads that read (default 0: as the probe finds)")  # fmt: skip
-    generate.add_argument("--page-cache", choices=PAGE_CACHES, default="warm", help="(default warm)")
-    generate.add_argument("--emulated-read-bytes-per-s", type=float, metavar="RATE", help="emulate slower storage")
-    generate.add_argument("--backend", choices=BACKENDS, default="auto", help="kernels (default auto: native or numpy)")
-    generate.add_argument("--threads", type=int, default=0, help="of the arithmetic (default: what suits the cores)")
+    add_generation_options(generate)
 
     commands.add_parser("probe", help="print facts about this device")
     watch = commands.add_parser("watch", help="print what this device's sensors say while some seconds pass")

@@ -1,1 +1,1 @@
-"""The controller: plans, deploys, runs and records."""
+"""Controls the devices: plans, deploys, runs and records."""

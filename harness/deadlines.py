@@ -1,4 +1,4 @@
-"""Every wait has an end. The layers, from the inside out, who holds each, and where it is set:
+"""Reads durations. Every wait has an end; the layers, from the inside out, who holds each, and where it is set:
 
 connect    TCP, SSH handshake and login         the controller                        inventory: connect_s     15 s
 step       one command on the device            `timeout` there, by process group     inventory: step_s        60 s
@@ -20,7 +20,7 @@ _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_duration(text: str) -> float | None:
-    """`90m`, `1h30m`, `6h`, `2d` or seconds -> seconds; None where it is none of them, or nothing at all."""
+    """Returns the seconds of `90m`, `1h30m`, `6h`, `2d` or a number; None for any other text, and for none."""
     parts = re.findall(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
     if not re.fullmatch(r"(\d+(\.\d+)?\s*[a-z]*\s*)+", text.strip().lower()) or any(u not in _UNITS for _, u in parts):
         return None

@@ -1,4 +1,4 @@
-"""Every error that the controller raises on purpose; caught once, in harness/cli, and printed as one line.
+"""Defines every error that the controller raises on purpose; harness/cli catches them and prints one line.
 
 FarmError                 names the device, file or key and the remedy            exit code
 ├── UsageError            a matrix, inventory, checkpoint or argument is wrong    2
@@ -73,7 +73,7 @@ class DiskFullError(DeviceError):
 
 
 class PythonMissingError(DeviceError):
-    """`bare`: a Python that would do, had it numpy."""
+    """Names in `bare` a Python that would do if it had numpy."""
 
     def __init__(self, message: str, bare: str | None = None) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Processes that hold something, a sweep or a lease, and how others know whether they still live."""
+"""Identifies processes that hold a sweep or a lease, so that others can tell whether they still live."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def owner() -> str:
-    """user@host of this process."""
+    """Returns user@host of this process."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
@@ -18,7 +18,7 @@ def owner() -> str:
 
 
 def identity(pid: int) -> str:
-    """Machine since its start, process namespace, start of the process; empty where there is none, or it is hidden."""
+    """Returns machine and boot, process namespace and start of a process; empty where it is gone or hidden."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         namespace = Path("/proc/self/ns/pid").readlink()
@@ -30,7 +30,7 @@ def identity(pid: int) -> str:
 
 
 def lives(pid: int, known: str) -> bool | None:
-    """Whether the process lives that had this number and `identity`; None where that cannot be told from here."""
+    """Returns whether the process with this number and `identity` lives; None where that cannot be told from here."""
     there, here = known.rpartition(" ")[0], identity(os.getpid()).rpartition(" ")[0]
     if not here or there != here:
         return None
@@ -41,7 +41,7 @@ def lives(pid: int, known: str) -> bool | None:
 
 
 def _exists(pid: int) -> bool:
-    """/proc may hide the processes of others."""
+    """Returns whether a process of that number exists, even if /proc hides it."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

@@ -1,4 +1,4 @@
-"""TOML files of people, read so that every mistake is one line: unknown keys, wrong types, values out of range."""
+"""Reads TOML files that people write; every mistake becomes one line: unknown keys, wrong types, wrong values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def read_toml(path: Path, what: str) -> str:
-    """The text of a file. Raises UsageError."""
+    """Returns the text of a file. Raises UsageError."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -35,7 +35,7 @@ def distinct(names: list[str], source: str, key: str) -> None:
 
 
 class Table:
-    """A TOML table being read: every key is taken by its type, and a key that nobody took is an error."""
+    """Reads a TOML table key by key, each by its type; a key that nobody took is an error."""
 
     def __init__(self, content: dict[str, Any], where: str) -> None:
         self.where = where
@@ -44,7 +44,7 @@ class Table:
 
     @classmethod
     def parse(cls, text: str, source: str) -> Table:
-        """A file's uppermost; `source` is its name in messages. Raises UsageError."""
+        """Returns the uppermost table of a file; `source` is its name in messages. Raises UsageError."""
         try:
             return cls(tomllib.loads(text), source)
         except (tomllib.TOMLDecodeError, RecursionError) as error:
@@ -130,7 +130,7 @@ class Table:
         return value
 
     def budgets(self, key: str, default: tuple[str, ...] | None = None) -> tuple[str, ...]:
-        """Each in its one spelling, so that a budget written in two ways is one cell."""
+        """Returns budgets in their one spelling, so that a budget written in two ways is one cell."""
         budgets = []
         for value in self.texts(key, default):
             try:

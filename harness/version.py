@@ -1,4 +1,4 @@
-"""Which farm this is."""
+"""Tells which version of the farm this is."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ RELEASE = importlib.metadata.version("edgemoe-farm")
 
 @cache
 def farm_version() -> str:
-    """Of a release 0.1.0; of a checkout with its commit, as PEP 440 has it: 0.1.0+g3f2a91c04b7e, or ….dirty."""
+    """Returns 0.1.0 for a release, and 0.1.0+g3f2a91c04b7e or ….dirty for a checkout, as PEP 440 has it."""
     commit = commit_of(Path(__file__).parents[1])
     return f"{RELEASE}+g{commit}" if commit else RELEASE
 
 
 def commit_of(checkout: Path) -> str:
-    """3f2a91c04b7e, with .dirty where files differ from it; empty where the folder itself is no checkout."""
+    """Returns the commit, with .dirty where files differ from it; empty where the folder itself is no checkout."""
     if not (checkout / ".git").exists():  # what is installed inside another project's checkout has no commit of ours
         return ""
     try:

@@ -1,4 +1,4 @@
-"""A small HTTP server for pages that are read: on a few threads, for whoever may.
+"""Serves pages over HTTP, on a few threads, to those who may read them.
 
 A browser on this machine is not to be trusted with what other sites ask of it: the name by which it came must be one of
 ours (against DNS rebinding), and from other machines it must bring a token. Nothing is written, no file is named.
@@ -52,16 +52,16 @@ Find = Callable[[str, bool], Answer]  # (path, still)
 
 
 @dataclass(frozen=True)
-class Gate:
-    """Who is let in: by the names that the server goes by and, unless it is None, by a token."""
+class Access:
+    """Decides who is let in: by the names of the server and, unless it is None, by a token."""
 
     names: frozenset[str]
     any_address: bool = False  # numbers are names of ours, too: nobody can make a foreign site resolve to them
     token: str | None = None
 
     @classmethod
-    def at(cls, host: str, names: tuple[str, ...] = (), token: str | None = None) -> Gate:
-        """For a server at `host`. A token is made where one is needed. Raises UsageError for a weak one."""
+    def at(cls, host: str, names: tuple[str, ...] = (), token: str | None = None) -> Access:
+        """Returns the access to a server at `host`, with a token if it needs one. Raises UsageError for a weak one."""
         if token is not None and not _TOKEN.fullmatch(token):
             raise UsageError(
                 "EDGEMOE_FARM_TOKEN must be 16 or more of letters, digits, dash and underscore: leave it out, and one "
@@ -74,7 +74,7 @@ class Gate:
         return cls(own | known, any_address=True, token=token or secrets.token_urlsafe(24))
 
     def knows(self, host: str | None) -> bool:
-        """`host`: the header of that name."""
+        """Returns whether `host`, the header of that name, is one of the server's names."""
         try:
             name = urlsplit(f"//{host or ''}").hostname or ""
         except ValueError:
@@ -106,8 +106,8 @@ class Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "edgemoe-farm", ""
 
     def do_GET(self) -> None:
-        gate = self.server.gate
-        if not gate.knows(self.headers.get("Host")):
+        access = self.server.access
+        if not access.knows(self.headers.get("Host")):
             self._send(
                 Answer.text(421, "this server does not go by that name: see `edgemoe-farm serve --help`, --name")
             )
@@ -118,11 +118,11 @@ class Handler(BaseHTTPRequestHandler):
         except ValueError:
             self._send(Answer.text(400, "this is no address of a page"))
             return
-        if "token" in query and gate.token is not None and gate.accepts(query["token"][0]):
+        if "token" in query and access.token is not None and access.accepts(query["token"][0]):
             # Out of the address, which is seen and stored in more places.
-            cookie = f"{_COOKIE}={gate.token}; HttpOnly; SameSite=Lax; Path=/"
+            cookie = f"{_COOKIE}={access.token}; HttpOnly; SameSite=Lax; Path=/"
             self._send(Answer.text(303, "welcome"), {"Location": _local(target.path), "Set-Cookie": cookie})
-        elif not gate.accepts(self._token()):
+        elif not access.accepts(self._token()):
             challenge = {"WWW-Authenticate": 'Bearer realm="edgemoe-farm"'}
             refusal = Answer.text(401, "a token is needed: open the address that `edgemoe-farm serve` showed")
             self._send(refusal, challenge)
@@ -163,29 +163,29 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(answer.body[start : start + PIECE_BYTES])
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What no method here was asked for: a request that is none."""
+        """Answers what is no request that a method here could answer."""
         self._send(Answer.text(code, message or "this is no request that is answered"), {"Connection": "close"})
 
     def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 - named there
-        """Nothing: a page that is looked at all night is no news."""
+        """Logs nothing: a page that is looked at all night is no news."""
 
 
 def _local(path: str) -> str:
-    """A path, and never another site: two slashes would begin the name of one."""
+    """Returns a path on this site; two slashes at its beginning would name another site."""
     return "/" + path.replace("\\", "/").lstrip("/")
 
 
 class Server(socketserver.TCPServer):
-    """Listens from when it is made; `serve` answers until `KeyboardInterrupt`. To be closed."""
+    """Listens as soon as it is made; `serve` answers until `KeyboardInterrupt`; must be closed."""
 
     allow_reuse_address = True
     request_queue_size = MOST_WAITING
 
     def __init__(
-        self, host: str, port: int, gate: Gate, find: Find, *, clock: Callable[[], float] = time.monotonic
+        self, host: str, port: int, access: Access, find: Find, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Raises UsageError where nobody can listen there."""
-        self.gate, self.find, self._clock = gate, find, clock
+        """Listens. Raises UsageError where that address cannot be listened at."""
+        self.access, self.find, self._clock = access, find, clock
         self._open: dict[socket.socket, float] = {}  # and when they must have ended
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="serve")
         self._lock = threading.Lock()
@@ -219,7 +219,7 @@ class Server(socketserver.TCPServer):
             self._pool.submit(self._attend, request, client_address)
 
     def service_actions(self) -> None:
-        """Whoever takes too long, however slowly it speaks, gives its thread back."""
+        """Closes connections that take too long, so that their threads are free again."""
         with self._lock:
             late = [request for request, end in self._open.items() if self._clock() > end]
         for request in late:

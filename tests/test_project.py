@@ -15,6 +15,7 @@ import pytest
 
 from harness.cli import main
 from harness.sweep.matrix import parse_matrix
+from tests.command_line import COMMAND
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -55,6 +56,7 @@ def test_the_engine_needs_python_and_numpy_and_nothing_else() -> None:
         ("jinja2", "reports"),
         ("sqlalchemy", "reports"),
         ("asyncssh", "harness/demo"),
+        ("click", "harness/cli"),
     ],
 )
 def test_a_library_is_used_in_one_place(package: str, home: str) -> None:
@@ -123,7 +125,7 @@ def test_the_quickstart_of_the_readme_runs(tmp_path: Path) -> None:
     (tmp_path / "matrix.toml").write_text(README.split("```toml\n")[1].split("```")[0], encoding="utf-8")
     (tmp_path / "devices.toml").write_bytes((ROOT / "device_inventory/example.toml").read_bytes())
     for line in without_device:
-        arguments = [sys.executable, "-m", "harness.cli", *line.split()[1:]]
+        arguments = [*COMMAND, *line.split()[1:]]
         result = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
         assert result.returncode == 0, f"{line}: {result.stderr}"
     assert (tmp_path / "mix16.profile.json").stat().st_size > 10_000

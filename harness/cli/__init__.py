@@ -1,4 +1,4 @@
-"""The command line: `edgemoe-farm`. One group, a file for each subject; here every error becomes one line."""
+"""Defines the command line, `edgemoe-farm`, and turns every error into one line."""
 
 from __future__ import annotations
 
@@ -9,44 +9,45 @@ import click
 
 from device_inventory import InventoryError
 from engine.errors import ContainerError, EngineError, RequestError
-from harness.cli.options import CONTEXT, EXIT_CODES, printable
+from harness.cli.options import CONTEXT, EXIT_CODES
 from harness.errors import FarmError
 from harness.version import RELEASE
 from reports.errors import ReportError
+from reports.text import harmless
 
-# Which file has a command: it is imported when it is called, so that none waits for what another one needs.
-_HOMES = {
-    "ack": "gate",
-    "baseline": "gate",
-    "bench": "bench",
-    "compare": "compare",
-    "demo": "demo",
-    "devices": "devices",
-    "doctor": "doctor",
-    "estimate": "estimate",
-    "gate": "gate",
-    "model": "model",
-    "nightly": "nightly",
-    "probe": "devices",
-    "report": "results",
-    "results": "results",
-    "run": "run",
-    "serve": "serve",
-    "strategies": "strategies",
-    "trust": "devices",
-}
+# Each has a file of its name here, which is imported when it is called: none waits for what another one needs.
+_COMMANDS = (
+    "ack",
+    "baseline",
+    "bench",
+    "compare",
+    "demo",
+    "devices",
+    "doctor",
+    "estimate",
+    "gate",
+    "model",
+    "nightly",
+    "probe",
+    "report",
+    "results",
+    "run",
+    "serve",
+    "strategies",
+    "trust",
+)
 
 
 class _Farm(click.Group):
-    """Catches what was raised on purpose, once: a line that names the cause and the remedy, and the exit code."""
+    """Catches each error that was raised on purpose: prints cause and remedy in one line and sets the exit code."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return sorted(_HOMES)
+        return list(_COMMANDS)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if name not in _HOMES:
+        if name not in _COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f"harness.cli.{_HOMES[name]}"), name)
+        command: click.Command = getattr(importlib.import_module(f"harness.cli.{name}"), name)
         return command
 
     def invoke(self, context: click.Context) -> Any:
@@ -56,7 +57,7 @@ class _Farm(click.Group):
             if context.params.get("debug"):
                 raise
             message = " ".join(str(error).split())
-            click.echo(f"edgemoe-farm: error: {printable(message)}", err=True)
+            click.echo(f"edgemoe-farm: error: {harmless(message)}", err=True)
             context.exit(exit_code(error))
         except KeyboardInterrupt:
             click.echo("edgemoe-farm: interrupted", err=True)
@@ -64,7 +65,7 @@ class _Farm(click.Group):
 
 
 def exit_code(error: Exception) -> int:
-    """The engine's own exit codes mean other things to a shell on a device: here 2 is what was asked, 1 the rest."""
+    """Returns the farm's exit code of an error; of the engine's errors, 2 for a wrong request and 1 for the rest."""
     if isinstance(error, EngineError):
         return 2 if isinstance(error, (RequestError, ContainerError)) else 1
     return int(getattr(error, "exit_code", 2))

@@ -1,4 +1,4 @@
-"""python -m harness.cli is edgemoe-farm."""
+"""Makes `python -m harness.cli` the same as `edgemoe-farm`."""
 
 from harness.cli import main
 

@@ -1,4 +1,4 @@
-"""The progress bar of long work on this machine."""
+"""Shows a progress bar for long work on this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PATIENCE_S = 2.0  # what takes longer shows how far it is
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A callback (done, of); after some seconds on a terminal there is a bar."""
+    """Yields a callback (done, of), which shows a bar on a terminal after some seconds."""
     bar = Progress(
         TextColumn("{task.completed}/{task.total} {task.description}"),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""`bench`: measurements on this machine, side by side in one run."""
+"""`bench`: measures on this machine, side by side in one run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,18 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from engine.protocol import BACKENDS, ExpertBudget
+from engine.protocol import ExpertBudget
 from engine.strategies import strategy_named
 from harness.cli.bar import progress_bar
-from harness.cli.options import Budget, json_option, print_json, read_text
+from harness.cli.options import (
+    Budget,
+    backend_option,
+    container_argument,
+    json_option,
+    print_json,
+    profile_option,
+    read_text,
+)
 from harness.errors import UsageError
 
 
@@ -26,8 +34,8 @@ def _measuring_options(command: Any) -> Any:
     for option in reversed((
         click.option("--text", type=click.Path(path_type=Path), required=True, metavar="PATH",
                      help="UTF-8 text: prompts are cut out of it."),
-        click.option("--profile", type=click.Path(path_type=Path), metavar="PROFILE", help="See `model profile`."),
-        click.option("--expert-budget", type=Budget(), help="Of each expert buffer, such as 64MiB or 10-experts."),
+        profile_option,
+        click.option("--expert-budget", type=Budget(), help="Size of each expert buffer, such as 64MiB or 10-experts."),
         click.option("--rates", default="43,200,550", show_default=True, metavar="MB/S,...",
                      help="Rates of storage to emulate; those of the paper's devices by default."),
         click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each candidate."),
@@ -44,7 +52,7 @@ _threads = click.option(
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Of the arithmetic; numpy's BLAS has as many.",
+    help="Threads of the arithmetic, and of numpy's BLAS.",
 )
 
 
@@ -52,12 +60,12 @@ _threads = click.option(
 @click.argument("candidates", metavar="STRATEGY=CONTAINER...", nargs=-1, required=True)
 @_measuring_options
 def strategies(candidates: tuple[str, ...], **options: Any) -> None:
-    """Compare strategies, each on its container, under emulated storage.
+    """Compare strategies under emulated storage.
 
-    Every round all of them continue the same prompt, in turns that rotate; ratios are to the first, round by round.
-    The floor is what no pipeline could beat: the bytes that a strategy missed at the storage's rate, or its arithmetic
-    (the same container with all experts in memory), whichever is more. Strategies that lose nothing must give the same
-    tokens on one container.
+    Each runs on its own container. Every round all of them continue the same prompt, in turns that rotate; ratios are
+    to the first, round by round. The floor is what no pipeline could beat: the bytes that a strategy missed at the
+    storage's rate, or its arithmetic (the same container with all experts in memory), whichever is more. Strategies
+    that lose nothing must give the same tokens on one container.
 
     \b
     Example:
@@ -72,10 +80,11 @@ def strategies(candidates: tuple[str, ...], **options: Any) -> None:
 @click.argument("adapted", metavar="ADAPTED", type=click.Path(path_type=Path))
 @_measuring_options
 def ablation(full: Path, adapted: Path, **options: Any) -> None:
-    """Repeat the paper's ablation: naive-swap in full precision, then one part of EdgeMoE after another.
+    """Repeat the paper's ablation of EdgeMoE, part by part.
 
-    FULL holds the experts in full precision, ADAPTED in the bitwidths that `model adapt` gave them. The paper's ratios
-    (switch-base-8, Jetson TX2) stand beside those measured; what came after the paper follows.
+    It begins with naive-swap in full precision. FULL holds the experts in full precision, ADAPTED in the bitwidths that
+    `model adapt` gave them. The paper's ratios (switch-base-8, Jetson TX2) stand beside those measured; what came after
+    the paper follows.
 
     \b
     Example:
@@ -89,14 +98,16 @@ def ablation(full: Path, adapted: Path, **options: Any) -> None:
 
 
 @bench.command()
-@click.option("--rows", type=click.IntRange(1, 1 << 20), default=14336, show_default=True, help="Of the matrix.")
-@click.option("--columns", type=click.IntRange(1, 1 << 20), default=4096, show_default=True, help="Of the matrix.")
+@click.option("--rows", type=click.IntRange(1, 1 << 20), default=14336, show_default=True, help="Rows of the matrix.")
+@click.option(
+    "--columns", type=click.IntRange(1, 1 << 20), default=4096, show_default=True, help="Columns of the matrix."
+)
 @click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True, help="Vectors in a product.")
 @click.option("--rounds", type=click.IntRange(2), default=9, show_default=True, help="Turns of each kernel.")
 @_threads
 @json_option
 def kernels(rows: int, columns: int, batch: int, rounds: int, threads: int, as_json: bool) -> None:
-    """Compare native kernels with numpy and with a plain read of memory.
+    """Compare native kernels with numpy and a plain memory read.
 
     Each product walks over copies of the matrix that no cache holds. The last column but one is the rate at which a
     product gets through packed weights, over the rate at which as many threads read memory and do nothing else.
@@ -130,12 +141,13 @@ def kernels(rows: int, columns: int, batch: int, rounds: int, threads: int, as_j
 @click.option("--block-bytes", type=click.IntRange(4096), help="Read at once.  [default: a container's largest expert, "
               "else 2.75 MiB]")  # fmt: skip
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Turns of each method.")
-@click.option("--seconds", type=click.FloatRange(0.05, 60), default=1.0, show_default=True, help="Of a turn, at most.")
+@click.option("--seconds", type=click.FloatRange(0.05, 60), default=1.0, show_default=True, help="Longest turn.")
 @json_option
 def storage(path: Path, block_bytes: int | None, rounds: int, seconds: float, as_json: bool) -> None:
-    """Compare ways of reading experts from PATH, cold, with the storage's sequential rate past the page cache.
+    """Compare ways of reading experts from PATH, cold.
 
-    PATH is a container or any other large file; it is only read, and leaves the page cache.
+    They are compared with the storage's sequential rate past the page cache. PATH is a container or any other large
+    file; it is only read, and leaves the page cache.
 
     \b
     Example:
@@ -166,10 +178,10 @@ def storage(path: Path, block_bytes: int | None, rounds: int, seconds: float, as
 
 
 @bench.command()
-@click.argument("container", metavar="FILE", type=click.Path(path_type=Path))
+@container_argument
 @click.option("--strategy", default="full-load", show_default=True, help="See `strategies`.")
-@click.option("--expert-budget", type=Budget(), help="Of the expert buffer.")
-@click.option("--profile", type=click.Path(path_type=Path), metavar="PROFILE", help="See `model profile`.")
+@click.option("--expert-budget", type=Budget(), help="Size of the expert buffer.")
+@profile_option
 @click.option("--text", type=click.Path(path_type=Path), metavar="PATH", help="A prompt; else some token ids.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Turns of each backend.")
 @click.option("--tokens", "new_tokens", type=click.IntRange(2), default=32, show_default=True,
@@ -220,17 +232,17 @@ def decode(
 
 
 @bench.command()
-@click.argument("container", metavar="FILE", type=click.Path(path_type=Path))
+@container_argument
 @click.option(
     "--strategy", default="naive-swap", show_default=True, help="One that needs no profile: see `strategies`."
 )
-@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="Kernels.")
+@backend_option
 @click.option("--warm", is_flag=True, help="Leave the container in the page cache.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Processes to start.")
 @_threads
 @json_option
 def start(container: Path, strategy: str, backend: str, warm: bool, rounds: int, threads: int, as_json: bool) -> None:
-    """Show where the time goes between starting the engine and its first token.
+    """Show where the time to the first token goes.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""`compare`: two sides of what was measured, cell by cell."""
+"""`compare`: compares two sides of what was measured, cell by cell."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.cli.options import MetricShare, json_option, open_results, printable, results_option
+from harness.cli.options import MetricShare, json_option, open_results, results_option
 from reports.judging.judgement import GATED, THRESHOLD, Comparison, Mark, compare_sides, exit_code
 from reports.judging.noise import noise_before
 from reports.judging.selection import select
 from reports.judging.tables import FORMATS, HEADINGS, cells, totals
 from reports.metrics import METRICS
+from reports.text import harmless
 
 _STYLES = {
     Mark.BETTER: "green",
@@ -64,9 +65,10 @@ def compare(
     results_place: str,
     as_json: bool,
 ) -> None:
-    """Compare sweeps, devices, strategies or engines: B, the candidate, with A, the baseline, cell by cell.
+    """Compare B, the candidate, with A, the baseline, cell by cell.
 
-    By default the latest sweep is compared with the one before it of the same matrix.
+    Both may be sweeps, devices, strategies or engines. By default the latest sweep is compared with the one before it
+    of the same matrix.
 
     \b
     A and B are each one of
@@ -118,13 +120,13 @@ def _show(comparison: Comparison, only_changed: bool) -> None:
     table = Table(*HEADINGS, box=None, pad_edge=False)
     for judged in comparison.judged:
         if not (only_changed and judged.mark is Mark.UNCHANGED):
-            *texts, verdict, why = map(printable, cells(judged))
+            *texts, verdict, why = map(harmless, cells(judged))
             table.add_row(*texts, Text(verdict, _STYLES.get(judged.mark, "")), why)
-    console.print(f"{printable(comparison.candidate)} against {printable(comparison.baseline)}")
+    console.print(f"{harmless(comparison.candidate)} against {harmless(comparison.baseline)}")
     if table.row_count:
         console.print(table)
     for cell, reason in comparison.incomparable:
-        console.print(f"not comparable: {printable(cell)}: {printable(reason)}")
+        console.print(f"not comparable: {harmless(cell)}: {harmless(reason)}")
     for what, before, after in comparison.environment:
-        console.print(f"different, too: {printable(what)}: {printable(before)} → {printable(after)}")
+        console.print(f"different, too: {harmless(what)}: {harmless(before)} → {harmless(after)}")
     console.print(totals(comparison))

@@ -1,4 +1,4 @@
-"""`devices health` and `devices prune`: what people do to keep devices in use."""
+"""`devices health` and `devices prune`: keep devices in use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from harness.cli.options import (
     offline_option,
     open_results,
     print_json,
-    printable,
     results_option,
 )
 from harness.device.deploy import cache_folder
@@ -27,6 +26,7 @@ from harness.errors import DeviceBusyError, DeviceError, UsageError
 from harness.sweep.health import HealthBook
 from reports.errors import ReportError
 from reports.results.health import DeviceHealth, Mark
+from reports.text import harmless
 
 _WORDS = {"engines": "engine", "sites": "numpy", "blobs": "container or profile", "runs": "run"}
 
@@ -88,7 +88,7 @@ def health(
 
 
 def known_health(place: str, devices: list[Device]) -> dict[str, DeviceHealth]:
-    """Of each device; where there are no results yet, nothing speaks against any."""
+    """Returns the health of each device; all are good where there are no results yet."""
     try:
         with open_results(place) as database:
             return {device.name: database.health(device.name) for device in devices}
@@ -98,11 +98,11 @@ def known_health(place: str, devices: list[Device]) -> dict[str, DeviceHealth]:
 
 def health_in_words(state: DeviceHealth) -> str:
     since = f" (since {state.since[:16].replace('T', ' ')} UTC)" if state.since else ""
-    return f"{state.health.value}{since}{': ' if state.reason else ''}{printable(state.reason)}"
+    return f"{state.health.value}{since}{': ' if state.reason else ''}{harmless(state.reason)}"
 
 
 def _canary_failure(device: Device, known_hosts: Path, offline: bool) -> DeviceError | None:
-    """None where all held. Raises DeviceBusyError, which says nothing about the device."""
+    """Runs the canary; returns what failed, or None. Raises DeviceBusyError, which says nothing about the device."""
     try:
         session = open_session(device, known_hosts=known_hosts, cache_dir=cache_folder(), offline=offline, wait_s=0.0)
         try:
@@ -131,10 +131,10 @@ def _canary_failure(device: Device, known_hosts: Path, offline: bool) -> DeviceE
 def prune(
     names: tuple[str, ...], days: float, dry_run: bool, inventory_path: Path, known_hosts: Path, as_json: bool
 ) -> None:
-    """Free the disk of each DEVICE: engines, containers and runs of the farm there that nobody used of late.
+    """Remove from each DEVICE what nobody used of late.
 
-    What is removed is sent again when it is needed. Runs that are alive stay, and nothing outside the farm's own folder
-    is touched.
+    This frees its disk of the farm's engines, containers and runs. What is removed is sent again when it is needed.
+    Runs that are alive stay, and nothing outside the farm's own folder is touched.
 
     \b
     Examples:
@@ -157,7 +157,7 @@ def prune(
 def _show(name: str, pruned: Pruned, dry_run: bool) -> None:
     for removed in pruned.removed:
         click.echo(
-            f"  {_WORDS.get(removed.kind, removed.kind)} {printable(removed.name)[:24]}, {removed.bytes / 1e6:.1f} MB"
+            f"  {_WORDS.get(removed.kind, removed.kind)} {harmless(removed.name)[:24]}, {removed.bytes / 1e6:.1f} MB"
         )
     size, left = sum(removed.bytes for removed in pruned.removed), sum(pruned.left_bytes.values())
     does = "would be removed" if dry_run else "removed"

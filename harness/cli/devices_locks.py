@@ -1,4 +1,4 @@
-"""`devices locks`, `devices unlock`: who measures on which device, and how to get one back."""
+"""`devices locks`, `devices unlock`: show who measures on which device, and take one back."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from device_inventory import Device
-from harness.cli.options import inventory_option, json_option, known_hosts_option, load_inventory, print_json, printable
+from harness.cli.options import inventory_option, json_option, known_hosts_option, load_inventory, print_json
 from harness.device.lease import LeaseState
 from harness.device.opening import open_lease
 from harness.errors import DeviceBusyError, DeviceError
+from reports.text import harmless
 
 _MAX_AT_ONCE = 32
 _COLUMNS = ("device", "state", "holder", "sweep", "token", "since", "sign of life", "expires in", "queue")
@@ -26,7 +27,9 @@ _COLUMNS = ("device", "state", "holder", "sweep", "token", "since", "sign of lif
 @known_hosts_option
 @json_option
 def locks(names: tuple[str, ...], inventory_path: Path, known_hosts: Path, as_json: bool) -> None:
-    """Show who holds each DEVICE (default: all), since when, and who waits for it.
+    """Show who holds each DEVICE, since when, and who waits.
+
+    By default all devices are asked.
 
     The lease of a controller that was killed expires by itself three minutes after its last sign of life. Exit code 4
     when a device cannot be asked; the others are shown all the same.
@@ -55,10 +58,11 @@ def locks(names: tuple[str, ...], inventory_path: Path, known_hosts: Path, as_js
 @inventory_option
 @known_hosts_option
 def unlock(name: str, yes: bool, inventory_path: Path, known_hosts: Path) -> None:
-    """Take the lease of DEVICE away from whoever holds it, for whoever is next in the queue.
+    """Take the lease of DEVICE away from whoever holds it.
 
-    Its engine is ended by the next holder, before that one measures; a former holder that is alive after all starts
-    nothing any more under the old lease, records the run in flight as unreachable, and queues up again.
+    Whoever is next in the queue gets it. Its engine is ended by the next holder, before that one measures; a former
+    holder that is alive after all starts nothing any more under the old lease, records the run in flight as
+    unreachable, and queues up again.
 
     \b
     Example:
@@ -129,7 +133,7 @@ def _show(answers: list[dict[str, Any]]) -> None:
             _age(answer["expires_in_s"]) if answer["state"] == "held" else "",
             "  ".join(waiting),
         )
-        table.add_row(*(printable(cell) for cell in cells))
+        table.add_row(*(harmless(cell) for cell in cells))
     Console(highlight=False, markup=False).print(table)
 
 

@@ -1,4 +1,4 @@
-"""`doctor`: what is wrong, each finding with the line that fixes it."""
+"""`doctor`: tells what is wrong, each finding with the line that fixes it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from harness.cli.options import (
     load_inventory,
     offline_option,
     print_json,
-    printable,
     results_option,
     to_terminal,
 )
@@ -29,6 +28,7 @@ from harness.doctor import controller as controller_checks
 from harness.doctor.examination import examine_device
 from harness.errors import DeviceError
 from harness.findings import CONTROLLER, Finding, Severity
+from reports.text import harmless
 
 _MAX_AT_ONCE = 32
 _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
@@ -51,7 +51,9 @@ def doctor(
     known_hosts: Path,
     as_json: bool,
 ) -> None:
-    """Examine this machine and each DEVICE (default: all), and name every finding with the line that fixes it.
+    """Find what is wrong here and on each DEVICE, and how to fix it.
+
+    By default all devices are examined. Every finding comes with the line that fixes it.
 
     An error means that nothing can be measured like this; a run refuses such a device with the same words. A warning
     means that numbers may suffer. Exit code 4 when there is an error.
@@ -95,9 +97,7 @@ def _show(examined: list[str], findings: list[Finding]) -> None:
         console.print(where, style="bold")
         mine = [finding for finding in findings if finding.where == where]
         for finding in mine:
-            console.print(
-                f"  {finding.severity.value:<8}{printable(finding.finding)}", style=_COLOURS[finding.severity]
-            )
-            console.print(f"          -> {printable(finding.remedy)}")
+            console.print(f"  {finding.severity.value:<8}{harmless(finding.finding)}", style=_COLOURS[finding.severity])
+            console.print(f"          -> {harmless(finding.remedy)}")
         if not mine:
             console.print("  nothing found", style="green")

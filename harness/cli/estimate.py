@@ -1,4 +1,4 @@
-"""`estimate`: what to expect of each strategy, before anything is measured."""
+"""`estimate`: tells what to expect of each strategy, before anything is measured."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from rich.table import Table
 from engine.container import Container
 from engine.errors import EngineError
 from engine.experts.profile import PathProfile
-from engine.protocol import BACKENDS, ArithmeticTimes, ExpertBudget, StorageRates
+from engine.protocol import ArithmeticTimes, ExpertBudget, StorageRates
 from engine.strategies import STRATEGIES, strategy_named
 from harness.cli.bar import progress_bar
 from harness.cli.options import (
     Budget,
+    backend_option,
     inventory_option,
     json_option,
     known_hosts_option,
     load_inventory,
     print_json,
-    printable,
+    profile_option,
     read_text,
 )
 from harness.device.deploy import ENGINE_SOURCE, cache_folder
@@ -35,6 +36,7 @@ from harness.device.probe import Python, read_arithmetic
 from harness.errors import UsageError
 from harness.sweep.estimator import demand_of, file_bytes
 from harness.transport.local import LocalTransport
+from reports.text import harmless
 
 if TYPE_CHECKING:
     from engine.offline.routing.estimate import Demand, Estimate, Machine
@@ -50,24 +52,31 @@ _TEXT_TOKENS = 1024  # of --text that are traced
     "--storage-rate",
     type=click.FloatRange(min=0, min_open=True),
     metavar="MB/S",
-    help="Of reading experts.  [default: the emulated one, else it is measured]",
+    help="Rate of reading experts.  [default: the emulated one, else it is measured]",
 )
 @click.option(
     "--memory-rate",
     type=click.FloatRange(min=0, min_open=True),
     metavar="GB/S",
-    help="At which one core reads memory: arithmetic by hand, for a device that is not here.",
+    help="Rate at which one core reads memory: estimates the arithmetic of a device that is not here.",
 )
 @click.option("--trace", "trace_file", type=click.Path(path_type=Path), metavar="TRACE", help="See `model trace`.")
 @click.option("--text", type=click.Path(path_type=Path), metavar="PATH", help="UTF-8 text to trace now, instead.")
-@click.option("--profile", type=click.Path(path_type=Path), metavar="PROFILE", help="See `model profile`.")
-@click.option("--expert-budget", type=Budget(), help="Of each expert buffer.  [default: the strategy's own]")
+@profile_option
+@click.option("--expert-budget", type=Budget(), help="Size of each expert buffer.  [default: the strategy's own]")
 @click.option("--strategy", "names", multiple=True, metavar="NAME", help="May be repeated.  [default: all]")
-@click.option("--prompt-tokens", type=click.IntRange(1), default=32, show_default=True, help="Before each sequence.")
 @click.option(
-    "--tokens", "new_tokens", type=click.IntRange(1), default=48, show_default=True, help="To decode after each prompt."
+    "--prompt-tokens", type=click.IntRange(1), default=32, show_default=True, help="Prompt tokens before each sequence."
 )
-@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="Of the arithmetic.")
+@click.option(
+    "--tokens",
+    "new_tokens",
+    type=click.IntRange(1),
+    default=48,
+    show_default=True,
+    help="Tokens to decode after each prompt.",
+)
+@backend_option
 @inventory_option
 @known_hosts_option
 @json_option
@@ -89,11 +98,12 @@ def estimate(
     known_hosts: Path,
     as_json: bool,
 ) -> None:
-    """Estimate tokens/s, memory and hit rate of each strategy on CONTAINER, before anything is measured.
+    """Estimate speed, memory and hit rate of each strategy.
 
-    A trace is replayed through the engine's own buffer, policies and predictors, on a simulated clock: arithmetic takes
-    what a token was timed to take on the device, a read its bytes over the storage's rate. Without trace or text the
-    routing is drawn from the profile, without a profile it is uniform. The floor is what no pipeline could beat.
+    This is what CONTAINER can be expected to do, before anything is measured. A trace is replayed through the engine's
+    own buffer, policies and predictors, on a simulated clock: arithmetic takes what a token was timed to take on the
+    device, a read its bytes over the storage's rate. Without trace or text the routing is drawn from the profile,
+    without a profile it is uniform. The floor is what no pipeline could beat.
 
     \b
     Examples:
@@ -165,7 +175,7 @@ def _by_hand(container: Container, memory_bytes_per_s: float) -> Machine:
 
 
 def _local(container: Container, backend: str, *, storage_too: bool) -> Machine:
-    """This machine: a process of its own does the arithmetic, as on a device."""
+    """Times this machine; a process of its own does the arithmetic, as on a device."""
     from engine.offline.routing.estimate import Machine
     from engine.storage import measure_storage
 
@@ -237,7 +247,7 @@ def _with_rate(machine: Machine, bytes_per_s: float) -> Machine:
 
 
 def _engaged(times: ArithmeticTimes) -> str:
-    return printable(times.variant or times.backend)
+    return harmless(times.variant or times.backend)
 
 
 # --- showing --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`nightly`: a matrix measured, compared with its baseline, doubts measured again, and people told. For cron and CI."""
+"""`nightly`: measures a matrix, compares it with its baseline and tells people. For cron and CI."""
 
 from __future__ import annotations
 
@@ -17,25 +17,22 @@ from harness.cli.options import (
     load_inventory,
     offline_option,
     open_results,
-    printable,
     results_option,
     wait_option,
 )
 from harness.cli.showing import PATIENT, measure_and_show
 from harness.errors import FarmError, InfrastructureError
-from harness.night.config import (
-    NightlyConfig,
-    finish,
-    locked,
-    read_nightly,
-)
+from harness.night.config import NightlyConfig, read_nightly
 from harness.night.run import NightRun
+from harness.night.state import finish, locked
 from harness.night.webhook import post, webhook_url
+from harness.sweep.engines import EngineStore, engines_folder
 from harness.sweep.measure import INTERRUPTED
 from harness.sweep.progress import JsonLines
 from reports.errors import ReportError
 from reports.nights.night import Night
 from reports.nights.summary import markdown, payload, summary_line
+from reports.text import harmless
 
 
 @click.command(epilog=GATE_EXIT_CODES)
@@ -57,12 +54,13 @@ def nightly(
     known_hosts: Path,
     as_json: bool,
 ) -> None:
-    """Measure the matrix that CONFIG names, and say by the exit code whether something got worse.
+    """Measure a matrix and tell whether something got worse.
 
-    Every device has to pass a canary run first. What looks worse than the pinned baseline, or than the nights before,
-    is measured again, the baseline's engine and today's in turns on the same device: only what that confirms is a
-    regression. Page, Markdown summary and JUnit XML go to the folder that CONFIG names, and a webhook is told. A night
-    that was killed goes on when the command is given again; two at once are refused.
+    CONFIG names the matrix; the exit code tells. Every device has to pass a canary run first. What looks worse than the
+    pinned baseline, or than the nights before, is measured again, the baseline's engine and today's in turns on the
+    same device: only what that confirms is a regression. Page, Markdown summary and JUnit XML go to the folder that
+    CONFIG names, and a webhook is told. A night that was killed goes on when the command is given again; two at once
+    are refused.
 
     \b
     Examples:
@@ -74,14 +72,16 @@ def nightly(
     with locked(settings):
         try:
             with open_results(results_place, create=True, patience=PATIENT) as database:
-                measured = partial(
+                measure = partial(
                     measure_and_show, database=database, known_hosts=known_hosts, offline=offline, as_json=as_json,
                     wait_s=wait_s,
                 )  # fmt: skip
-                run = NightRun(settings, load_inventory(inventory_path), database, measured, _say)
+                inventory, kept = load_inventory(inventory_path), EngineStore(engines_folder())
+                run = NightRun(settings, inventory, database, kept, measure=measure, say=_say)
                 night = run.measure_and_judge()
                 if night is None:
                     context.exit(INTERRUPTED)
+                run.store(night)
                 page = run.publish(night)
         except (FarmError, ReportError, EngineError) as error:
             if getattr(error, "exit_code", 1) != 1:
@@ -99,11 +99,11 @@ def nightly(
 
 
 def _say(news: str) -> None:
-    click.echo(printable(news), err=True)
+    click.echo(harmless(news), err=True)
 
 
 def _tell(url: str, night: Night, config: NightlyConfig) -> None:
     failure = post(url, payload(night), deadline_s=config.webhook_deadline_s)
     if failure is not None:
         what = f"webhook ({config.webhook_env}): {failure}: {summary_line(night)}"
-        click.echo(f"edgemoe-farm: warning: {printable(what)}", err=True)
+        click.echo(f"edgemoe-farm: warning: {harmless(what)}", err=True)

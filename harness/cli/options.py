@@ -1,10 +1,10 @@
-"""Options that several commands share, and what help says of them."""
+"""Defines the options that several commands share."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from typing import Any
 import click
 
 from device_inventory import Inventory
+from engine import options as engine_options
 from engine.errors import RequestError
-from engine.protocol import ExpertBudget, to_json
+from engine.protocol import BACKENDS, ExpertBudget, to_json
 from harness.deadlines import parse_duration
 from harness.device.kinds import kind_of
 from harness.errors import UsageError
@@ -99,7 +100,7 @@ def load_inventory(path: Path) -> Inventory:
 
 
 def open_results(place: str, *, create: bool = False, patience: Patience | None = None) -> ResultsDatabase:
-    """`create` also makes the folder of a file that is not there yet; `patience` is for a server that goes away."""
+    """Opens the results; `create` also makes the folder of a new file, `patience` is for a server that goes away."""
     file = Place.parse(place).file
     if create and file is not None:
         try:
@@ -111,11 +112,6 @@ def open_results(place: str, *, create: bool = False, patience: Patience | None 
 
 def print_json(value: Any) -> None:
     click.echo(json.dumps(to_json(value), indent=2))
-
-
-def printable(text: object) -> str:
-    """Text from a device for a terminal: one line, without control characters."""
-    return "".join(c if c.isprintable() else " " for c in str(text))
 
 
 def read_text(path: Path) -> str:
@@ -144,8 +140,25 @@ class Budget(click.ParamType[ExpertBudget]):
             self.fail(str(error), param, ctx)
 
 
+class TokenIds(click.ParamType[tuple[int, ...]]):
+    """Reads token ids such as 5,6,7."""
+
+    name = "IDS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            ids = tuple(int(word) for word in value.split(","))
+        except ValueError:
+            self.fail(f"{value[:60]!r} is not a list of token ids such as 5,6,7", param, ctx)
+        if min(ids) < 0:
+            self.fail(f"{min(ids)} is not a token id: they count from 0", param, ctx)
+        return ids
+
+
 class MetricShare(click.ParamType[tuple[str, float]]):
-    """`tpot_s=0.05`, `tpot_s=5%`, or `5%` for all, whose metric is ""."""
+    """Reads `tpot_s=0.05`, `tpot_s=5%`, or `5%` for all metrics, which gives the metric ""."""
 
     name = "[METRIC=]SHARE"
 
@@ -171,7 +184,7 @@ class Duration(click.ParamType[float]):
     name = "DURATION"
 
     def __init__(self, *, or_none: bool = False) -> None:
-        """`or_none`: 0 is one, too."""
+        """Accepts 0, too, with `or_none`."""
         self._or_none = or_none
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
@@ -182,7 +195,7 @@ class Duration(click.ParamType[float]):
 
 
 class Moment(click.ParamType[str]):
-    """-> UTC, ISO 8601."""
+    """Reads a date or an age and gives UTC, ISO 8601."""
 
     name = "DATE|AGE"
 
@@ -205,3 +218,44 @@ wait_option = click.option(
     show_default=True,
     help="How long to wait, in its queue, for a device that another controller uses; 0: not at all.",
 )
+
+# --- options of commands on models ------------------------------------------------------------------------------------
+
+container_argument = click.argument("container", metavar="FILE", type=click.Path(path_type=Path))
+
+profile_option = click.option(
+    "--profile", type=click.Path(path_type=Path), metavar="PROFILE", help="See `model profile`."
+)
+
+text_tokens_option = click.option(
+    "--tokens", type=click.IntRange(2), help="Use no more of the text than so many tokens.  [default: all]"
+)
+
+context_option = click.option(
+    "--context", type=click.IntRange(2), default=256, show_default=True, help="Tokens of a window."
+)
+
+backend_option = click.option(
+    "--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="Kernels of the arithmetic."
+)
+
+
+def generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options of a generation, which `python3 -m engine generate` has too."""
+    for option in reversed(engine_options.GENERATION):
+        command = click.option(
+            f"--{option.name}", option.key, type=_click_type(option), default=option.default, metavar=option.metavar,
+            is_flag=option.default is False, show_default=option.kind is not bool and option.default is not None,
+            help=option.help,
+        )(command)  # fmt: skip
+    return command
+
+
+def _click_type(option: engine_options.Option) -> Any:
+    if option.choices:
+        return click.Choice(option.choices)
+    if option.kind is ExpertBudget:
+        return Budget()
+    if option.kind is int:
+        return click.IntRange(option.least, option.most)
+    return option.kind

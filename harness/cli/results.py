@@ -1,4 +1,4 @@
-"""`report`, `results`: what was measured, as a page, a list or a file for other tools."""
+"""`results`: shows and exports what was measured."""
 
 from __future__ import annotations
 
@@ -11,66 +11,17 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.protocol import to_json
-from harness.cli.options import Moment, json_option, open_results, print_json, printable, results_option
+from harness.cli.options import Moment, json_option, open_results, print_json, results_option
 from harness.cli.results_keeping import bundle_sweeps, import_results, migrate, prune
 from harness.errors import UsageError
 from harness.sweep.presence import is_alive
 from harness.sweep.runner import Tally
-from reports.errors import UnknownSweepError
-from reports.nights import bundle
-from reports.nights.bundle import is_bundle
-from reports.pages import KINDS, PageKind, render
 from reports.records import RunStatus, Sweep, Verdict, last_attempts, run_to_json
 from reports.results.controllers import Controller
 from reports.results.database import LATEST
 from reports.results.export import FORMATS, export
 from reports.results.history import Endings
-
-
-@click.command()
-@click.argument("runs", metavar="[RUN]...", nargs=-1)
-@click.option("-o", "--output", type=click.Path(path_type=Path), default="report.html", show_default=True,
-              help="The page to write.")  # fmt: skip
-@click.option("--kind", type=click.Choice(KINDS), default="auto", show_default=True,
-              help="What the page is for.")  # fmt: skip
-@results_option
-def report(runs: tuple[str, ...], output: Path, kind: PageKind, results_place: str) -> None:
-    """Write the page of RUN: a sweep's id, the beginning of it, `latest`, or a bundle's file. Several have one page.
-
-    \b
-    --kind:
-      nightly      what changed against the baseline, where, and since when, of a sweep that `nightly` judged
-      devices      what runs where, how fast and in how much memory
-      strategies   strategies side by side on each device
-      auto         nightly for such a sweep, devices where those outnumber the strategies, else strategies
-
-    The page is one file without any reference outside itself: mail it, archive it, print it. Every number in it leads
-    to its raw samples, conditions, verdict and command.
-
-    \b
-    Examples:
-      edgemoe-farm report latest -o page.html
-      edgemoe-farm report 20261123-2215 --kind strategies -o page.html
-      edgemoe-farm report pi-sweep jetson-sweep --kind devices -o devices.html
-      edgemoe-farm report night.bundle -o page.html
-    """
-    bundles = [Path(run) for run in runs if is_bundle(Path(run))]
-    if bundles and len(runs) > 1:
-        raise UsageError(f"report: {bundles[0]} is a bundle, which has a page of its own: give it alone")
-    if bundles:
-        found = bundle.read(bundles[0])
-        with found.database() as database:
-            page = render(database, [found.subject], output, kind)
-    else:
-        with open_results(results_place) as database:
-            try:
-                page = render(database, runs or (LATEST,), output, kind)
-            except UnknownSweepError as error:
-                files = [run for run in runs if Path(run).is_file()]
-                if not files:
-                    raise
-                raise UsageError(f"report: {files[0]} is no bundle, and {error}") from None
-    click.echo(f"report: {page}")
+from reports.text import harmless
 
 
 @click.group()
@@ -84,7 +35,7 @@ def results() -> None:
 @results_option
 @json_option
 def list_sweeps(name: str | None, last: int | None, results_place: str, as_json: bool) -> None:
-    """List the sweeps, the oldest first, and which controllers measure them.
+    """List the sweeps, the oldest first, and who measures them.
 
     A sweep is `running`, `complete`, `incomplete`, or `stale`: its controller was lost and `run --resume` goes on.
 
@@ -123,15 +74,15 @@ def list_sweeps(name: str | None, last: int | None, results_place: str, as_json:
         controller = controllers.get(sweep.id)
         state = _state(controller, result)
         if controller is not None:
-            state += f": {printable(controller)}"
+            state += f": {harmless(controller)}"
         if state.startswith("stale") and controller is not None:
             state += f", silent for {controller.silent_s / 60:.0f} min"
-        table.add_row(printable(sweep.id), printable(sweep.name), *map(str, numbers), state)
+        table.add_row(harmless(sweep.id), harmless(sweep.name), *map(str, numbers), state)
     Console(highlight=False, markup=False).print(table)
 
 
 def _tally(sweep: Sweep, endings: Endings) -> Tally:
-    """What `harness.sweep.runner.tally` says, as far as the list shows it, without reading a record."""
+    """Returns what the list shows of `harness.sweep.runner.tally`, without reading a record."""
     counts: Counter[RunStatus] = Counter()
     for (status, _), n in endings.items():
         counts[status] += n
@@ -150,7 +101,9 @@ def _state(controller: Controller | None, result: Tally) -> str:
 @results_option
 @json_option
 def show(run: str, results_place: str, as_json: bool) -> None:
-    """Show each run of RUN (a sweep's id, the beginning of it, or `latest`): status, verdict and reasons.
+    """Show status, verdict and reasons of each run of RUN.
+
+    RUN is a sweep's id, the beginning of it, or `latest`.
 
     \b
     Examples:
@@ -165,7 +118,7 @@ def show(run: str, results_place: str, as_json: bool) -> None:
         return
     table = Table("cell", "block", "status", "verdict", "reasons", box=None, pad_edge=False)
     for found in runs:
-        reasons = printable("; ".join(found.reasons))
+        reasons = harmless("; ".join(found.reasons))
         table.add_row(found.cell.key, str(found.block), found.status.value, found.verdict.value, reasons)
     Console(highlight=False, markup=False).print(table)
 
@@ -193,7 +146,9 @@ def export_runs(
     results_place: str,
     **wanted: str | None,
 ) -> None:
-    """Export runs, one line or row each, with request, facts, samples, status and verdict: all, or those of RUN.
+    """Export all runs, or those of RUN, one line or row each.
+
+    A line has request, facts, samples, status and verdict.
 
     \b
     Examples:

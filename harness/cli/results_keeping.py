@@ -1,4 +1,4 @@
-"""`results migrate`, `prune`, `import` and `bundle`: results over the years, and from one lab to the next."""
+"""`results migrate`, `prune`, `import`, `bundle`: keep results over the years, and carry them to other labs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from harness.cli.options import (
     json_option,
     open_results,
     print_json,
-    printable,
     results_option,
     to_terminal,
 )
@@ -31,13 +30,14 @@ from reports.results.connection import Place
 from reports.results.database import LATEST, ResultsDatabase
 from reports.results.merging import Entry, Merged, entries_of, json_lines, merge
 from reports.results.retention import Retention, outdated, remove, vacuum
+from reports.text import harmless
 
 
 @click.command()
 @results_option
 @json_option
 def migrate(results_place: str, as_json: bool) -> None:
-    """Take the results database of an older farm to the newest schema.
+    """Bring the database of an older farm to the newest schema.
 
     In one transaction: it is done, or nothing has changed. An SQLite file is copied to one beside it before. Steps that
     older farms do not notice are also taken whenever the database is opened; others wait for this command, since the
@@ -92,9 +92,9 @@ def prune(
             runs = sum(recorded[sweep.id].runs for sweep in removed if sweep.id in recorded)
         if not as_json:
             for sweep, why in doomed.kept:
-                click.echo(f"kept  {printable(sweep.id)}  {printable(sweep.name)}: {printable(why)}")
+                click.echo(f"kept  {harmless(sweep.id)}  {harmless(sweep.name)}: {harmless(why)}")
             for sweep in doomed.sweeps if dry_run else ():
-                click.echo(f"goes  {printable(sweep.id)}  {printable(sweep.name)}")
+                click.echo(f"goes  {harmless(sweep.id)}  {harmless(sweep.name)}")
         if removed and not dry_run:
             if not yes:
                 _confirm(len(removed), before)
@@ -119,7 +119,7 @@ def prune(
 @json_option
 @click.pass_context
 def import_results(context: click.Context, source: str, results_place: str, as_json: bool) -> None:
-    """Add the results of another database, of an export (JSON lines) or of a bundle to this one.
+    """Add the results of another database, export or bundle.
 
     Importing twice changes nothing. Where both have something of one name and it differs, what is here stays, the
     conflict is named, and the exit code is 3.
@@ -154,11 +154,12 @@ def import_results(context: click.Context, source: str, results_place: str, as_j
 def bundle_sweeps(
     runs: tuple[str, ...], output: Path | None, verify: Path | None, results_place: str, as_json: bool
 ) -> None:
-    """Write the sweeps RUN... (ids, beginnings of them, or `latest`) to one file that another machine can verify.
+    """Write sweeps to one file that another machine can verify.
 
-    It has all records, the matrix, the hashes of containers, workloads and engines, each device's environment, and how
-    a night was judged. `results import FILE` adds it to a database, `report FILE` renders it: the same page, byte for
-    byte. The hash that is shown says that nothing was changed on the way.
+    Each RUN is a sweep's id, the beginning of it, or `latest`. It has all records, the matrix, the hashes of
+    containers, workloads and engines, each device's environment, and how a night was judged. `results import FILE` adds
+    it to a database, `report FILE` renders it: the same page, byte for byte. The hash that is shown says that nothing
+    was changed on the way.
 
     \b
     Examples:
@@ -183,33 +184,33 @@ def bundle_sweeps(
 def _describe(path: Path, found: Bundle) -> None:
     manifest = found.manifest
     click.echo(f"{path}: whole, sha256 {found.sha256}")
-    click.echo(f"  made by farm {printable(manifest.farm_version)}; {manifest.runs} runs, {len(found.nights)} nights")
+    click.echo(f"  made by farm {harmless(manifest.farm_version)}; {manifest.runs} runs, {len(found.nights)} nights")
     for sweep in found.sweeps:
-        click.echo(f"  sweep {printable(sweep.id)}  {printable(sweep.name)}")
+        click.echo(f"  sweep {harmless(sweep.id)}  {harmless(sweep.name)}")
     for kind, hashes in (("container", manifest.containers), ("workload", manifest.workloads)):
         for sha256, name in hashes.items():
-            click.echo(f"  {kind} {printable(name)}  {printable(sha256)}")
+            click.echo(f"  {kind} {harmless(name)}  {harmless(sha256)}")
     for sha256 in manifest.engines:
-        click.echo(f"  engine {printable(sha256)}")
+        click.echo(f"  engine {harmless(sha256)}")
     for device, facts in manifest.environment.items():
         told = (", then ".join(facts.get(name, ())) for name in ("model", "os", "kernel", "emulated"))
-        click.echo(f"  device {printable(device)}: {printable('; '.join(filter(None, told)))}")
+        click.echo(f"  device {harmless(device)}: {harmless('; '.join(filter(None, told)))}")
 
 
 def _show(merged: Merged, source: str) -> None:
     new = f"{merged.sweeps} sweeps, {merged.runs} runs and {merged.nights} nights are new"
     click.echo(f"{_shown(source)}: {new}, {merged.known} records were here already")
     for conflict in merged.conflicts:
-        click.echo(f"conflict: {printable(conflict)}", err=True)
+        click.echo(f"conflict: {harmless(conflict)}", err=True)
 
 
 def _shown(source: str) -> str:
-    return printable(Place.parse(source).name)
+    return harmless(Place.parse(source).name)
 
 
 @contextmanager
 def _entries(source: str) -> Iterator[Iterator[Entry]]:
-    """Of whatever it is, by its first bytes."""
+    """Yields the records of a database, an export or a bundle; its first bytes tell which it is."""
     file = Place.parse(source).file
     if file is None or _is_database(file):
         with ResultsDatabase.open(source, create=False) as database:
@@ -240,7 +241,7 @@ def _confirm(n: int, before: str) -> None:
 
 @contextmanager
 def _progress(what: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int], Any]]:
-    """A line in a terminal that counts, gone when it is done."""
+    """Shows a line that counts in a terminal, and removes it at the end."""
     columns = (SpinnerColumn(), TextColumn(what), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=quiet or not to_terminal()) as progress:

@@ -1,4 +1,4 @@
-"""`run`: a matrix becomes records."""
+"""`run`: measures a matrix, or what is missing of a sweep."""
 
 from __future__ import annotations
 
@@ -83,12 +83,13 @@ def run(
     known_hosts: Path,
     as_json: bool,
 ) -> None:
-    """Measure what MATRIX says: devices side by side, one engine at a time on each, every record stored at once.
+    """Measure what MATRIX says on its devices.
 
-    Ctrl-C ends it cleanly; the cell in flight is lost, the others are kept, and --resume goes on from there. A cell
-    that fails, or a device that cannot be reached, is recorded with its reason and does not stop the others; what the
-    infrastructure is to blame for (a lost link, a restart, a full disk) is tried again a few times. A
-    device that another controller uses is waited for, see `edgemoe-farm devices locks`.
+    Devices are measured side by side, one engine at a time on each, and every record is stored at once. Ctrl-C ends it
+    cleanly; the cell in flight is lost, the others are kept, and --resume goes on from there. A cell that fails, or a
+    device that cannot be reached, is recorded with its reason and does not stop the others; what the infrastructure is
+    to blame for (a lost link, a restart, a full disk) is tried again a few times. A device that another controller uses
+    is waited for, see `edgemoe-farm devices locks`.
 
     \b
     Examples:
@@ -127,7 +128,7 @@ def run(
 
 
 def show_plan(plan: Plan, as_json: bool) -> None:
-    """Every measurement in its order, and how many there are."""
+    """Shows every measurement in its order, and how many there are."""
     if as_json:
         print_json([{"cell": m.cell, "block": m.block} for m in plan.measurements])
         return

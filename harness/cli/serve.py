@@ -1,4 +1,4 @@
-"""`serve`: the pages, live."""
+"""`serve`: shows the pages in a browser, live."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from harness.cli.options import json_option, open_results, print_json, results_option
 from harness.sweep.presence import is_alive
-from harness.web import Gate, Server, is_loopback
+from harness.web import Access, Server, is_loopback
 
 
 @click.command()
@@ -35,13 +35,13 @@ def serve(host: str, port: int, names: tuple[str, ...], results_place: str, as_j
     """
     from reports.pages.site import Site
 
-    gate = Gate.at(host, names, os.environ.get("EDGEMOE_FARM_TOKEN") or None)
+    access = Access.at(host, names, os.environ.get("EDGEMOE_FARM_TOKEN") or None)
     with open_results(results_place) as database:
         site = Site(database, is_alive)
-        with Server(host, port, gate, lambda path, still: site.answer(path, still=still)) as server:
-            url = _url(host, server.port) + (f"?token={gate.token}" if gate.token else "")
+        with Server(host, port, access, lambda path, still: site.answer(path, still=still)) as server:
+            url = _url(host, server.port) + (f"?token={access.token}" if access.token else "")
             if as_json:
-                print_json({"url": url, "host": host, "port": server.port, "token": gate.token})
+                print_json({"url": url, "host": host, "port": server.port, "token": access.token})
             else:
                 click.echo(f"serving at {url} until Ctrl-C")
                 if not is_loopback(host):

@@ -1,4 +1,4 @@
-"""What `run`, `demo` and `nightly` show while they measure, and after it."""
+"""Shows progress and results for `run`, `demo` and `nightly`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from harness.cli.options import printable
 from harness.sweep.measure import measure
 from harness.sweep.plan import Plan
 from harness.sweep.presence import Presence
@@ -25,12 +24,13 @@ from reports.metrics import METRICS
 from reports.records import RunStatus, Sweep
 from reports.results.connection import OUTAGE_S, Patience, sleep
 from reports.results.database import ResultsDatabase
+from reports.text import harmless
 
 _SUMMARY = ("tpot_s", "estimated_tpot_s", "peak_resident_bytes", "expert_hit_rate", "perplexity")
 
 
 def _await_database(why: str, seconds: float) -> bool:
-    click.echo(f"waiting for the results database: {printable(why)}", err=True)
+    click.echo(f"waiting for the results database: {harmless(why)}", err=True)
     return sleep(why, seconds)
 
 
@@ -49,7 +49,7 @@ def measure_and_show(
 ) -> int:
     """Measures with `settings`, see harness.sweep.measure; shows progress and `summary`; returns the exit code."""
     for other in presence.others():
-        click.echo(f"also at work: {printable(other)} on sweep {other.sweep_id} since {other.started_at}", err=True)
+        click.echo(f"also at work: {harmless(other)} on sweep {other.sweep_id} since {other.started_at}", err=True)
     totals = dict(Counter(m.cell.device for m in plan.measurements))
     with _listener(totals, as_json) as listener:
         ended = measure(sweep, plan, database, presence, listener, **settings)

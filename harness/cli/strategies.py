@@ -1,4 +1,4 @@
-"""`strategies`: what the engine can do, from the engine's own table."""
+"""`strategies`: lists what the engine can do, from the engine's own table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 from engine.protocol import ExpertBudget
 from engine.strategies import STRATEGIES
 from harness.cli.bar import progress_bar
-from harness.cli.options import Budget, json_option, print_json, read_text
+from harness.cli.options import Budget, context_option, json_option, print_json, profile_option, read_text
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--text", type=click.Path(path_type=Path), metavar="PATH", help="With --loss-on: held-out UTF-8 text.")
 @click.option("--tokens", type=click.IntRange(2), default=2000, show_default=True, help="Use so many tokens of it.")
-@click.option("--context", type=click.IntRange(2), default=256, show_default=True, help="Tokens of a window.")
-@click.option("--expert-budget", type=Budget(), help="Of the expert buffer.  [default: the strategy's own]")
-@click.option("--profile", type=click.Path(path_type=Path), metavar="PROFILE", help="See `model profile`.")
+@context_option
+@click.option("--expert-budget", type=Budget(), help="Size of the expert buffer.  [default: the strategy's own]")
+@profile_option
 @json_option
 def strategies(
     container: Path | None,

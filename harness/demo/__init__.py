@@ -1,1 +1,1 @@
-"""The demonstration: emulated devices on this machine, the shipped model, texts and matrix."""
+"""Demonstrates the farm: emulated devices on this machine, the shipped model, texts and matrix."""

@@ -1,4 +1,4 @@
-"""Loopback devices: real SSH servers of this process on 127.0.0.1, without root, each in a folder of its own.
+"""Serves loopback devices: real SSH servers of this process on 127.0.0.1, without root, each in a folder.
 
 To the controller they are devices like any other: it connects through the same transport, checks the host key, copies
 the engine, starts it detached. What is emulated is only what the inventory says, such as the rate of the storage.
@@ -34,20 +34,20 @@ _MARK = "EDGEMOE_FARM_LOOPBACK"  # in the environment of everything that a loopb
 
 @dataclass(frozen=True)
 class Emulated:
-    """What a loopback device stands for."""
+    """Names what a loopback device stands for."""
 
     name: str
     read_bytes_per_s: float
 
 
 class LoopbackFarm:
-    """SSH servers for as long as the context lasts; at its end nothing of theirs runs any more.
+    """Runs SSH servers as long as the context lasts; at its end nothing of theirs runs any more.
 
     with LoopbackFarm(folder, [Emulated("pi4b-emulated", 43e6)]) as inventory: ...
     """
 
     def __init__(self, folder: Path, devices: Sequence[Emulated]) -> None:
-        """`folder`: keys and the devices' home folders go there."""
+        """Puts keys and the devices' home folders into `folder`."""
         self._folder = folder
         self._devices = devices
         self._mark = secrets.token_hex(8)
@@ -57,7 +57,7 @@ class LoopbackFarm:
         self._stop = asyncio.Event()
 
     def __enter__(self) -> Inventory:
-        """The devices, ready to be trusted. Raises FarmError where they do not start."""
+        """Returns the devices, ready to be trusted. Raises FarmError where they do not start."""
         self._thread.start()
         try:
             return self._inventory.result(START_DEADLINE_S)
@@ -129,7 +129,7 @@ class LoopbackFarm:
 
 
 class _Connections:
-    """Of one device: a server that is closed leaves them open."""
+    """Holds the connections of one device, which a server that is closed leaves open."""
 
     def __init__(self) -> None:
         self._open: set[asyncssh.SSHServerConnection] = set()
@@ -195,7 +195,7 @@ class _Shell:
 
 
 class _HomeSFTP(asyncssh.SFTPServer):
-    """File transfer that starts in the home folder."""
+    """Transfers files, starting in the home folder."""
 
     def __init__(self, channel: asyncssh.SSHServerChannel[Any], home: Path) -> None:
         super().__init__(channel)

@@ -1,1 +1,1 @@
-"""The use case of a nightly run: configuration, the night itself, the webhook."""
+"""Runs a night: configuration, the night itself, the webhook."""

@@ -1,4 +1,4 @@
-"""One night, from the plan to the page."""
+"""Runs one night, from the plan to the page."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from device_inventory import Inventory
 from harness.errors import UsageError
-from harness.night.config import NightlyConfig, Progress, night_folder, prune_reports, state_file, unfinished
-from harness.sweep.engines import EngineStore, engines_folder
+from harness.night.config import NightlyConfig
+from harness.night.state import NightState, night_folder, prune_reports, state_file, unfinished
+from harness.sweep.engines import EngineStore
 from harness.sweep.matrix import parse_matrix, read_matrix
 from harness.sweep.measure import INTERRUPTED
 from harness.sweep.plan import Plan
 from harness.sweep.planning import new_sweep, plan_again, plan_matrix
-from harness.sweep.presence import at_work
+from harness.sweep.presence import Presence, at_work
 from reports.errors import UnknownSweepError
 from reports.files import replacing
 from reports.judging.noise import noise_before
@@ -31,31 +33,48 @@ from reports.records import Run, Sweep
 from reports.results.baselines import NightRecord
 from reports.results.database import ResultsDatabase
 
-Measure = Callable[..., int]
+
+class MeasureSweep(Protocol):
+    """Measures a plan and stores its runs; `summary` asks for a table at the end. Returns the exit code of `run`."""
+
+    def __call__(
+        self,
+        sweep: Sweep,
+        plan: Plan,
+        *,
+        presence: Presence,
+        deadline_s: float,
+        canary: bool,
+        kept: EngineStore,
+        summary: bool,
+    ) -> int: ...
 
 
 class _Interrupted(Exception):
-    """A signal came while something was measured."""
+    """Says that a signal came while something was measured."""
 
 
 class NightRun:
-    """One night, from the plan to the page."""
+    """Runs one night: measures the matrix, judges it, measures doubts again, and publishes what it found."""
 
     def __init__(
         self,
         config: NightlyConfig,
         inventory: Inventory,
         database: ResultsDatabase,
-        measured: Measure,
+        kept: EngineStore,
+        *,
+        measure: MeasureSweep,
         say: Callable[[str], None],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`measured` measures a sweep's plan and returns the exit code; `say` takes news, which may be a stranger's."""
-        self._say = say
-        self._config, self._inventory, self._database, self._now = config, inventory, database, now
-        self._kept = EngineStore(engines_folder())
-        self._measured = measured
-        self._progress = unfinished(config, now())
+        """Goes on with the night that was interrupted, where there is one.
+
+        `kept` has the engines that can be deployed again; `say` takes news, which may hold a stranger's text.
+        """
+        self._config, self._inventory, self._database, self._kept = config, inventory, database, kept
+        self._measure_sweep, self._say, self._now = measure, say, now
+        self._state = unfinished(config, now())
         self._baseline_sweep: str | None = None
 
     def measure_and_judge(self) -> Night | None:
@@ -65,12 +84,15 @@ class NightRun:
         except _Interrupted:
             return None
 
-    def publish(self, night: Night) -> Path:
-        """Stores the night, writes its page and summaries, removes what is too old; returns the page's path."""
+    def store(self, night: Night) -> None:
+        """Stores the night in the results database, where later nights find it."""
         record = NightRecord(
             night.sweep_id, night.name, self._baseline_sweep, night.at, night.exit_code, night.to_json()
         )
         self._database.add_night(record)
+
+    def publish(self, night: Night) -> Path:
+        """Writes the page and summaries of a stored night and removes what is too old; returns the page's path."""
         folder = night_folder(self._config, night.sweep_id)
         page = render(self._database, [night.sweep_id], folder / "report.html", "nightly")
         contents = {
@@ -87,27 +109,25 @@ class NightRun:
         return page
 
     def _measure_matrix(self) -> Sweep:
-        if self._progress is not None:
-            self._say(
-                f"going on with the night that began at {self._progress.began[:16]}, sweep {self._progress.sweep_id}"
-            )
+        if self._state is not None:
+            self._say(f"going on with the night that began at {self._state.began[:16]}, sweep {self._state.sweep_id}")
             try:
-                sweep = self._database.sweep(self._progress.sweep_id)
+                sweep = self._database.sweep(self._state.sweep_id)
                 plan_again(sweep, self._inventory, self._database, failed_too=False)
             except (UsageError, UnknownSweepError) as error:
                 raise UsageError(f"{error}; or remove {state_file(self._config)}, for a new night") from None
         else:
             plan = plan_matrix(read_matrix(self._config.matrix), self._inventory)
-            sweep = new_sweep(plan, self._database)
-            self._progress = Progress(self._now().isoformat(), sweep.id)
-            self._progress.save(self._config)
+            sweep = new_sweep(plan, self._database, at=self._now())
+            self._state = NightState(self._now().isoformat(), sweep.id)
+            self._state.save(self._config)
         self._measure(sweep, canary=True)
         return sweep
 
     def _measure(self, sweep: Sweep, *, canary: bool) -> None:
         with at_work(self._database, sweep.id) as presence:
             plan = plan_again(sweep, self._inventory, self._database, failed_too=False)
-            code = self._measured(
+            code = self._measure_sweep(
                 sweep, plan, presence=presence, deadline_s=max(0.0, self._left_s()), canary=canary, kept=self._kept,
                 summary=canary,
             )  # fmt: skip
@@ -115,8 +135,8 @@ class NightRun:
             raise _Interrupted
 
     def _left_s(self) -> float:
-        assert self._progress is not None
-        return self._config.deadline_s - self._progress.age_s(self._now())
+        assert self._state is not None
+        return self._config.deadline_s - self._state.age_s(self._now())
 
     def _judge(self, sweep: Sweep) -> Night:
         config, at = self._config, self._now().isoformat()
@@ -139,9 +159,9 @@ class NightRun:
 
     def _again(self, night: Sweep, suspicions: Sequence[Suspicion], round_: int) -> tuple[str, Sequence[Run]] | None:
         """Measures old and new engine in turns: a sweep of its own for each round."""
-        assert self._progress is not None
-        if round_ < len(self._progress.rounds):
-            sweep = self._database.sweep(self._progress.rounds[round_])
+        assert self._state is not None
+        if round_ < len(self._state.rounds):
+            sweep = self._database.sweep(self._state.rounds[round_])
         elif self._left_s() <= 0:
             return None
         else:
@@ -151,15 +171,15 @@ class NightRun:
             plan = in_turns(plan_matrix(matrix, self._inventory), suspicions, self._config.pairs)
             what = ", ".join(dict.fromkeys(f"{s.cell.strategy} on {s.cell.device}" for s in suspicions))
             self._say(f"measuring again, old and new engine in turns: {what}")
-            sweep = new_sweep(plan, self._database, purpose="confirmation")
-            self._progress = self._progress.with_round(sweep.id)
-            self._progress.save(self._config)
+            sweep = new_sweep(plan, self._database, purpose="confirmation", at=self._now())
+            self._state = self._state.with_round(sweep.id)
+            self._state.save(self._config)
         self._measure(sweep, canary=False)
         return sweep.id, self._measured_in(sweep).runs
 
 
 def in_turns(plan: Plan, suspicions: Sequence[Suspicion], pairs: int) -> Plan:
-    """Pairs of blocks, 2 i and 2 i + 1, of old and new engine; who comes first changes from pair to pair."""
+    """Plans pairs of blocks, 2 i and 2 i + 1, of old and new engine; which comes first alternates."""
     cells = {s.cell.key: (s.old_sha256, s.new_sha256) for s in suspicions}
     turns = [
         ((key, 2 * pair + turn), engine)

@@ -1,4 +1,4 @@
-"""A webhook: one POST of JSON, within a deadline. Its URL is a secret: from the environment, and never told."""
+"""Tells a webhook by one POST of JSON, within a deadline. Its URL is a secret of the environment, never told."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _ANSWER_BYTES = 4096
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Whoever has the secret is the one that it was given to."""
+    """Follows no redirect: the secret goes only to the host that it was given to."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None
 
 
 def webhook_url(variable: str) -> str:
-    """What the environment says. Raises UsageError, without the value."""
+    """Returns the URL that the environment has. Raises UsageError, without the value."""
     url = os.environ.get(variable, "")
     if not url:
         raise UsageError(f"webhook: {variable} is not set: set it to the webhook's URL, or remove url_env")
@@ -42,7 +42,7 @@ def webhook_url(variable: str) -> str:
 
 
 def post(url: str, payload: Any, *, deadline_s: float) -> str | None:
-    """Why it failed, without the URL; None where it was taken. `deadline_s`: in all."""
+    """Posts within `deadline_s` in all; returns why that failed, without the URL, or None."""
     outcome: list[str | None] = []
     sender = threading.Thread(target=lambda: outcome.append(_post(url, payload, deadline_s)), daemon=True)
     sender.start()

@@ -1,1 +1,1 @@
-"""The use cases of measuring: from a matrix to a plan, and from a plan to records."""
+"""Measures: turns a matrix into a plan, and a plan into records."""

@@ -1,4 +1,4 @@
-"""Engines that were measured stay on the controller, by their hash: a baseline's can be deployed again and compared.
+"""Keeps engines that were measured on the controller, by hash, so that a baseline's can be compared again.
 
 FOLDER/<sha256>.zip      whole files or none; used by several processes at once
 """
@@ -20,20 +20,20 @@ _SUFFIX = ".zip"
 
 
 def engines_folder() -> Path:
-    """$XDG_DATA_HOME/edgemoe-farm/engines."""
+    """Returns $XDG_DATA_HOME/edgemoe-farm/engines."""
     base = os.environ.get("XDG_DATA_HOME", "")
     return (Path(base) if base.startswith("/") else Path.home() / ".local" / "share") / "edgemoe-farm" / "engines"
 
 
 class EngineStore:
-    """Whoever uses an engine touches it, so that `prune` can tell what nobody uses any more."""
+    """Keeps engines in a folder; each use touches one, so that `prune` can tell which nobody uses."""
 
     def __init__(self, folder: Path, *, now: Callable[[], float] = time.time) -> None:
         self._folder = folder
         self._now = now
 
     def keep(self, bundle: EngineBundle) -> None:
-        """Raises UsageError where it cannot be written."""
+        """Stores an engine, or touches it. Raises UsageError where it cannot be written."""
         path = self._path(bundle.sha256)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ class EngineStore:
             raise UsageError(f"engines cannot be kept in {self._folder}: {error}: set XDG_DATA_HOME") from None
 
     def get(self, sha256: str) -> EngineBundle:
-        """Raises UsageError where it is not kept here, or is damaged."""
+        """Returns an engine. Raises UsageError where it is not kept here, or is damaged."""
         path = self._path(sha256)
         try:
             bundle = EngineBundle.packed(path.read_bytes())
@@ -65,7 +65,7 @@ class EngineStore:
         return self._path(sha256).is_file()
 
     def prune(self, *, days: float, wanted: Collection[str]) -> int:
-        """Removes those that nobody used for `days`, but for `wanted`; how many."""
+        """Removes engines that nobody used for `days`, except `wanted`; returns how many."""
         removed, before = 0, self._now() - days * 86400
         for path in self._folder.glob(f"*{_SUFFIX}"):
             if path.stem not in wanted:

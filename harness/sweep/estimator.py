@@ -1,4 +1,4 @@
-"""What to expect of a cell before it is measured, for the record and for the reader beside the measured time."""
+"""Estimates a cell before it is measured, for the record and for the reader beside the measured time."""
 
 from __future__ import annotations
 

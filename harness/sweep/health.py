@@ -1,4 +1,4 @@
-"""The book of the farm's health: it reads and notes in the results database, which other controllers may share."""
+"""Reads and notes the health of devices in the results database, which other controllers may share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reports.results.health import DeviceHealth, HealthMark, Mark
 
 
 class HealthBook:
-    """Safe to share between threads, as the database is."""
+    """Reads and notes health; safe to share between threads, as the database is."""
 
     def __init__(self, database: ResultsDatabase, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._database = database
@@ -20,5 +20,5 @@ class HealthBook:
         return self._database.health(device)
 
     def note(self, device: str, mark: Mark, note: str = "") -> None:
-        """Raises DatabaseError."""
+        """Notes a mark of a device. Raises DatabaseError."""
         self._database.add_mark(HealthMark(device, mark, self._now().isoformat(), note))

@@ -1,4 +1,4 @@
-"""The matrix: what is measured, with what and under which conditions, as a TOML file says it. README.md has an example.
+"""Reads the matrix: what is measured, with what and under which conditions. README.md has an example.
 
 Everything is checked here that needs no device and no container: types, ranges, names, unknown keys. What needs the
 inventory or the containers is checked in harness/sweep/plan.py.
@@ -20,7 +20,7 @@ _MAX_TOKEN_CHARACTERS = 32  # a longer token than any text has on average: what 
 
 @dataclass(frozen=True)
 class ContainerFile:
-    """A container on the controller, deployed to every device that measures it."""
+    """Names a container on the controller, which is deployed to every device that measures it."""
 
     name: str
     path: Path
@@ -30,7 +30,7 @@ class ContainerFile:
 
 @dataclass(frozen=True)
 class Workload:
-    """Prompts, as texts (tokenised with each container's own tokenizer) or as token ids, and how to generate."""
+    """Holds prompts, as texts (for each container's own tokenizer) or as token ids, and how to generate."""
 
     name: str
     texts: tuple[str, ...]
@@ -42,7 +42,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Held-out text that every run predicts after all that is timed: what lossy strategies and containers lose."""
+    """Holds the held-out text that every run predicts after all that is timed, to see what lossy ones lose."""
 
     text: str
     tokens: int  # of the text, at most
@@ -51,7 +51,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Of a device's state before each run, and how long to wait for it."""
+    """Says which state of a device is wanted before each run, and how long to wait for it."""
 
     max_wait_s: float = 120.0
     temperature_margin_c: float = 10.0  # over the device's first reading in the sweep
@@ -60,7 +60,7 @@ class Wanted:
     governor: str | None = None  # None: any, so that it stays the same
 
     def settle(self, baseline_c: float | None) -> Settle:
-        """`baseline_c`: the first reading, None before there is one."""
+        """Returns what the device waits for; `baseline_c` is the first reading, None before there is one."""
         return Settle(
             max_wait_s=self.max_wait_s,
             temperature_c=None if baseline_c is None else baseline_c + self.temperature_margin_c,
@@ -72,7 +72,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Matrix:
-    """What a sweep measures; `toml` is the text that it was read from, `folder` where its relative paths start."""
+    """Says what a sweep measures; `toml` is its text, `folder` where its relative paths start."""
 
     name: str
     toml: str
@@ -101,13 +101,13 @@ class Matrix:
 
 
 def read_matrix(path: Path) -> Matrix:
-    """A matrix file -> Matrix, or a UsageError that names file, key and what is known."""
+    """Returns the matrix of a file. Raises UsageError, which names file, key and what is known."""
     text = read_toml(path, "matrix")
     return parse_matrix(text, source=str(path), folder=path.resolve().parent)
 
 
 def parse_matrix(text: str, *, source: str, folder: Path) -> Matrix:
-    """The text of a matrix -> Matrix; `source` is its name in messages, `folder` where its relative paths start."""
+    """Returns the matrix of a text; `source` is its name in messages, `folder` where its relative paths start."""
     top = Table.parse(text, source)
     strategies = top.texts("strategies")
     matrix = Matrix(
@@ -207,7 +207,7 @@ def _wanted(table: Table) -> Wanted:
 
 
 def _slices(path: Path, count: int, characters: int, where: str) -> tuple[str, ...]:
-    """`count` pieces of a text file, evenly spread, each from the start of a line where one is near."""
+    """Returns `count` pieces of a text file, evenly spread, each from the start of a line where one is near."""
     text = _read_text(path, where)
     if len(text) < count * characters:
         raise UsageError(

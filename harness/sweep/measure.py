@@ -1,4 +1,4 @@
-"""A plan is measured to its end, to a deadline or until a signal."""
+"""Measures a plan to its end, to a deadline or until a signal."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True)
 class Ended:
-    """How it ended: what the sweep now has, and whether a signal cut it off."""
+    """Says how measuring ended: what the sweep now has, and whether a signal cut it off."""
 
     tally: Tally
     interrupted: bool
@@ -94,7 +94,7 @@ def measure(
 
 @contextlib.contextmanager
 def _stopping(stop: Callable[[], None]) -> Iterator[list[int]]:
-    """The first signal stops cleanly, the second at once; yields the list of those that came."""
+    """Stops cleanly at the first signal and at once at the second; yields the list of those that came."""
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:

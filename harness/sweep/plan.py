@@ -1,4 +1,4 @@
-"""The plan: every cell of a matrix on the devices of an inventory, in the order in which it is measured."""
+"""Plans: lays out every cell of a matrix on the devices of an inventory, in the order of measuring."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Tokenise = Callable[[Path, str], tuple[int, ...]]  # (container, text) -> token 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One engine process to be: a cell in a block, with all that its request needs but the paths on the device."""
+    """Describes an engine process to be: a cell in a block, with all that its request needs but paths there."""
 
     cell: Cell
     block: int
@@ -40,7 +40,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, device by device; the measurements of one device stand in their order."""
+    """Holds what is measured, device by device; the measurements of one device stand in their order."""
 
     matrix: Matrix
     devices: tuple[Device, ...]
@@ -51,20 +51,20 @@ class Plan:
 
     @cached_property
     def _by_device(self) -> dict[str, list[Measurement]]:
-        """Hundreds of devices ask, each for its own."""
+        """Returns measurements by device: hundreds of devices ask, each for its own."""
         found: dict[str, list[Measurement]] = {}
         for measurement in self.measurements:
             found.setdefault(measurement.cell.device, []).append(measurement)
         return found
 
     def without(self, done: Iterable[tuple[str, int]]) -> Plan:
-        """What is left when `done`, pairs of cell key and block, needs no more."""
+        """Returns what is left when `done`, pairs of cell key and block, needs no more."""
         gone = set(done)
         left = tuple(m for m in self.measurements if m.key not in gone)
         return self._of(left)
 
     def in_turns(self, planned: Sequence[tuple[str, int]], engines: Sequence[str]) -> Plan:
-        """Some of its cells, in the order and the blocks of `planned`, each by the engine that stands beside it.
+        """Returns some of its cells, in the order and blocks of `planned`, each by the engine that stands beside it.
 
         Only what is timed: an older engine need not know the rest. Raises UsageError for a cell of another plan.
         """
@@ -95,7 +95,7 @@ def make_plan(
     tokenise: Tokenise,
     passages: Mapping[str, tuple[Passage, ...]] | None = None,
 ) -> Plan:
-    """Every cell of `matrix`; `container_sha256` and `passages` are by the container's name. Raises UsageError.
+    """Returns every cell of `matrix`; hashes and passages are by the container's name. Raises UsageError.
 
     Drift favours nobody: the rounds (blocks) are interleaved, and within a block the strategies of one container and
     workload follow one another, in an order that is shuffled by the matrix's seed and rotates from block to block.
@@ -153,7 +153,7 @@ def make_plan(
 
 
 def select_devices(matrix: Matrix, inventory: Inventory) -> tuple[Device, ...]:
-    """The devices that the matrix names, by name, `tag:NAME` or `all`, in the inventory's order."""
+    """Returns the devices that the matrix names, by name, `tag:NAME` or `all`, in the inventory's order."""
     chosen: set[str] = set()
     tags = sorted({tag for device in inventory.devices.values() for tag in device.tags})
     for selector in matrix.devices:
@@ -176,12 +176,12 @@ def select_devices(matrix: Matrix, inventory: Inventory) -> tuple[Device, ...]:
 
 
 def workload_sha256(prompts: tuple[tuple[int, ...], ...], sampling: Sampling) -> str:
-    """Equal for runs whose answers must be equal on one container."""
+    """Returns a hash that is equal for runs whose answers must be equal on one container."""
     return hashlib.sha256(json.dumps([prompts, to_json(sampling)], sort_keys=True).encode()).hexdigest()
 
 
 def run_id(sweep_id: str, cell_key: str, block: int, attempt: int) -> str:
-    """The same for the same attempt at the same cell: a resumed controller finds an engine that survived it."""
+    """Returns the id of an attempt at a cell, always the same: a resumed controller finds a surviving engine."""
     digest = hashlib.sha256(f"{cell_key}\n{block}\n{attempt}".encode()).hexdigest()
     return f"{sweep_id}-{digest[:16]}"
 
@@ -196,7 +196,7 @@ def make_request(
     profile: str | None,
     baseline_c: float | None = None,
 ) -> RunRequest:
-    """What the engine on `device` is asked; `container` and `profile` are paths there.
+    """Returns what the engine on `device` is asked; `container` and `profile` are paths there.
 
     `baseline_c`: the temperature with which the device began the sweep.
     """
@@ -229,7 +229,7 @@ def make_request(
 
 
 def memory_limit_bytes(matrix: Matrix, device: Device) -> int | None:
-    """Of an engine process there, None where nothing limits it. Raises UsageError."""
+    """Returns the limit of an engine process there, None where there is none. Raises UsageError."""
     text = device.memory_limit
     if text is None:
         return matrix.memory_limit_bytes
@@ -240,7 +240,7 @@ def memory_limit_bytes(matrix: Matrix, device: Device) -> int | None:
 
 
 def emulated_conditions(device: Device) -> tuple[str, ...]:
-    """What is not the device's own, in words for the record and the page."""
+    """Returns what is not the device's own, in words for the record and the page."""
     if device.scripted is not None:
         return (SCRIPTED,)
     rate = device.emulated_read_bytes_per_s
@@ -250,7 +250,7 @@ def emulated_conditions(device: Device) -> tuple[str, ...]:
 def _arms(
     matrix: Matrix, device: Device, strategies: Mapping[str, Strategy], group: str, block: int
 ) -> list[tuple[str, str]]:
-    """(strategy, budget) in the order of this block."""
+    """Returns (strategy, budget) in the order of this block."""
     budgets = matrix.device_expert_budgets.get(device.name, matrix.expert_budgets)
     arms = [
         (name, budget)

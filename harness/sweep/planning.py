@@ -1,4 +1,4 @@
-"""From a matrix and an inventory to a plan, and from a sweep to what it still lacks."""
+"""Turns a matrix and an inventory into a plan, and a sweep into what it still lacks."""
 
 from __future__ import annotations
 
@@ -54,16 +54,19 @@ def _passages(accuracy: Accuracy, container: Path) -> tuple[Passage, ...]:
     return tuple(passages)
 
 
-def new_sweep(plan: Plan, database: ResultsDatabase, *, purpose: str = "") -> Sweep:
-    """Stores what is about to be measured; `purpose` is for one that is not all of its matrix."""
-    now = datetime.now(UTC)
+def new_sweep(plan: Plan, database: ResultsDatabase, *, purpose: str = "", at: datetime | None = None) -> Sweep:
+    """Stores a sweep that is about to be measured, and returns it.
+
+    `purpose` names one that is not all of its matrix; `at` is its start, by default now.
+    """
+    started_at = at or datetime.now(UTC)
     sweep = Sweep(
-        id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
+        id=f"{started_at:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
         name=f"{plan.matrix.name} ({purpose})" if purpose else plan.matrix.name,
         matrix_toml=plan.matrix.toml,
         baseline=plan.matrix.baseline,
         planned=tuple(m.key for m in plan.measurements),
-        started_at=now.isoformat(),
+        started_at=started_at.isoformat(),
         farm_version=farm_version(),
         matrix_folder=str(plan.matrix.folder),
         engines=engines if any(engines := tuple(m.engine_sha256 for m in plan.measurements)) else (),

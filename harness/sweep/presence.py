@@ -1,4 +1,4 @@
-"""Controllers that share a results database see one another, and no two of them measure one sweep.
+"""Lets controllers that share a results database see one another, so that no two measure one sweep.
 
 Each has a row there while it measures, and says every quarter of a minute that it lives, by the database's clock. One
 that died without a word is known by its process on the machine on which it ran, and by its silence everywhere else.
@@ -23,19 +23,19 @@ SILENCE_S = 60.0  # after which a controller elsewhere counts as dead
 
 
 def myself(sweep_id: str) -> Controller:
-    """This process, as it is about to measure a sweep."""
+    """Returns this process as the controller that is about to measure a sweep."""
     pid = os.getpid()
     return Controller(secrets.token_hex(8), owner(), pid, identity(pid), sweep_id)
 
 
 def is_alive(controller: Controller) -> bool:
-    """Whether a controller is at work, as far as one can tell from here."""
+    """Returns whether a controller is at work, as far as one can tell from here."""
     found = lives(controller.pid, controller.process)
     return controller.silent_s < SILENCE_S if found is None else found
 
 
 class Presence:
-    """A controller's place at its sweep, from `at_work`. Used by one thread."""
+    """Holds a controller's place at its sweep, from `at_work`; used by one thread."""
 
     def __init__(self, database: ResultsDatabase, controller: Controller, clock: Callable[[], float]) -> None:
         self.controller = controller
@@ -44,11 +44,11 @@ class Presence:
         self._next_s = clock() + HEARTBEAT_S
 
     def others(self) -> list[Controller]:
-        """Who else is at work on this database."""
+        """Returns the other controllers that are at work on this database."""
         return [c for c in self._database.controllers() if c.id != self.controller.id and is_alive(c)]
 
     def beat(self) -> None:
-        """To be called often; tells the database that this controller lives, when it is time.
+        """Tells the database that this controller lives, when it is time; must be called often.
 
         Raises TakenOverError where another has the sweep now. A server that is away is for the records to wait for.
         """

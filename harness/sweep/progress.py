@@ -1,4 +1,4 @@
-"""How a sweep shows itself while it runs: a live table in a terminal, lines in a log, JSON lines for a program."""
+"""Shows a sweep while it runs: a live table in a terminal, lines in a log, JSON lines for a program."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from rich.text import Text
 from engine.protocol import Sample, to_json
 from harness.sweep.plan import Measurement
 from reports.records import Run, RunStatus, Verdict
+from reports.text import harmless
 
 _COLOURS = {RunStatus.OK: "green", RunStatus.SKIPPED: "yellow"}
 _UNREMARKABLE = ("waiting", "connecting", "deploying", "measuring", "done")  # how the state of a healthy device begins
@@ -29,7 +30,7 @@ _FEWEST_ROWS = 10
 
 @dataclass
 class _Device:
-    """What the live table shows of one device."""
+    """Holds what the live table shows of one device."""
 
     total: int
     state: str = "waiting"
@@ -41,7 +42,7 @@ class _Device:
 
     @property
     def kind(self) -> str:
-        """The state in one word."""
+        """Returns the state in one word."""
         return self.state.replace(":", " ").split(" ", 1)[0]
 
     @property
@@ -50,13 +51,13 @@ class _Device:
 
 
 class LiveTable:
-    """A table that is redrawn, one row a device; what needs attention scrolls past above it.
+    """Redraws a table, one row a device; what needs attention scrolls past above it.
 
     Of more devices than the terminal has lines it shows those that need attention, and counts the others.
     """
 
     def __init__(self, totals: dict[str, int], console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        """`totals`: measurements by device."""
+        """Takes in `totals` the number of measurements of each device."""
         self._devices = {name: _Device(total) for name, total in totals.items()}
         self._console = console
         self._clock = clock
@@ -74,7 +75,7 @@ class LiveTable:
 
     def device_is(self, device: str, state: str) -> None:
         with self._lock:
-            self._devices[device].state = _printable(state)
+            self._devices[device].state = harmless(state)
 
     def cell_started(self, measurement: Measurement) -> None:
         with self._lock:
@@ -123,7 +124,7 @@ class LiveTable:
         return table
 
     def _summary(self, hidden: int) -> Text:
-        """All devices in one line, and how many that need attention have no row."""
+        """Returns all devices in one line, and how many that need attention have no row."""
         devices = self._devices.values()
         done, failed = sum(d.done for d in devices), sum(d.failed for d in devices)
         kinds = Counter(d.kind if d.kind in _UNREMARKABLE else "in trouble" for d in devices)
@@ -145,7 +146,7 @@ class LiveTable:
 
 
 class LogLines:
-    """A line for each thing that happened: for logs, pipes and CI."""
+    """Writes a line for each thing that happened: for logs, pipes and CI."""
 
     def __init__(self, totals: dict[str, int], stream: TextIO) -> None:
         self._totals = totals
@@ -175,12 +176,12 @@ class LogLines:
             self._write(f"{name} [{self._done[name]}/{self._totals[name]}] {_line(run)}")
 
     def _write(self, line: str) -> None:
-        self._stream.write(_printable(line) + "\n")
+        self._stream.write(harmless(line) + "\n")
         self._stream.flush()
 
 
 class JsonLines:
-    """One JSON object a line: {"event": "device" | "cell_started" | "cell_ended" | "summary", ...}."""
+    """Writes one JSON object a line: {"event": "device" | "cell_started" | "cell_ended" | "summary", ...}."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -237,7 +238,7 @@ def _line(run: Run) -> str:
         parts.append(run.verdict.value)
     if run.reasons:
         parts.append(f"({'; '.join(run.reasons)})")
-    return _printable(" ".join(parts))
+    return harmless(" ".join(parts))
 
 
 def _mean_tpot_s(run: Run) -> float | None:
@@ -246,7 +247,7 @@ def _mean_tpot_s(run: Run) -> float | None:
 
 
 def _tpot_s(sample: Any) -> float | None:
-    """Mean time of a decoded token: for the eye only, the report derives its own from the record."""
+    """Returns the mean time of a decoded token, for the eye only: the report derives its own from the record."""
     if not isinstance(sample, Sample) or len(sample.steps.time_s) < 2:
         return None
     return _mean(sample.steps.time_s[1:])
@@ -255,8 +256,3 @@ def _tpot_s(sample: Any) -> float | None:
 def _mean(values: Iterable[float]) -> float:
     values = tuple(values)
     return sum(values) / len(values)
-
-
-def _printable(text: str) -> str:
-    """Devices write reasons too: no control character of theirs reaches a terminal or a log."""
-    return "".join(c if c.isprintable() else " " for c in text)

@@ -1,4 +1,4 @@
-"""The run: one worker for each device, one engine process at a time on a device, every record stored before the next.
+"""Runs a plan: a worker for each device, one engine at a time on each, every record stored before the next.
 
 A device's failure is a record and never ends the sweep. What ends it: everything measured, `stop` (Ctrl-C), or a
 failure of the controller itself, such as a results database that takes no more records.
@@ -40,7 +40,7 @@ class SweepRunner:
         tick: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`deadline_s`: from `measure` on; no cell starts later, those in flight end.
+        """Starts no cell later than `deadline_s` after `measure` began; cells in flight end.
 
         `tick` is called several times a second while measuring; what it raises ends the sweep.
         """
@@ -80,7 +80,7 @@ class SweepRunner:
             future.result()
 
     def stop(self) -> None:
-        """From a signal handler or another thread: no further cell starts, what is in flight is killed."""
+        """Starts no further cell and kills those in flight; for signal handlers and other threads."""
         self._surroundings.stopping.set()
 
     @property
@@ -99,7 +99,7 @@ class SweepRunner:
             worker.disconnect()
 
     def _measure_cell(self, worker: DeviceWorker, measurement: Measurement) -> Run | None:
-        """The last attempt at a cell, each of them stored; None where the sweep was stopped, or late, before it."""
+        """Stores each attempt at a cell and returns the last; None where the sweep was stopped, or late, before it."""
         while not self.stopped and self._clock() < self._late_at:
             run = worker.measure(measurement)
             if run is None:
@@ -111,12 +111,12 @@ class SweepRunner:
         return None
 
     def _await_database(self, device: str, why: str, seconds: float) -> bool:
-        """A server that is away costs time and no record; a sweep that is being stopped gives up sooner."""
+        """Waits for a server that is away; returns False where the sweep is being stopped."""
         self._listener.device_is(device, f"waiting for the results database: {why}")
         return not self._surroundings.stopping.wait(seconds)
 
     def _cancel_all(self) -> None:
-        """All devices at once: one that does not answer must not keep the others running."""
+        """Cancels on all devices at once: one that does not answer must not keep the others running."""
         threads = [threading.Thread(target=worker.cancel, daemon=True) for worker in self._workers]
         for thread in threads:
             thread.start()
@@ -126,7 +126,7 @@ class SweepRunner:
 
 @dataclass(frozen=True)
 class Tally:
-    """How a sweep stands: the last attempts at each cell and block, by status."""
+    """Counts the last attempts at each cell and block of a sweep by status."""
 
     counts: dict[RunStatus, int]
     missing: int
@@ -136,7 +136,7 @@ class Tally:
 
     @property
     def exit_code(self) -> int:
-        """0 all ok or found not to fit the limit asked for, 3 some failed or are missing, 4 no device could be used."""
+        """Returns 0 if all are ok or over their limit, 3 if some failed or are missing, 4 if no device was usable."""
         total = sum(self.counts.values())
         unused = self.counts.get(RunStatus.UNREACHABLE, 0) + self.counts.get(RunStatus.SKIPPED, 0)
         if total and unused == total:

@@ -1,4 +1,4 @@
-"""What the controller checks of a run that came back: is it complete, is its answer right, may its numbers be used.
+"""Checks a run that came back: is it complete, is its answer right, may its numbers be used?
 
 What was asked for is no proof that it happened: each condition is compared with what the engine observed.
 """
@@ -18,7 +18,7 @@ LOW_BATTERY = 0.15  # of its charge
 
 
 def malformed_samples(request: RunRequest, samples: tuple[Sample, ...]) -> str | None:
-    """Why the samples of a run cannot be recorded, None where they can."""
+    """Returns why the samples of a run cannot be recorded, or None."""
     seen = set()
     for sample in samples:
         key = (sample.prompt, sample.repetition, sample.warmup)
@@ -31,7 +31,7 @@ def malformed_samples(request: RunRequest, samples: tuple[Sample, ...]) -> str |
 
 
 def incomplete(request: RunRequest, outcome: Outcome) -> str | None:
-    """Why a run that says it is ok is not, None where it is."""
+    """Returns why a run that says it is ok is not, or None."""
     if outcome.facts is None or outcome.load is None or outcome.totals is None:
         return "the engine ended without saying what it loaded and used: see the end of its log"
     expected = len(request.prompts) * request.repetitions
@@ -48,7 +48,7 @@ def incomplete(request: RunRequest, outcome: Outcome) -> str | None:
 
 
 def judge(request: RunRequest, load: Load, conditions: Conditions | None = None) -> tuple[Verdict, tuple[str, ...]]:
-    """The verdict on a complete run: suspect where a condition was not seen to hold. Unknown is never fine."""
+    """Returns the verdict on a complete run: suspect where a condition was not seen to hold, or is unknown."""
     reasons = [f"the engine warns: {warning}" for warning in load.warnings]
     fraction = load.page_cache_resident_fraction
     if fraction is None:
@@ -77,7 +77,7 @@ def judge(request: RunRequest, load: Load, conditions: Conditions | None = None)
 
 
 def _doubts(request: RunRequest, seen: Conditions) -> list[str]:
-    """What speaks against a run's numbers in the state of its device.
+    """Returns what speaks against a run's numbers in the state of its device.
 
     A sensor that the device does not have is no doubt: it is recorded as absent, for this run and all others there. One
     that it has, or as a board of its kind should have, and that did not answer, is.
@@ -106,7 +106,7 @@ def _doubts(request: RunRequest, seen: Conditions) -> list[str]:
 
 
 class Answers:
-    """Same trace, same answer: the tokens of the ok runs so far, by what must make them equal.
+    """Holds the tokens of the ok runs so far, by what must make them equal: same trace, same answer.
 
     Devices are not compared with one another (their arithmetic may round differently), nor are engines
     (reports/nights/gate.py does that), nor strategies that change the precision of an expert or the routing: those have

@@ -1,4 +1,4 @@
-"""One device during a sweep: connects when needed, gives up when it must, makes a record of everything."""
+"""Measures on one device during a sweep: connects when needed, gives up when it must, records everything."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ CANARY_PAUSES_S = (10.0, 40.0, 160.0)  # before each canary run that may bring a
 
 
 class Listener(Protocol):
-    """Who watches a sweep. Called from the workers' threads: implementations take care of that themselves."""
+    """Watches a sweep. It is called from the workers' threads, and must be safe for that."""
 
     def device_is(self, device: str, state: str) -> None:
-        """`connecting`, `deploying NAME`, `waiting: WHY`, `measuring`, `done`, or why it cannot be used."""
+        """Hears `connecting`, `deploying NAME`, `waiting: WHY`, `measuring`, `done`, or why it cannot be used."""
         ...
 
     def cell_started(self, measurement: Measurement) -> None: ...
@@ -47,7 +47,7 @@ Estimator = Callable[[Session, Measurement, RunRequest], RunEstimate | None]
 
 
 class Surroundings:
-    """What the workers of one sweep share."""
+    """Holds what the workers of one sweep share."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Surroundings:
         canary: bool = False,
         engines: Mapping[str, EngineBundle] | None = None,
     ) -> None:
-        """`earlier`: the runs of this sweep from before it was resumed; `estimate` is asked before each run.
+        """Takes `earlier`, the runs from before the sweep was resumed; `estimate` is asked before each run.
 
         `pause` waits so many seconds, or until the event that stops the sweep. `canary`: every device has to prove
         itself before its first cell. `engines`: those that measurements name, by hash.
@@ -93,11 +93,11 @@ class Surroundings:
         return self.now().isoformat()
 
     def pause(self, seconds: float) -> None:
-        """Returns early when the sweep is stopped."""
+        """Waits so many seconds, or until the sweep is stopped."""
         self._pause(self.stopping, seconds)
 
     def remember_baseline(self, run: Run) -> None:
-        """The first temperature of a device in this sweep is what it has to come back to before each run."""
+        """Remembers the first temperature of a device, to which it has to come back before each run."""
         if run.conditions is not None and run.conditions.temperature_c.before is not None:
             self.baselines_c.setdefault(run.cell.device, run.conditions.temperature_c.before)
 
@@ -129,7 +129,7 @@ class DeviceWorker:
         self._undeployable: dict[str, str] = {}  # container -> why
 
     def measure(self, measurement: Measurement) -> Run | None:
-        """The record of one attempt at a cell, None where it was cut off by `stop`.
+        """Returns the record of one attempt at a cell, or None where `stop` cut it off.
 
         Raises nothing for a device's failure. Once it is stored, ask `tries_again`.
         """
@@ -157,7 +157,7 @@ class DeviceWorker:
         return run
 
     def tries_again(self, run: Run) -> bool:
-        """Whether the attempt that was just stored is to be made again; waits before it is.
+        """Returns whether the attempt that was just stored must be repeated, after the wait that comes before.
 
         A device whose attempts keep failing is quarantined: canary runs bring it back, or it is given up.
         """
@@ -178,12 +178,12 @@ class DeviceWorker:
         return True
 
     def forget(self, run: Run) -> None:
-        """The device need not keep a run any longer: its record is safe, or not wanted."""
+        """Lets the device remove a run whose record is safe, or not wanted."""
         if self._session is not None and run.request is not None:
             self._session.forget(run.id)
 
     def cancel(self) -> None:
-        """From another thread: kills the engine in flight. Where the device does not answer, its deadline does."""
+        """Kills the engine in flight, from another thread; if the device does not answer, its deadline ends it."""
         session = self._session
         if session is not None:
             with contextlib.suppress(DeviceError):
@@ -231,7 +231,7 @@ class DeviceWorker:
         self._listener.engine_said(measurement, event, content)
 
     def _connected(self) -> Session:
-        """The session, opened where there is none: it connects again by itself. Raises DeviceError, _Stopped."""
+        """Returns the session, opened where there is none; it reconnects by itself. Raises DeviceError, _Stopped."""
         if self._session is None:
             self._raise_if_stopping()
             self._listener.device_is(self.device.name, "connecting")
@@ -242,7 +242,7 @@ class DeviceWorker:
         return self._session
 
     def _held(self) -> Session:
-        """The session, on a device that is ours alone: waits in its queue. Raises DeviceError, _Stopped."""
+        """Waits until the device is ours alone, and returns the session. Raises DeviceError, _Stopped."""
         session = self._connected()
         self._lease_token = session.hold(
             lambda state: self._listener.device_is(self.device.name, state), self._raise_if_stopping
@@ -252,7 +252,7 @@ class DeviceWorker:
     # --- health ---------------------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Before the first cell: sets `unusable` for a device in maintenance, or quarantined and not brought back."""
+        """Sets `unusable` for a device in maintenance, or quarantined and not brought back."""
         name, state = self.device.name, self._health.of(self.device.name)
         if state.health is Health.MAINTENANCE:
             reason = f"{name}: {state.reason} since {state.since[:16]}: `edgemoe-farm devices health {name} --good`"
@@ -262,7 +262,7 @@ class DeviceWorker:
         self._is_admitted = True
 
     def _rescue(self, state: DeviceHealth) -> None:
-        """Canary runs, each after a longer pause; sets `unusable` where none succeeds."""
+        """Runs canaries, each after a longer pause; sets `unusable` where none succeeds."""
         if self._session is None:  # it was not there from the start: nothing says that it will come
             return self._give_up(state.reason, RunStatus.UNREACHABLE)
         failure: DeviceError | None = None
@@ -294,7 +294,7 @@ class DeviceWorker:
         self.unusable, self._unusable_status = reason, status
 
     def _prepared(self, session: Session, attempt: _Attempt) -> RunRequest:
-        """Container and profile are on the device. Raises DeviceError, _UndeployableError, _Stopped."""
+        """Deploys container and profile; returns the request. Raises DeviceError, _UndeployableError, _Stopped."""
         container = attempt.measurement.container
         if container.name in self._undeployable:
             raise _UndeployableError(self._undeployable[container.name])
@@ -324,7 +324,7 @@ class DeviceWorker:
 
 
 def _status_of(error: DeviceError) -> RunStatus:
-    """Of a cell whose engine was never started."""
+    """Returns the status of a cell whose engine was never started."""
     return RunStatus.UNREACHABLE if isinstance(error, (UnreachableError, HostKeyError)) else RunStatus.SKIPPED
 
 
@@ -336,16 +336,16 @@ def _quarantined(name: str, state: DeviceHealth, failure: DeviceError) -> str:
 
 
 class _Stopped(Exception):
-    """The sweep was stopped before the engine started."""
+    """Says that the sweep was stopped before the engine started."""
 
 
 class _UndeployableError(Exception):
-    """A container that does not get onto the device: its cells are skipped, the device's others go on."""
+    """Says that a container does not get onto the device: its cells are skipped, the others go on."""
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """One attempt at a cell, and how it becomes a record."""
+    """Turns one attempt at a cell into a record."""
 
     identity: str
     around: Surroundings
@@ -356,11 +356,11 @@ class _Attempt:
     lease_token: int | None = None
 
     def without_engine(self, status: RunStatus, fault: Fault, reason: str) -> Run:
-        """The engine was never started."""
+        """Returns the record of a cell whose engine was never started."""
         return self._record(status, Verdict.INVALID, (reason,), fault=fault)
 
     def judged(self, request: RunRequest, outcome: Outcome, engine_sha256: str) -> Run:
-        """What came back, checked: complete, of the right answer, under the conditions that were asked for."""
+        """Returns the record of what came back, checked for completeness, answer and conditions."""
         evidence: dict[str, Any] = {
             "request": request,
             "facts": outcome.facts,

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +19,7 @@ from engine.selftest import write_random_model
 from engine.strategies import STRATEGIES
 from reports.records import Run, RunStatus
 from reports.results.database import ResultsDatabase
+from tests.command_line import finish, start
 from tests.devices.userland import emulated
 from tests.integration.conftest import Sshd, make_sshd  # noqa: F401 - a fixture
 
@@ -38,17 +36,9 @@ class Farm:
     container: Path
 
     def __call__(self, *arguments: str) -> str:
-        environment = {
-            **os.environ,
-            "XDG_CONFIG_HOME": f"{self.folder}/config",
-            "XDG_CACHE_HOME": f"{self.folder}/cache",
-        }
-        ended = subprocess.run(
-            [sys.executable, "-m", "harness.cli", *arguments], cwd=self.folder, env=environment, text=True,
-            capture_output=True, timeout=280, check=False,
-        )  # fmt: skip
-        assert ended.returncode == 0, f"edgemoe-farm {' '.join(arguments)}: {ended.stdout}{ended.stderr}"
-        return ended.stdout
+        code, out, err = finish(start(self.folder, *arguments))
+        assert code == 0, f"edgemoe-farm {' '.join(arguments)}: {out}{err}"
+        return out
 
     def probe(self) -> dict[str, Any]:
         """Trusts the device, and returns its facts."""

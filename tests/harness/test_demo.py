@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 from harness.scripted import WHAT_HAPPENS, FaultKind
 from harness.sweep.plan import SCRIPTED
 from reports.records import RunStatus, Verdict
 from reports.results.database import ResultsDatabase
+from tests.command_line import COMMAND
 
 
 def test_the_demonstration_ends_with_a_report_and_leaves_nothing_running(tmp_path: Path) -> None:
-    arguments = [sys.executable, "-m", "harness.cli", "demo", "--quick", "--output", "out"]
+    arguments = [*COMMAND, "demo", "--quick", "--output", "out"]
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     page = tmp_path / "out" / "report.html"
@@ -42,7 +42,7 @@ def test_the_demonstration_ends_with_a_report_and_leaves_nothing_running(tmp_pat
 
 
 def test_the_demonstration_of_faults_ends_every_cell_and_says_that_it_is_made_up(tmp_path: Path) -> None:
-    arguments = [sys.executable, "-m", "harness.cli", "demo", "--faults", "--output", "out"]
+    arguments = [*COMMAND, "demo", "--faults", "--output", "out"]
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     *table, ended, last = done.stdout.splitlines()

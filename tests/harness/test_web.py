@@ -11,17 +11,17 @@ import pytest
 
 from harness import web
 from harness.errors import UsageError
-from harness.web import Gate, Server
+from harness.web import Access, Server
 from reports.pages.site import Answer
 
 TOKEN = "a-token-of-many-letters"
 
 
 class Client:
-    def __init__(self, gate: Gate, host: str = "127.0.0.1") -> None:
+    def __init__(self, access: Access, host: str = "127.0.0.1") -> None:
         self.asked: list[tuple[str, bool]] = []
         self.hold: threading.Event | None = None
-        self.server = Server(host, 0, gate, self.find)
+        self.server = Server(host, 0, access, self.find)
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
         self.thread.start()
 
@@ -49,14 +49,14 @@ class Client:
 
 @pytest.fixture
 def client() -> Iterator[Client]:
-    client = Client(Gate.at("127.0.0.1"))
+    client = Client(Access.at("127.0.0.1"))
     yield client
     client.close()
 
 
 @pytest.fixture
 def guarded() -> Iterator[Client]:
-    client = Client(Gate.at("0.0.0.0", ("farm.example.org",), TOKEN))
+    client = Client(Access.at("0.0.0.0", ("farm.example.org",), TOKEN))
     yield client
     client.close()
 
@@ -116,15 +116,17 @@ def test_the_token_opens_by_address_cookie_and_header(guarded: Client) -> None:
 
 
 def test_names_of_a_server_in_a_network() -> None:
-    gate = Gate.at("0.0.0.0", ("Farm.Example.org",), TOKEN)
-    assert all(gate.knows(host) for host in ("farm.example.org:80", "10.0.0.5:8321", "[fe80::1]", socket.gethostname()))
-    assert not gate.knows("evil.example")
-    assert Gate.at("::1").token is None and Gate.at("127.0.0.2").token is None
-    made = Gate.at("192.0.2.1").token
-    assert made is not None and len(made) >= 32 and made != Gate.at("192.0.2.1").token
+    access = Access.at("0.0.0.0", ("Farm.Example.org",), TOKEN)
+    assert all(
+        access.knows(host) for host in ("farm.example.org:80", "10.0.0.5:8321", "[fe80::1]", socket.gethostname())
+    )
+    assert not access.knows("evil.example")
+    assert Access.at("::1").token is None and Access.at("127.0.0.2").token is None
+    made = Access.at("192.0.2.1").token
+    assert made is not None and len(made) >= 32 and made != Access.at("192.0.2.1").token
     for weak in ("short", "x" * 16 + ";", "é" * 20):
         with pytest.raises(UsageError, match="EDGEMOE_FARM_TOKEN"):
-            Gate.at("127.0.0.1", token=weak)
+            Access.at("127.0.0.1", token=weak)
 
 
 def test_a_bug_in_a_page_ends_no_server(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,7 +151,7 @@ def test_threads_are_few_and_who_waits_too_many_is_closed(client: Client, monkey
 
 def test_a_client_that_dribbles_gives_its_thread_back() -> None:
     now = [0.0]
-    server = Server("127.0.0.1", 0, Gate.at("127.0.0.1"), lambda path, still: Answer(200, b""), clock=lambda: now[0])
+    server = Server("127.0.0.1", 0, Access.at("127.0.0.1"), lambda path, still: Answer(200, b""), clock=lambda: now[0])
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -168,9 +170,9 @@ def test_a_client_that_dribbles_gives_its_thread_back() -> None:
 
 def test_a_port_that_is_taken_is_one_line(client: Client) -> None:
     with pytest.raises(UsageError, match=r"cannot listen at 127\.0\.0\.1, port \d+: .*: name another"):
-        Server("127.0.0.1", client.server.port, Gate.at("127.0.0.1"), client.find)
+        Server("127.0.0.1", client.server.port, Access.at("127.0.0.1"), client.find)
     with pytest.raises(UsageError, match=r"cannot listen at no\.such\.host\.invalid"):
-        Server("no.such.host.invalid", 0, Gate.at("127.0.0.1"), client.find)
+        Server("no.such.host.invalid", 0, Access.at("127.0.0.1"), client.find)
 
 
 def _is_closed(connection: socket.socket) -> bool:

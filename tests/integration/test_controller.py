@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import pytest
 from engine.offline.importing.importer import import_checkpoint
 from reports.records import RunStatus
 from reports.results.database import ResultsDatabase
+from tests.command_line import finish, start
 from tests.golden.checkpoints import RECIPES
 
 pytestmark = pytest.mark.integration
@@ -50,26 +48,13 @@ def user(tmp_path: Path, make_sshd: Callable[..., object]) -> Path:
     return tmp_path
 
 
-def farm(user: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "XDG_CONFIG_HOME": str(user / "config"), "XDG_CACHE_HOME": str(user / "cache")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "harness.cli", *arguments], cwd=user, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
-
-
 def test_a_killed_controller_is_resumed_and_every_cell_ends_once(user: Path) -> None:
-    code, _, err = finish(farm(user, "run", "matrix.toml"))
+    code, _, err = finish(start(user, "run", "matrix.toml"))
     assert (code, "edgemoe-farm trust pi" in err) == (4, True), err
-    code, out, err = finish(farm(user, "trust", "pi", "--yes"))
+    code, out, err = finish(start(user, "trust", "pi", "--yes"))
     assert (code, "SHA256:" in out + err) == (0, True)
 
-    controller = farm(user, "run", "matrix.toml", "--json")
+    controller = start(user, "run", "matrix.toml", "--json")
     assert controller.stdout is not None
     started = 0
     for line in controller.stdout:  # until one record is stored and the next cell is under way
@@ -83,7 +68,7 @@ def test_a_killed_controller_is_resumed_and_every_cell_ends_once(user: Path) -> 
         sweep = database.sweep("latest").id
         before = [run.id for run in database.runs(sweep_id=sweep)]
     assert 1 <= len(before) < 6
-    code, out, err = finish(farm(user, "run", "--resume"))
+    code, out, err = finish(start(user, "run", "--resume"))
     assert code == 0, err
     assert "in the queue" not in err, "it knows that the holder of the device's lease, its former self, is dead"
     with ResultsDatabase.open(user / "results/farm.db", create=False) as database:
@@ -95,10 +80,10 @@ def test_a_killed_controller_is_resumed_and_every_cell_ends_once(user: Path) -> 
     samples = [sample for run in runs for sample in run.samples if sample.timeline is None]  # else it is cut short
     assert len({sample.tokens for sample in samples}) == 1
 
-    assert finish(farm(user, "report", "latest", "-o", "page.html"))[0] == 0
+    assert finish(start(user, "report", "latest", "-o", "page.html"))[0] == 0
     page = (user / "page.html").read_text()
     assert "emulated" in page
     assert "naive-swap" in page
-    code, out, _ = finish(farm(user, "results", "export", sweep, "--format", "jsonl"))
+    code, out, _ = finish(start(user, "results", "export", sweep, "--format", "jsonl"))
     assert code == 0
     assert [json.loads(line)["status"] for line in out.splitlines()] == ["ok"] * 6

@@ -10,15 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from engine.protocol import RunRequest
-from harness.cli import main
 from harness.device.lease import Holder, Owner
 from harness.device.remote import RemoteSession
 from harness.errors import DeviceBusyError, LeaseLostError
 from harness.transport.local import LocalTransport
 from reports.records import RunStatus
+from tests import command_line
 
 pytestmark = pytest.mark.integration
 
@@ -330,10 +329,8 @@ def farm(inventory, sshd):
     """farm(*arguments, code, typed) -> what the command says."""
 
     def run(*arguments, code=0, typed=None):
-        options = ("--inventory", str(inventory), "--known-hosts", str(sshd.known_hosts))
-        result = CliRunner().invoke(main, [*arguments, *options], input=typed, catch_exceptions=False)
-        assert result.exit_code == code, result.output
-        return result
+        options = ("--inventory", inventory, "--known-hosts", sshd.known_hosts)
+        return command_line.farm(*arguments, *options, code=code, typed=typed)
 
     return run
 
@@ -382,6 +379,4 @@ def test_locks_of_a_device_that_is_gone(farm, sshd):
 
 
 def test_options_of_the_group_are_not_silently_ignored(inventory):
-    result = CliRunner().invoke(main, ["devices", "--json", "locks", "--inventory", str(inventory)])
-    assert result.exit_code == 2
-    assert "give options after `locks`" in result.stderr
+    assert "give options after `locks`" in command_line.refused("devices", "--json", "locks", "--inventory", inventory)

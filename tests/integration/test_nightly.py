@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from engine.offline.importing.importer import import_checkpoint
+from tests import command_line
 from tests.golden.checkpoints import RECIPES
 
 pytestmark = pytest.mark.integration
@@ -69,17 +68,12 @@ def user(tmp_path: Path, make_sshd: Callable[..., Any]) -> Path:
 
 
 def farm(user: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    folders = {f"XDG_{name}_HOME": str(user / name) for name in ("CACHE", "DATA")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "harness.cli", *arguments], cwd=user, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, **folders, "EDGEMOE_FARM_KNOWN_HOSTS": str(user / "known_hosts"), **environment},
-    )  # fmt: skip
+    return command_line.start(user, *arguments, EDGEMOE_FARM_KNOWN_HOSTS=str(user / "known_hosts"), **environment)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, list[dict[str, Any]], str]:
-    out, err = process.communicate(timeout=200)
-    return process.returncode, [json.loads(line) for line in out.splitlines() if line.startswith("{")], err
+    code, out, err = command_line.finish(process)
+    return code, [json.loads(line) for line in out.splitlines() if line.startswith("{")], err
 
 
 def test_a_slower_engine_is_found_the_first_night(user: Path) -> None:

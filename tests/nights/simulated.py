@@ -1,37 +1,67 @@
-"""A farm whose nights are drawn from recorded noise: what `edgemoe-farm demo` measured, seven times, on a machine that
-others used meanwhile (noise.json, one record a run).
+"""Simulates a farm: the product's own nightly run, with a measuring function that draws from recorded noise.
 
-A run is the level of its cell in one of the recorded nights, times what one of the cell's recorded runs was off its own
-night's level; its samples are off it as that run's were. So nights drift as recorded nights did, and blocks vary as
-recorded blocks did. Old and new engine of a confirmation share the night.
+The noise (noise.json, one record a run) is what `edgemoe-farm demo` measured in seven nights on a shared machine. A
+drawn run takes its cell's level in one recorded night. This is multiplied by how far one recorded run of the cell was
+off the level of its own night; its samples deviate as that run's did. So nights drift and blocks vary as recorded.
+Old and new engine of a confirmation share the night.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from itertools import chain
 from pathlib import Path
 from statistics import median
 
+from device_inventory import Device, Inventory
 from engine.protocol import DeviceFacts, Load, Passage, RunRequest, Sample, Steps, Totals
-from reports.judging.judgement import GATED
-from reports.judging.noise import SWEEPS, noise_floors
-from reports.nights.confirmation import Suspicion
-from reports.nights.gate import Limits, Measured
+from harness.demo.faults import write_model
+from harness.night.config import NightlyConfig, read_nightly
+from harness.night.run import NightRun
+from harness.night.state import finish
+from harness.sweep.engines import EngineStore
+from harness.sweep.matrix import read_matrix
+from harness.sweep.plan import Measurement, Plan
+from harness.sweep.planning import new_sweep, plan_matrix
+from harness.tables import DEFAULT_BUDGET
+from reports.nights.gate import Measured
 from reports.nights.night import Night
-from reports.nights.outcome import ROUNDS, Context, Evidence, judge
-from reports.records import Cell, Run, RunStatus, Sweep, Verdict
-from reports.results.baselines import Acknowledgement
+from reports.records import Run, RunStatus, Sweep, Verdict
+from reports.results.baselines import Acknowledgement, Baseline
+from reports.results.database import ResultsDatabase
 
 NOISE = Path(__file__).parent / "noise.json"
 BLOCKS, PAIRS = 3, 10
 OLD, NEW, CHANGED = "0" * 64, "1" * 64, "2" * 64  # engines
 START = datetime(2026, 1, 1, 2, tzinfo=UTC)
+
+MATRIX = """
+name = "simulated"
+baseline = "naive-swap"
+strategies = {strategies}
+warmups = 0
+repetitions = 1
+blocks = {blocks}
+[device_expert_budgets]
+{budgets}
+[[containers]]
+name = "mix16"
+path = "tiny.emoe"
+profile = "tiny.profile.json"
+[[workloads]]
+name = "novel"
+tokens = [[5, 6, 7], [5, 6, 8]]
+max_new_tokens = 2
+"""
+NIGHTLY = """
+name = "simulated"
+matrix = "matrix.toml"
+baseline = "main"
+"""
 
 Where = tuple[str, str]  # device, strategy
 
@@ -65,7 +95,10 @@ class Cells:
     runs: list[Recorded] = field(default_factory=list)
 
 
-def recorded() -> dict[tuple[str, str, str], Cells]:
+Noise = Mapping[tuple[str, str, str], Cells]  # by device, strategy, expert budget
+
+
+def recorded() -> Noise:
     by_cell: dict[tuple[str, str, str], dict[int, list[dict]]] = defaultdict(lambda: defaultdict(list))
     for row in json.loads(NOISE.read_text()):
         by_cell[row["device"], row["strategy"], row["budget"]][row["night"]].append(row)
@@ -89,16 +122,26 @@ def recorded() -> dict[tuple[str, str, str], Cells]:
 
 
 class SimulatedFarm:
-    """Nights in a row, each against the baseline that was measured first."""
+    """Drives the product's own nights, each against the baseline that was measured first; only measuring is simulated.
 
-    def __init__(self, seed: int, noise: Mapping[tuple[str, str, str], Cells], limits: Limits | None = None) -> None:
+    `disturb` changes the runs of a night's matrix before they are stored.
+    """
+
+    def __init__(self, seed: int, noise: Noise, folder: Path) -> None:
+        """Makes a farm with an empty results database; what it needs on disk goes to `folder`."""
         self._rng = random.Random(seed)
         self._noise = noise
-        self._limits = limits or GATED
-        self._n = 0
-        self.nights: list[Night] = []
-        self.baseline = self._measure(OLD, {}, self._drift())
-        self._sides: deque[Measured] = deque([self.baseline], SWEEPS)
+        self._folder = folder
+        self._days = -1
+        self._calls = 0
+        self._inventory = Inventory({name: Device(name, "simulated") for name in _devices(noise)})
+        self._kept = EngineStore(folder / "engines")
+        self._config = self._write_files()
+        self.disturb: Callable[[list[Run]], list[Run]] = lambda runs: runs
+        self.database = ResultsDatabase.open(":memory:")
+        self.baseline = self._measure(OLD, {})
+        pinned_at = self.baseline.sweep.started_at
+        self.database.pin(Baseline(self._config.baseline, self.baseline.sweep.id, pinned_at, "simulated"))
 
     def night(
         self,
@@ -108,70 +151,84 @@ class SimulatedFarm:
         engine: str | None = None,
         kept: Sequence[str] = (OLD, NEW),
     ) -> Night:
-        """Measured, judged, and confirmed where something is suspected."""
-        drift, changes = self._drift(), changes or {}
-        engine = engine or (CHANGED if changes else NEW)
-        candidate = self._measure(engine, changes, drift)
-        floors = noise_floors(chain.from_iterable(side.runs for side in self._sides), self._limits)
-        self._sides.append(candidate)
-        night = judge(
-            "simulated", Evidence(candidate, "main", self.baseline, floors, self.nights),
-            Context(self._limits, ROUNDS, acknowledgements),
-            lambda found, _: self._again(found, engine, changes, drift), kept.__contains__, candidate.sweep.started_at,
+        """Returns the next night, measured, judged and confirmed as `edgemoe-farm nightly` does it."""
+        self._begin(engine or (CHANGED if changes else NEW), changes or {})
+        self._keep(kept)
+        for acknowledgement in acknowledgements:
+            self.database.acknowledge(acknowledgement)
+        config = replace(self._config, pairs=PAIRS)
+        run = NightRun(
+            config, self._inventory, self.database, self._kept, measure=self._measured, say=lambda news: None,
+            now=self._now,
         )  # fmt: skip
-        self.nights.append(Night.from_json(night.to_json()))
+        night = run.measure_and_judge()
+        assert night is not None
+        run.store(night)
+        finish(config)
         return night
 
     def measure(self, changes: Mapping[Where, Change]) -> Measured:
-        """A night that nobody judges."""
-        return self._measure(NEW, changes, self._drift())
+        """Returns a sweep of the matrix that nobody judges."""
+        return self._measure(NEW, changes)
 
-    def _drift(self) -> dict[str, int]:
-        """Of each device, which recorded night it has."""
-        devices = sorted({device for device, *_ in self._noise})
+    def _measure(self, engine: str, changes: Mapping[Where, Change]) -> Measured:
+        self._begin(engine, changes)
+        plan = plan_matrix(read_matrix(self._config.matrix), self._inventory)
+        sweep = new_sweep(plan, self.database, at=self._now())
+        self._measured(sweep, plan)
+        return Measured.of(sweep, self.database.runs(sweep_id=sweep.id))
+
+    def _write_files(self) -> NightlyConfig:
+        write_model(self._folder)
+        budgets = {
+            device: [b for d, _, b in self._noise if d == device and b != DEFAULT_BUDGET] for device, *_ in self._noise
+        }
+        (self._folder / "matrix.toml").write_text(
+            MATRIX.format(
+                blocks=BLOCKS, strategies=json.dumps(list(dict.fromkeys(strategy for _, strategy, _ in self._noise))),
+                budgets="\n".join(f"{device} = {json.dumps(found)}" for device, found in budgets.items()),
+            )
+        )  # fmt: skip
+        (self._folder / "nightly.toml").write_text(NIGHTLY)
+        config = read_nightly(self._folder / "nightly.toml")
+        config.reports.mkdir(exist_ok=True)
+        return config
+
+    def _begin(self, engine: str, changes: Mapping[Where, Change]) -> None:
+        """Lets a day pass, and draws for each device which recorded night it has."""
+        self._days += 1
+        self._engine, self._changes = engine, changes
         nights = sorted(next(iter(self._noise.values())).levels)
-        return {device: self._rng.choice(nights) for device in devices}
+        self._drift = {device: self._rng.choice(nights) for device in _devices(self._noise)}
 
-    def _measure(self, engine: str, changes: Mapping[Where, Change], drift: Mapping[str, int]) -> Measured:
-        sweep, runs = f"night-{self._n:04d}", []
-        for block in range(BLOCKS):
-            for key in self._noise:
-                runs.append(self._run(sweep, key, block, engine, changes, drift))
-        return self._measured(sweep, runs)
+    def _keep(self, engines: Sequence[str]) -> None:
+        folder = self._folder / "engines"
+        folder.mkdir(exist_ok=True)
+        for engine in (OLD, NEW):
+            path = folder / f"{engine}.zip"
+            path.touch() if engine in engines else path.unlink(missing_ok=True)
 
-    def _again(
-        self, suspicions: Sequence[Suspicion], engine: str, changes: Mapping[Where, Change], drift: Mapping[str, int]
-    ) -> tuple[str, Sequence[Run]]:
-        sweep, runs = f"confirmation-{self._n:04d}", []
-        for pair in range(PAIRS):
-            for key in dict.fromkeys((s.cell.device, s.cell.strategy, s.cell.expert_budget) for s in suspicions):
-                runs.append(self._run(sweep, key, 2 * pair, OLD, {}, drift))
-                runs.append(self._run(sweep, key, 2 * pair + 1, engine, changes, drift))
-        return sweep, self._measured(sweep, runs).runs
+    def _now(self) -> datetime:
+        self._calls += 1
+        return START + timedelta(days=self._days, milliseconds=self._calls)
 
-    def _measured(self, sweep: str, runs: list[Run]) -> Measured:
-        at = (START + timedelta(days=self._n)).isoformat()
-        self._n += 1
-        planned = tuple((run.cell.key, run.block) for run in runs)
-        return Measured.of(Sweep(sweep, "simulated", "", "naive-swap", planned, at, "0.1.0"), runs)
+    def _measured(self, sweep: Sweep, plan: Plan, **_: object) -> int:
+        """Stands for harness.sweep.measure: stores a run for each measurement of the plan, in its order."""
+        runs = [self._run(sweep, i, measurement) for i, measurement in enumerate(plan.measurements)]
+        for run in runs if sweep.engines else self.disturb(runs):
+            self.database.add_run(run)
+        return 0
 
-    def _run(
-        self,
-        sweep: str,
-        key: tuple[str, str, str],
-        block: int,
-        engine: str,
-        changes: Mapping[Where, Change],
-        drift: Mapping[str, int],
-    ) -> Run:
-        device, strategy, budget = key
-        change = changes.get((device, strategy), Change())
-        ttft, tpot = self._noise[key].levels[drift[device]]
-        noise = self._rng.choice(self._noise[key].runs)
-        prompts = tuple((5, 6, 7 + i) for i in range(len(noise.samples_tpot)))
+    def _run(self, sweep: Sweep, i: int, measurement: Measurement) -> Run:
+        cell, engine = measurement.cell, measurement.engine_sha256 or self._engine
+        is_changed = engine == self._engine
+        change = self._changes.get((cell.device, cell.strategy), Change()) if is_changed else Change()
+        recorded_cell = self._noise[cell.device, cell.strategy, cell.expert_budget]
+        ttft, tpot = recorded_cell.levels[self._drift[cell.device]]
+        noise = self._rng.choice(recorded_cell.runs)
         samples = tuple(
             Sample(
-                i,
+                prompt,
                 0,
                 False,
                 (9, 9 + change.other_answer),
@@ -182,18 +239,22 @@ class SimulatedFarm:
                 0,
                 noise.peak_bytes,
             )
-            for i, (a, b) in enumerate(zip(noise.samples_ttft, noise.samples_tpot, strict=True))
+            for prompt, (a, b) in enumerate(zip(noise.samples_ttft, noise.samples_tpot, strict=True))
         )
-        cell = Cell(device, "mix16", "c" * 64, strategy, budget, "novel", "d" * 64, "cold")
-        request = RunRequest("r", "c", strategy, prompts, 2, passages=(Passage((5,), (6,) * 100),))
+        request = RunRequest("r", "c", cell.strategy, measurement.prompts, 2, passages=(Passage((5,), (6,) * 100),))
+        started_at = (datetime.fromisoformat(sweep.started_at) + timedelta(seconds=i)).isoformat()
         run = Run(
-            f"{sweep}-{device}-{strategy}-{block}-{engine[0]}", sweep, cell, block, RunStatus.OK, Verdict.VALID,
+            f"{sweep.id}-{i}", sweep.id, cell, measurement.block, RunStatus.OK, Verdict.VALID,
             request=request, facts=FACTS, load=LOAD, samples=samples,
             totals=Totals(1.0, noise.peak_bytes, 0, 0, 0.0, (230.0 * change.nats,)),
-            started_at=(START + timedelta(days=self._n, seconds=block)).isoformat(), engine_sha256=engine,
+            started_at=started_at, engine_sha256=engine,
         )  # fmt: skip
         reasons = ("throttled during the run (soft temperature limit)",)
         return replace(run, verdict=Verdict.SUSPECT, reasons=reasons) if change.throttled else run
+
+
+def _devices(noise: Noise) -> list[str]:
+    return sorted({device for device, *_ in noise})
 
 
 FACTS = DeviceFacts(

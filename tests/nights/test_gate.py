@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from reports.nights.gate import Measured
 from reports.nights.night import Kind
 from reports.nights.outcome import without_baseline
 from reports.nights.trends import trends
@@ -22,17 +21,17 @@ def noise():
 
 
 @pytest.fixture
-def farm(noise):
-    return SimulatedFarm(1, noise)
+def farm(noise, tmp_path):
+    return SimulatedFarm(1, noise, tmp_path)
 
 
 def found(night, kind=Kind.REGRESSION):
     return {(f.cell.device, f.cell.strategy, f.metric) for f in night.findings if f.kind is kind and f.cell}
 
 
-def test_nights_without_a_change_raise_no_alarm(noise):
+def test_nights_without_a_change_raise_no_alarm(noise, tmp_path):
     for seed in range(3):
-        farm = SimulatedFarm(seed, noise)
+        farm = SimulatedFarm(seed, noise, tmp_path)
         assert not any(found(farm.night()) for _ in range(10))
 
 
@@ -42,7 +41,7 @@ def test_a_tenth_slower_is_found_the_first_night_on_the_right_device_and_strateg
     assert {where[:2] for where in found(night)} == {TARGET}
     (confirmed,) = (c for c in night.confirmations if c.confirmed and c.metric == "tpot_s")
     assert confirmed.ratio == pytest.approx(1.10, abs=0.02)
-    assert confirmed.sweep_id.startswith("confirmation")
+    assert farm.database.sweep(confirmed.sweep_id).name == "simulated (confirmation)"
 
 
 def test_a_throttled_device_is_suspect_and_never_a_regression(farm):
@@ -69,24 +68,20 @@ def test_a_loss_of_accuracy_fails_whatever_the_speed(farm, nats, code):
     assert found(night) == ({(*TARGET, "perplexity")} if code else set())
 
 
-def test_a_missing_result_is_an_alarm(farm, monkeypatch):
-    measured = farm._measure
-
-    def with_a_lost_link(engine, changes, drift):
-        side = measured(engine, changes, drift)
-        runs = [
+def test_a_missing_result_is_an_alarm(farm):
+    def with_a_lost_link(runs):
+        return [
             replace(
                 run, status=RunStatus.UNREACHABLE, verdict=Verdict.INVALID, fault=Fault.LINK_LOST,
                 reasons=("the link was lost",),
             )
             if (run.cell.device, run.cell.strategy, run.block) == (*TARGET, 1)
             else run
-            for run in side.runs
+            for run in runs
             if run.cell.device == PI or run.block != 2
         ]  # fmt: skip
-        return Measured(side.sweep, tuple(runs))
 
-    monkeypatch.setattr(farm, "_measure", with_a_lost_link)
+    farm.disturb = with_a_lost_link
     night = farm.night()
     assert night.exit_code == 3
     assert (*TARGET, "result") in found(night, Kind.MISSING)
@@ -94,15 +89,12 @@ def test_a_missing_result_is_an_alarm(farm, monkeypatch):
     assert any("1 of 3 runs: unreachable: the link was lost" in alarm for alarm in night.alarms)
 
 
-def test_no_device_at_all_is_infrastructure(farm, monkeypatch):
-    measured = farm._measure
-
-    def unreachable(engine, changes, drift):
-        side = measured(engine, changes, drift)
+def test_no_device_at_all_is_infrastructure(farm):
+    def unreachable(runs):
         lost = {"status": RunStatus.UNREACHABLE, "verdict": Verdict.INVALID, "reasons": ("no connection",)}
-        return Measured(side.sweep, tuple(replace(run, **lost, fault=Fault.UNREACHABLE) for run in side.runs))
+        return [replace(run, **lost, fault=Fault.UNREACHABLE) for run in runs]
 
-    monkeypatch.setattr(farm, "_measure", unreachable)
+    farm.disturb = unreachable
     night = farm.night()
     assert night.exit_code == 4
     assert "no device could be used: no connection" in night.findings[0].reason
@@ -116,18 +108,12 @@ def test_no_device_at_all_is_infrastructure(farm, monkeypatch):
         (Fault.WRONG_ANSWER, RunStatus.FAILED, "answer"),
     ],
 )
-def test_an_engine_that_fails_now_is_a_regression(farm, monkeypatch, fault, status, metric):
-    measured = farm._measure
-
-    def failing(engine, changes, drift):
-        side = measured(engine, changes, drift)
+def test_an_engine_that_fails_now_is_a_regression(farm, fault, status, metric):
+    def failing(runs):
         failed = {"status": status, "verdict": Verdict.INVALID, "reasons": ("it failed",), "fault": fault}
-        runs = tuple(
-            replace(run, **failed) if (run.cell.device, run.cell.strategy) == TARGET else run for run in side.runs
-        )
-        return Measured(side.sweep, runs)
+        return [replace(run, **failed) if (run.cell.device, run.cell.strategy) == TARGET else run for run in runs]
 
-    monkeypatch.setattr(farm, "_measure", failing)
+    farm.disturb = failing
     night = farm.night()
     assert night.exit_code == 1
     assert found(night) == {(*TARGET, metric)}

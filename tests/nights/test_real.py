@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from engine.offline.routing.activations import profile_texts
 from engine.offline.tokenizer import Tokenizer
 from harness.demo.loopback import Emulated, LoopbackFarm
 from harness.device.trust import trust
+from tests import command_line
 
 SHIPPED = Path(harness.demo.__file__).parent
 DEVICES = [Emulated("pi4b-emulated", 43e6), Emulated("jetson-tx2-emulated", 200e6)]
@@ -83,9 +81,6 @@ def test_a_tenth_slower_is_found_the_first_night(user: Path) -> None:
 
 
 def farm(user: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
-    folders = {f"XDG_{name}_HOME": str(user / name) for name in ("CACHE", "DATA")}
-    done = subprocess.run(
-        [sys.executable, "-m", "harness.cli", *arguments], cwd=user, text=True, capture_output=True, timeout=1000,
-        env={**os.environ, **folders, "EDGEMOE_FARM_KNOWN_HOSTS": str(user / "known_hosts"), **environment},
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
+    hosts = str(user / "known_hosts")
+    process = command_line.start(user, *arguments, EDGEMOE_FARM_KNOWN_HOSTS=hosts, **environment)
+    return command_line.finish(process, timeout_s=1000)

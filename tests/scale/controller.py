@@ -22,7 +22,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from engine.protocol import RunRequest, to_json
-from harness.cli.faults import write_model
+from harness.demo.faults import write_model
 from harness.device.remote import RemoteSession
 from harness.transport.ssh import SshTransport
 from reports.results.database import ResultsDatabase

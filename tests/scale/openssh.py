@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.cli.faults import write_model
+from harness.demo.faults import write_model
 from reports.records import RunStatus
 from reports.results.database import ResultsDatabase
 from tests.integration.conftest import Sshd, _keygen, free_port

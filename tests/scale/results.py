@@ -26,6 +26,7 @@ from reports.nights.trends import NIGHTS, trends
 from reports.records import Sweep
 from reports.results.baselines import NightRecord
 from reports.results.database import ResultsDatabase
+from tests.command_line import COMMAND
 from tests.scale.years import NAME, fill
 
 _INSERTS = 200
@@ -65,7 +66,7 @@ def measure(place: Path, n_runs: int, folder: Path) -> dict[str, Any]:
         judge_last(database)
         inserts = sorted(_inserts(database))
         runs = sum(sum(endings.values()) for endings in database.endings().values())
-    farm = (sys.executable, "-m", "harness.cli")
+    farm = COMMAND
     there = ("--results", str(place))
     page = folder / "report.html"
     return {

@@ -12,7 +12,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -21,10 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.cli.faults import write_model
+from harness.demo.faults import write_model
 from harness.scripted import FaultKind, FaultScript, ScriptedDevice, declare
 from reports.records import RunStatus
 from reports.results.database import ResultsDatabase
+from tests.command_line import COMMAND
 
 SPEED = 20.0  # of the devices' time
 MATRIX = """
@@ -183,7 +183,7 @@ def _make_farm(folder: Path, devices: int, seed: int, blocks: int) -> list[Scrip
 def controller_command(folder: Path) -> list[str]:
     files = ("--inventory", "devices.toml"), ("--results", "farm.db"), ("--known-hosts", "known_hosts")
     options = [word for option, name in files for word in (option, str(folder / name))]
-    return [sys.executable, "-m", "harness.cli", "run", "--json", *options]
+    return [*COMMAND, "run", "--json", *options]
 
 
 def _verdict(folder: Path, controllers: Controllers, devices: list[ScriptedDevice]) -> dict[str, Any]:

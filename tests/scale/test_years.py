@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from time import perf_counter
 
 import pytest
 
 from reports.results.database import ResultsDatabase
+from tests.command_line import COMMAND
 from tests.scale.years import Change, fill
 
 RUNS = 100_000
@@ -23,7 +23,7 @@ def test_a_comparison_does_not_wait_for_years_of_runs(tmp_path, capsys):
     place = tmp_path / "farm.db"
     with ResultsDatabase.open(place) as database:
         sweeps = fill(database, RUNS, changes=[Change(*PATH, night=RUNS // 135, factor=1.10)])
-    command = [sys.executable, "-m", "harness.cli", "compare", "--json", "--results", str(place)]
+    command = [*COMMAND, "compare", "--json", "--results", str(place)]
     times = []
     for _ in range(3):
         started = perf_counter()

@@ -17,7 +17,6 @@ from rich.console import Console
 from device_inventory import Inventory, InventoryError
 from device_inventory.inventory import Device
 from engine.protocol import RunRequest
-from harness.cli.options import printable
 from harness.device.collect import Ending
 from harness.device.deploy import FarmFolder, safe_name
 from harness.errors import UsageError
@@ -26,6 +25,7 @@ from harness.sweep.plan import run_id
 from harness.transport.shell import ShellTransport
 from reports.errors import RecordError
 from reports.records import Cell, Run, RunStatus, Sweep, Verdict
+from reports.text import harmless
 from tests.reports.seen import pages_of
 from tests.security.hostile import long_texts, texts
 from tests.security.test_device_output import is_harmless
@@ -47,7 +47,7 @@ def test_an_inventory_takes_what_is_safe_and_tells_of_the_rest_in_one_line(text:
     try:
         inventory = Inventory.parse({"version": 1, "devices": {text if key == "name" else "pi": table}})
     except InventoryError as error:
-        assert is_harmless(printable(error))
+        assert is_harmless(harmless(error))
         return
     (device,) = inventory.devices.values()
     assert PLAIN.fullmatch(device.name)
@@ -80,7 +80,7 @@ tokens = [[1]]
     try:
         matrix = parse_matrix(source, source="m.toml", folder=Path("/nowhere"))
     except UsageError as error:
-        assert is_harmless(printable(error))
+        assert is_harmless(harmless(error))
         return
     for name in (matrix.name, matrix.containers[0].name, matrix.workloads[0].name):
         assert PLAIN.fullmatch(name)
@@ -135,7 +135,7 @@ def test_a_cell_of_whatever_name_is_refused_or_shown_as_text(
     try:
         cell = Cell(device, "c", "c" * 64, strategy, "default", workload, "d" * 64, "cold")
     except RecordError as error:
-        assert is_harmless(printable(error))
+        assert is_harmless(harmless(error))
         return
     request = RunRequest("r", "c", strategy, prompts=((1,),), max_new_tokens=1)
     run = Run("r", "20260101-000000-abcd", cell, 0, RunStatus.FAILED, Verdict.INVALID, (name,), request=request,

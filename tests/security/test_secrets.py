@@ -8,15 +8,14 @@ import os
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.cli import main
 from reports.errors import DatabaseError
 from reports.results.connection import Place
 from reports.results.database import ResultsDatabase
 from reports.results.export import FORMATS
+from tests.command_line import invoke
 from tests.postgresql import PASSWORD, Server
 from tests.reports import conftest as synthetic
 from tests.security.hostile import texts
@@ -68,13 +67,13 @@ def test_the_password_of_a_shared_database_is_in_nothing_that_is_shown(
         ["results", "list", "--help"], ["--debug", "results", "show", "nonsense"],
         *(["results", "export", "--format", name, "-o", str(tmp_path / name)] for name in FORMATS),
     ]  # fmt: skip
-    shown = [CliRunner().invoke(main, command).output for command in commands]
+    shown = [invoke(*command).output for command in commands]
     assert json.loads(shown[1])[0]["state"] == "complete"
     postgresql.stop()
     try:
-        result = CliRunner().invoke(main, ["results", "list"])
+        result = invoke("results", "list")
         assert (result.exit_code, "Connection refused" in result.stderr) == (2, True)
-        shown += [result.output, CliRunner().invoke(main, ["--debug", "results", "list"]).output]
+        shown += [result.output, invoke("--debug", "results", "list").output]
     finally:
         postgresql.start()
     shown += [

@@ -61,7 +61,7 @@ class Ladder:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BitwidthPlan:
     """What was decided, and on what grounds. Losses are relative to the stored precision, on the calibration text."""
 
     method: str
@@ -149,7 +149,7 @@ def adapt(
     budget_bytes: int | None = None,
     workers: int | None = None,
     progress: Progress = lambda done, of: None,
-) -> Plan:
+) -> BitwidthPlan:
     """The plan for the container at `path`, calibrated on passages. With a budget the tolerance does not matter.
 
     Raises ContainerError for a container that is not in full precision, RequestError for what cannot be reached.
@@ -171,7 +171,7 @@ def adapt(
             found, loss = search.measure(assignment)
         finally:
             executor.shutdown(cancel_futures=True)
-    return Plan(
+    return BitwidthPlan(
         method, metric, assignment, experts.formats, search.bytes_of(assignment), found, loss,
         tuple(sorted(search.measured)), evidence, _sha256(calibration),
     )  # fmt: skip
@@ -349,7 +349,7 @@ def _slope(a: tuple[int, float, int], b: tuple[int, float, int]) -> float:
     return (b[1] - a[1]) / (a[0] - b[0])
 
 
-def write_adapted(path: str, plan: Plan, to: Path, progress: Progress = lambda done, of: None) -> Container:
+def write_adapted(path: str, plan: BitwidthPlan, to: Path, progress: Progress = lambda done, of: None) -> Container:
     """The container `to`, each expert of the one at `path` in its format of the plan. Raises ContainerError."""
     source = Container.open(path)
     used = sorted(set(plan.assignment.values()))

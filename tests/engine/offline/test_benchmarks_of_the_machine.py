@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 from engine.kernels import Kernels
 from engine.offline.benchmarks.kernels import FORMATS, available_kernels, decoded, relative_error
 from engine.offline.benchmarks.start import PHASES
 from engine.quantize import Format, MatrixShape, RecordLayout
 from engine.selftest import all_formats, write_random_model
-from harness.cli import main
+from tests.command_line import farm
 
-
-def bench(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, ["bench", *map(str, arguments)])
-    assert result.exit_code == code, result.output
-    return result
+bench = partial(farm, "bench")
 
 
 @pytest.mark.parametrize("fmt", all_formats(), ids=lambda f: f.label)

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from harness.cli import main
 from reports.judging.noise import SWEEPS
 from reports.judging.tables import FORMATS
 from reports.records import Verdict
 from reports.results.database import ResultsDatabase
+from tests.command_line import farm
 from tests.reports.conftest import STRATEGIES, run, sweep
 from tests.reports.judging.test_judgement import other_tokens
 from tests.reports.judging.test_statistics import slowed
@@ -53,9 +53,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compare(results: Path, *arguments: str, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, ["compare", *arguments, "--results", str(results)], terminal_width=200)
-    assert result.exit_code == code, result.output
-    return result
+    return farm("compare", *arguments, "--results", results, code=code, columns=200)
 
 
 @pytest.mark.parametrize(

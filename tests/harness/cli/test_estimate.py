@@ -6,25 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 from device_inventory import Device, Inventory
 from engine.offline.importing.importer import import_checkpoint
 from engine.strategies import STRATEGIES
-from harness.cli import main
 from harness.errors import UnreachableError
 from harness.sweep.estimator import CellEstimator
 from harness.sweep.matrix import parse_matrix
 from harness.sweep.plan import make_plan
 from reports.records import Run, RunStatus, run_from_json, run_to_json
+from tests.command_line import farm
 from tests.golden.checkpoints import HELD_OUT, SHIPPED, held_out_text
 from tests.harness.conftest import Bench
-
-
-def farm(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, [*map(str, arguments)], catch_exceptions=False)
-    assert result.exit_code == code, result.output
-    return result
 
 
 @pytest.fixture(scope="module")

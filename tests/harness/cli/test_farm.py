@@ -7,19 +7,18 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 from device_inventory import Device
 from engine.offline.importing.importer import import_checkpoint
-from harness.cli import exit_code, main
+from harness.cli import exit_code
 from harness.demo.loopback import Emulated, LoopbackFarm, kill_marked
 from reports.results.database import ResultsDatabase
+from tests.command_line import COMMAND, farm, refused
 from tests.golden.checkpoints import HELD_OUT, RECIPES, SHIPPED, held_out_text
 
 MATRIX = """
@@ -38,20 +37,6 @@ name = "ids"
 tokens = [[5, 6, 7]]
 max_new_tokens = 4
 """
-
-
-def farm(*arguments: object, code: int = 0, typed: str | None = None) -> Result:
-    result = CliRunner().invoke(main, [*map(str, arguments)], input=typed, catch_exceptions=False)
-    assert result.exit_code == code, result.output
-    return result
-
-
-def refused(*arguments: object, code: int = 2) -> str:
-    """The error, which is one line and the last."""
-    lines = farm(*arguments, code=code).stderr.strip().splitlines()
-    assert lines[-1].startswith("edgemoe-farm: error: ")
-    assert "Traceback" not in "".join(lines)
-    return lines[-1]
 
 
 def declare(folder: Path, devices: dict[str, Device]) -> None:
@@ -278,7 +263,7 @@ def long_matrix(folder: Path, trusted: dict[str, Device]) -> Path:
 
 def start_and_wait_for_second_cell(folder: Path) -> subprocess.Popen[str]:
     """A controller with one record stored and a cell in flight."""
-    arguments = [sys.executable, "-m", "harness.cli", "run", "matrix.toml", "--json"]
+    arguments = [*COMMAND, "run", "matrix.toml", "--json"]
     controller = subprocess.Popen(arguments, cwd=folder, stdout=subprocess.PIPE, text=True)
     assert controller.stdout is not None
     started = 0

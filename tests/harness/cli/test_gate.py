@@ -4,10 +4,9 @@ import json
 from dataclasses import replace
 
 import pytest
-from click.testing import CliRunner
 
-from harness.cli import main
 from reports.results.database import ResultsDatabase
+from tests.command_line import invoke
 from tests.nights.simulated import Change, SimulatedFarm, recorded
 
 TARGET = ("pi4b-emulated", "edgemoe")
@@ -18,7 +17,7 @@ def farm(tmp_path, monkeypatch):
     """farm(*arguments) -> (exit code, output); its database has a baseline's sweep, one like it, and a slower one."""
     monkeypatch.setenv("EDGEMOE_FARM_RESULTS", str(tmp_path / "farm.db"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    simulated = SimulatedFarm(1, recorded())
+    simulated = SimulatedFarm(1, recorded(), tmp_path)
     sides = [simulated.baseline, simulated.measure({}), simulated.measure({TARGET: Change(slower=1.5)})]
     with ResultsDatabase.open(tmp_path / "farm.db") as database:
         for name, side in zip(("before", "like", "slower"), sides, strict=True):
@@ -26,11 +25,11 @@ def farm(tmp_path, monkeypatch):
             for run in side.runs:
                 database.add_run(replace(run, id=f"{name}-{run.id}", sweep_id=name))
 
-    def invoke(*arguments):
-        result = CliRunner().invoke(main, arguments)
+    def call(*arguments):
+        result = invoke(*arguments)
         return result.exit_code, result.output
 
-    return invoke
+    return call
 
 
 def test_a_gate_needs_a_baseline(farm):

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 from engine.container import Container
-from harness.cli import main
 from harness.cli.model import model
+from tests import command_line
 from tests.golden.checkpoints import HELD_OUT, RECIPES, SHIPPED, held_out_text
 
-
-def farm(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, ["model", *map(str, arguments)])
-    assert result.exit_code == code, result.output
-    return result
-
-
-def refused(*arguments: object, code: int = 2) -> str:
-    """The one line of the error."""
-    lines = farm(*arguments, code=code).stderr.strip().splitlines()
-    return lines[-1]
+farm = partial(command_line.farm, "model")
+refused = partial(command_line.refused, "model")
 
 
 @pytest.fixture(scope="module")

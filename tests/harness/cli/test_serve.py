@@ -6,19 +6,15 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from harness.cli import main
 from reports.results.database import ResultsDatabase
+from tests.command_line import COMMAND, refused
 from tests.reports.conftest import run, sweep
-
-FARM = (sys.executable, "-m", "harness.cli")
 
 
 def _heeds_ctrl_c() -> None:
@@ -34,7 +30,7 @@ def test_pages_while_records_come_in_until_ctrl_c(tmp_path: Path, number: int) -
         database.add_run(first)
         environment = {**os.environ, "EDGEMOE_FARM_TOKEN": "letters-and-digits-16"}
         process = subprocess.Popen(
-            [*FARM, "serve", "--port", "0", "--json", "--results", str(tmp_path / "farm.db")], env=environment,
+            [*COMMAND, "serve", "--port", "0", "--json", "--results", str(tmp_path / "farm.db")], env=environment,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heeds_ctrl_c,
         )  # fmt: skip
         try:
@@ -61,9 +57,7 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path) -> None:
         (("--results", str(tmp_path / "none.db")), "no results at"),
         (("--host", "no.such.host.invalid", "--results", _empty(tmp_path)), "cannot listen at no.such.host.invalid"),
     ):
-        result = CliRunner().invoke(main, ["serve", *arguments])
-        assert result.exit_code == 2
-        assert message in result.stderr.splitlines()[-1]
+        assert message in refused("serve", *arguments)
 
 
 def _empty(folder: Path) -> str:

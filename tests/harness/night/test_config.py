@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from harness.errors import LockedError, UsageError
-from harness.night.config import Progress, finish, locked, night_folder, prune_reports, read_nightly, unfinished
+from harness.night.config import read_nightly
+from harness.night.state import NightState, finish, locked, night_folder, prune_reports, unfinished
 
 NOW = datetime(2026, 11, 25, 2, tzinfo=UTC)
 SMALLEST = 'name = "farm"\nmatrix = "m.toml"\nbaseline = "main"\n'
@@ -75,7 +76,7 @@ def test_the_lock_of_a_process_that_was_killed_is_free(config):
 def test_a_night_goes_on_until_its_deadline_has_passed(config):
     assert unfinished(config, NOW) is None
     with locked(config):
-        progress = Progress(NOW.isoformat(), "20261125-020000-abcd").with_round("20261125-040000-abcd")
+        progress = NightState(NOW.isoformat(), "20261125-020000-abcd").with_round("20261125-040000-abcd")
         progress.save(config)
     assert unfinished(config, NOW + timedelta(hours=11)) == progress
     assert unfinished(config, NOW + timedelta(hours=13)) is None

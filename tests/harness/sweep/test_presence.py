@@ -12,14 +12,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from click.testing import CliRunner
 
-from harness.cli import main
 from harness.errors import TakenOverError, UsageError
 from harness.sweep.presence import HEARTBEAT_S, SILENCE_S, at_work, is_alive, myself
 from reports.results.connection import Patience
 from reports.results.controllers import Controller
 from reports.results.database import ResultsDatabase
+from tests.command_line import farm
 from tests.postgresql import Server
 
 
@@ -157,9 +156,7 @@ def test_a_stopped_sweep_does_not_wait_for_a_server(bench, postgresql: Server) -
 
 def listed(place: str) -> tuple[str, dict]:
     def call(*arguments: str) -> str:
-        result = CliRunner().invoke(main, ["results", "list", "--results", place, *arguments], catch_exceptions=False)
-        assert result.exit_code == 0
-        return result.stdout
+        return farm("results", "list", "--results", place, *arguments).stdout
 
     (sweep,) = json.loads(call("--json"))
     return call(), sweep

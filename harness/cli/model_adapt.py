@@ -1,4 +1,4 @@
-"""`model adapt`: bits for each expert, within a tolerable loss or a budget."""
+"""`model adapt`: gives each expert its own bitwidth, within a tolerable loss or a budget."""
 
 from __future__ import annotations
 
@@ -7,18 +7,26 @@ from pathlib import Path
 import click
 
 from harness.cli.bar import progress_bar
-from harness.cli.options import PAIRS_HELP, json_option, print_json, read_text
+from harness.cli.options import (
+    PAIRS_HELP,
+    container_argument,
+    context_option,
+    json_option,
+    print_json,
+    read_text,
+    text_tokens_option,
+)
 from harness.errors import UsageError
 
 
 @click.command()
-@click.argument("container", metavar="FILE", type=click.Path(path_type=Path))
+@container_argument
 @click.option(
     "--profile", type=click.Path(path_type=Path), required=True, metavar="PROFILE", help="See `model profile`."
 )
 @click.option("--text", type=click.Path(path_type=Path), metavar="PATH", help="Calibration, UTF-8 text.")
 @click.option("--pairs", type=click.Path(path_type=Path), metavar="PATH", help=PAIRS_HELP)
-@click.option("--tokens", type=click.IntRange(2), help="Use no more of the text than so many tokens.  [default: all]")
+@text_tokens_option
 @click.option("--max-new", type=click.IntRange(1), default=64, show_default=True, help="With rouge-2: tokens to write.")
 @click.option(
     "--tolerance",
@@ -42,7 +50,7 @@ from harness.errors import UsageError
     show_default=True,
     help="agreement: of the likeliest token with the full precision's. rouge-2: of what is written, with --pairs.",
 )
-@click.option("--context", type=click.IntRange(2), default=256, show_default=True, help="Tokens of a window.")
+@context_option
 @click.option("--to", type=click.Path(path_type=Path), required=True, metavar="FILE2", help="The container to write.")
 @json_option
 def adapt(
@@ -60,7 +68,7 @@ def adapt(
     to: Path,
     as_json: bool,
 ) -> None:
-    """Give each expert of FILE its own bitwidth, as few as the loss allows.
+    """Give each expert of FILE as few bits as the loss allows.
 
     FILE holds its experts in full precision. The plan, with all measured losses, is written beside FILE2.
 

@@ -1,4 +1,4 @@
-"""`model view`: a page of a container's experts."""
+"""`model view`: writes a page of a container's experts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from engine.protocol import to_json
-from harness.cli.options import json_option, print_json, printable
+from harness.cli.options import container_argument, json_option, print_json, profile_option
 from harness.errors import UsageError
+from reports.text import harmless
 
 if TYPE_CHECKING:
     from engine.container import Container
@@ -22,15 +23,15 @@ _MOST_LAYERS_OF_A_PATH = 3  # that are drawn, besides all
 
 
 @click.command()
-@click.argument("container", metavar="FILE", type=click.Path(path_type=Path))
-@click.option("--profile", type=click.Path(path_type=Path), metavar="PROFILE", help="See `model profile`.")
+@container_argument
+@profile_option
 @click.option(
     "--trace", type=click.Path(path_type=Path), metavar="TRACE",
     help="See `model trace`; of a text that the profile has not seen it shows what a prediction is worth.",
 )  # fmt: skip
 @click.option(
     "--plan", type=click.Path(path_type=Path), metavar="PLAN",
-    help="Of `model adapt`, for the importance of experts.  [default: FILE.plan.json, where there is one]",
+    help="Plan of `model adapt`, for the importance of experts.  [default: FILE.plan.json, where there is one]",
 )  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), default="experts.html", show_default=True,
               help="The page to write.")  # fmt: skip
@@ -38,9 +39,10 @@ _MOST_LAYERS_OF_A_PATH = 3  # that are drawn, besides all
 def view(
     container: Path, profile: Path | None, trace: Path | None, plan: Path | None, output: Path, as_json: bool
 ) -> None:
-    """Write a page of FILE's experts: bits, importance, how often and along which paths they are activated.
+    """Write a page of FILE's experts.
 
-    The page is one file without any reference outside itself. What is not given is left out.
+    It shows bits, importance, and how often and along which paths experts are activated. The page is one file without
+    any reference outside itself. What is not given is left out.
 
     \b
     Examples:
@@ -63,7 +65,7 @@ def view(
     if as_json:
         print_json({"page": str(page), **to_json(facts)})
     else:
-        click.echo(f"experts of {printable(container.name)}: {page}")
+        click.echo(f"experts of {harmless(container.name)}: {page}")
 
 
 def _plan_beside(container: Path) -> Path | None:
@@ -126,7 +128,7 @@ def _lengths(trace: Trace) -> list[int]:
 
 
 def _shares(profile: PathProfile) -> dict[tuple[int, int], float]:
-    """Also of those that no token activated, in the layers that were counted."""
+    """Returns the share of every expert in the layers that were counted, also of those never activated."""
     counted = [layer for layer, counts in enumerate(profile.marginal) if counts]
     return {**{(layer, e): 0.0 for layer in counted for e in range(profile.experts)}, **profile.frequency()}
 

@@ -1,4 +1,4 @@
-"""`model trace` and `model replay`: what routers did, and what each policy and predictor would make of it."""
+"""`model replay`: tells how often each predictor and eviction policy would have been right."""
 
 from __future__ import annotations
 
@@ -10,33 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.cli.bar import progress_bar
-from harness.cli.options import json_option, print_json, read_text
+from harness.cli.options import json_option, print_json
 from harness.errors import UsageError
-
-
-@click.command()
-@click.argument("container", metavar="FILE", type=click.Path(path_type=Path))
-@click.option("--text", type=click.Path(path_type=Path), required=True, metavar="PATH", help="UTF-8 text.")
-@click.option("--tokens", type=click.IntRange(2), help="Use no more of the text than so many tokens.  [default: all]")
-@click.option("--context", type=click.IntRange(2), default=256, show_default=True, help="Tokens of a window.")
-@click.option("--to", type=click.Path(path_type=Path), required=True, metavar="TRACE", help="The trace to write.")
-def trace(container: Path, text: Path, tokens: int | None, context: int, to: Path) -> None:
-    """Record which experts a text activates, token by token.
-
-    \b
-    Example:
-      edgemoe-farm model trace model.emoe --text held-out.txt --to held-out.trace
-    """
-    from engine.container import Container
-    from engine.offline.routing.trace import record_trace
-    from engine.offline.tokenizer import Tokenizer
-
-    opened = Container.open(str(container))
-    given = Tokenizer.from_container(str(container)).encode(read_text(text))[:tokens]
-    with progress_bar("windows") as progress:
-        recorded = record_trace(opened, given, context, progress)
-    recorded.save(str(to))
-    click.echo(f"{to}: {len(recorded.tokens)} tokens, {recorded.layers} layers of {recorded.experts} experts")
 
 
 @click.command()
@@ -48,7 +23,7 @@ def trace(container: Path, text: Path, tokens: int | None, context: int, to: Pat
 @click.option("--by-layer", is_flag=True, help="Also print the recall of each predictor in each MoE layer.")
 @json_option
 def replay(trace_file: Path, profile: Path, buffer_experts: str | None, by_layer: bool, as_json: bool) -> None:
-    """Say how often each predictor and each eviction policy would have been right.
+    """Tell how often each predictor and policy would be right.
 
     The policies and predictors are the engine's own; belady is the most that any policy could reach. Nothing is
     preloaded, as in the paper's comparison of policies.
