@@ -50,7 +50,8 @@ class Metric:
         return median(values) if values else None
 
 
-def tpot_s(_: Run, sample: Sample) -> float | None:
+def tpot_s(sample: Sample) -> float | None:
+    """Returns the time per output token: the mean time of a sample's decode steps, or None where it has none."""
     decode = sample.steps.time_s[1:]
     return sum(decode) / len(decode) if decode else None
 
@@ -64,8 +65,8 @@ def _prefill_rate(run: Run, sample: Sample) -> float | None:
     return len(run.request.prompts[sample.prompt]) / seconds if run.request and seconds else None
 
 
-def _decode_rate(run: Run, sample: Sample) -> float | None:
-    seconds = tpot_s(run, sample)
+def _decode_rate(_: Run, sample: Sample) -> float | None:
+    seconds = tpot_s(sample)
     return 1 / seconds if seconds else None
 
 
@@ -118,7 +119,7 @@ def _peak_resident_bytes(run: Run) -> float | None:
 
 
 def _energy_per_token_j(run: Run, sample: Sample) -> float | None:
-    seen, seconds = run.conditions, tpot_s(run, sample)
+    seen, seconds = run.conditions, tpot_s(sample)
     if seen is None or seen.energy_j is None or not seen.watched_s or seconds is None:
         return None
     return seen.energy_j / seen.watched_s * seconds
@@ -135,7 +136,10 @@ def _perplexity(run: Run) -> float | None:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("tpot_s", "Time per token", "s", "lower", "Mean time of the decode steps of a sample.", tpot_s),
+        Metric(
+            "tpot_s", "Time per token", "s", "lower", "Mean time of the decode steps of a sample.",
+            lambda _, sample: tpot_s(sample),
+        ),
         Metric(
             "estimated_tpot_s", "Estimated", "s", "lower",
             "Time per token that was to be expected before the run: not measured.",

@@ -220,6 +220,16 @@ class Sweep:
         require_utc(self.started_at, f"{where}: started_at")
 
 
+def emulated_in(runs: Iterable[Run]) -> tuple[str, ...]:
+    """Returns each condition that was emulated in some of the runs once, in order of appearance."""
+    return tuple(dict.fromkeys(condition for run in runs for condition in run.emulated))
+
+
+def emulation(conditions: Iterable[str]) -> str:
+    """Returns emulated conditions as one text, empty where there are none."""
+    return "; ".join(conditions)
+
+
 def last_attempts(runs: Iterable[Run]) -> list[Run]:
     """One run for each cell and block, the last that was started: a resumed sweep tries unreachable devices again."""
     last: dict[tuple[str, int], Run] = {}

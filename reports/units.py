@@ -6,16 +6,12 @@ Everywhere else values are in SI base units, bytes and shares; they become text 
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 SPACE = "\u202f"  # narrow and unbreakable: between groups of digits, and between a number and its unit
 ABSENT = "–"
 
-_INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # categories of Unicode
 _TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 _SIZES = ((float(1 << 30), "GiB"), (float(1 << 20), "MiB"), (float(1 << 10), "KiB"), (1.0, "B"))
 
@@ -74,24 +70,6 @@ def ratio(value: float) -> str:
 def interval(low: float, high: float) -> str:
     """Of two ratios: 2.9–3.3, or one number where both read the same."""
     return ratio(low) if ratio(low) == ratio(high) else f"{ratio(low)}–{ratio(high)}"
-
-
-def plain(value: str) -> str:
-    """Text from a stranger, fit to be shown: what is invisible, or turns or breaks the line, becomes U+FFFD."""
-    if value.isprintable():  # nearly all text, and fast
-        return value
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in _INVISIBLE else "\ufffd" for c in value)
-
-
-def markdown(value: str) -> str:
-    """A stranger's text in one line of Markdown, where it stays text: no mark-up, HTML, link or mention."""
-    line = "".join(c if c.isprintable() else " " for c in value)
-    return re.sub(r"([\\`*_{}\[\]<>#|!~&@])", r"\\\1", line)
-
-
-def inert(value: Any) -> Any:
-    """A stranger's text must not become a formula in someone's spreadsheet."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def moment(iso: str) -> str:

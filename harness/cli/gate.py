@@ -16,9 +16,8 @@ from harness.night.config import read_nightly
 from harness.process import owner
 from harness.sweep.engines import EngineStore, engines_folder
 from reports.files import replacing
-from reports.judging.judgement import ANSWER, GATED, RESULT, Side, compare_sides
-from reports.judging.noise import noise_before
-from reports.nights.gate import Measured
+from reports.judging.judgement import ANSWER, GATED, RESULT
+from reports.nights.gate import against_baseline
 from reports.nights.outcome import Context, judge_sweep
 from reports.nights.summary import junit, markdown, payload
 from reports.records import RunStatus, Sweep
@@ -74,13 +73,9 @@ def gate(
     with open_results(results_place) as database:
         sweep = _of_a_matrix(database, run)
         pinned = _pinned(database, name)
-        against = database.sweep(pinned.sweep_id)
-        baseline = Measured.of(against, database.runs(sweep_id=against.id))
-        candidate = Measured.of(sweep, database.runs(sweep_id=sweep.id))
-        sides = Side(pinned.name, baseline.runs), Side(sweep.id, candidate.runs)
-        comparison = compare_sides(*sides, allowed, noise=noise_before(database, sweep, allowed))
+        held = against_baseline(database, pinned, sweep, allowed)
         known = Context(allowed, acknowledgements=database.acknowledgements(at=at))
-    night = judge_sweep(sweep.name, comparison, candidate, known, at)
+    night = judge_sweep(sweep.name, held.comparison, held.candidate, known, at)
     if as_json:
         print_json(payload(night))
     else:

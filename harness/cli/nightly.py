@@ -45,10 +45,8 @@ from harness.sweep.presence import at_work
 from harness.sweep.progress import JsonLines
 from reports.errors import ReportError, UnknownSweepError
 from reports.files import replacing
-from reports.judging.judgement import Side, compare_sides
-from reports.judging.noise import noise_before
 from reports.nights.confirmation import Suspicion
-from reports.nights.gate import Measured
+from reports.nights.gate import Measured, against_baseline
 from reports.nights.night import Night
 from reports.nights.outcome import Context, judge_night, without_baseline
 from reports.nights.summary import junit, markdown, payload, summary_line
@@ -216,7 +214,7 @@ class _NightRun:
 
     def _judge(self, sweep: Sweep) -> Night:
         config = self._config
-        candidate = Measured.of(sweep, self._database.runs(sweep_id=sweep.id))
+        candidate = Measured.read(self._database, sweep)
         records = [r for r in self._database.nights(name=config.name, last=NIGHTS) if r.sweep_id != sweep.id]
         earlier = [Night.from_json(record.record, trends_only=True) for record in records]
         lines = trends(candidate, config.limits, earlier)
@@ -228,15 +226,11 @@ class _NightRun:
             )
             return without_baseline(config.name, candidate, lines, hint, self._now().isoformat())
         self._baseline_sweep = pinned.sweep_id
-        against = self._database.sweep(pinned.sweep_id)
-        baseline = Measured.of(against, self._database.runs(sweep_id=against.id))
-        sides = Side(pinned.name, baseline.runs), Side(sweep.id, candidate.runs)
-        floors = noise_before(self._database, sweep, config.limits)
-        comparison = compare_sides(*sides, config.limits, noise=floors)
+        held = against_baseline(self._database, pinned, sweep, config.limits)
         at = self._now().isoformat()
         context = Context(config.limits, config.rounds, self._database.acknowledgements(at=at))
         return judge_night(
-            config.name, comparison, baseline, candidate, lines, context, partial(self._again, sweep),
+            config.name, held.comparison, held.baseline, held.candidate, lines, context, partial(self._again, sweep),
             self._kept.__contains__, at,
         )  # fmt: skip
 
@@ -258,7 +252,7 @@ class _NightRun:
             self._progress = self._progress.with_round(sweep.id)
             self._progress.save(self._config)
         self._measure(sweep, canary=False)
-        return sweep.id, Measured.of(sweep, self._database.runs(sweep_id=sweep.id)).runs
+        return sweep.id, Measured.read(self._database, sweep).runs
 
 
 def in_turns(plan: Plan, suspicions: Sequence[Suspicion], pairs: int) -> Plan:

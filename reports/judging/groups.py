@@ -9,9 +9,10 @@ from itertools import chain
 
 from reports import units
 from reports.judging.answers import is_lossy
+from reports.judging.matching import same_budget
 from reports.judging.statistics import Ratio, Summary, speed_up, summarize
 from reports.metrics import METRICS
-from reports.records import Run, RunStatus, Sweep, Verdict, last_attempts
+from reports.records import Run, RunStatus, Sweep, Verdict, emulated_in, last_attempts
 
 Variant = tuple[str, str]  # strategy, expert budget as asked for
 
@@ -38,7 +39,7 @@ class Row:
 
     @property
     def emulated(self) -> tuple[str, ...]:
-        return emulated_conditions(self.runs)
+        return emulated_in(self.runs)
 
     @property
     def is_lossy(self) -> bool:
@@ -65,7 +66,7 @@ class Group:
 
     @property
     def emulated(self) -> tuple[str, ...]:
-        return emulated_conditions(chain.from_iterable(row.runs for row in self.rows))
+        return emulated_in(chain.from_iterable(row.runs for row in self.rows))
 
 
 def budget_text(expert_budget: str) -> str:
@@ -73,11 +74,6 @@ def budget_text(expert_budget: str) -> str:
     if expert_budget.isdecimal():
         return units.text(int(expert_budget), "bytes")
     return "" if expert_budget == "default" else expert_budget.replace("-", " ")
-
-
-def emulated_conditions(runs: Iterable[Run]) -> tuple[str, ...]:
-    """Each condition once, in order of appearance."""
-    return tuple(dict.fromkeys(chain.from_iterable(run.emulated for run in runs)))
 
 
 def compare(sweep: Sweep, runs: Iterable[Run]) -> list[Group]:
@@ -120,12 +116,12 @@ def _row(variant: Variant, baseline: str, chosen: dict[Variant, tuple[Run, ...]]
 def _reference(
     expert_budget: str, baseline: str, chosen: dict[Variant, tuple[Run, ...]]
 ) -> tuple[tuple[Run, ...], str]:
-    """The baseline's runs with the same budget, or those with its only one: most baselines have no use for a budget."""
+    """Returns the baseline's runs to compare with, or none and why."""
     by_budget = {budget: runs for (strategy, budget), runs in chosen.items() if strategy == baseline}
     if not by_budget:
         return (), f"{baseline} was not measured"
-    runs = by_budget.get(expert_budget) or (next(iter(by_budget.values())) if len(by_budget) == 1 else ())
-    if not runs:
+    runs = same_budget(by_budget, expert_budget)
+    if runs is None:
         return (), f"{baseline} was measured with several other budgets"
     if runs[0].verdict is not Verdict.VALID:
         return (), f"the runs of {baseline} are suspect"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 from engine.protocol import DeviceFacts
 from reports import units
-from reports.records import Cell, Run, by_cell
+from reports.records import Cell, Run, by_cell, emulation
 
 DEVICE, STRATEGY = "device", "strategy"  # that may differ between two sides on purpose
 
 _FACTS = tuple(f.name for f in fields(DeviceFacts) if f.name not in ("boot_id", "core_kinds", "now"))
 
 Key = tuple[str, ...]
+Runs = TypeVar("Runs", bound=Sequence[Run])
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,7 @@ def match(
 ) -> tuple[list[Pair], list[tuple[str, str]]]:
     """The pairs, in the order of the runs; and of what may not be compared (cell key, why).
 
-    `across` has DEVICE or STRATEGY where those are what is compared. A strategy is compared with one of the same expert
-    budget, or with the only one: most baselines have no use for a budget.
+    `across` has DEVICE or STRATEGY where those are what is compared. For budgets see `same_budget`.
     """
     before, after = by_cell(baseline), by_cell(candidate)
     groups: dict[Key, dict[str, list[Run]]] = defaultdict(dict)
@@ -48,7 +49,7 @@ def match(
     for runs in after.values():
         cell = runs[0].cell
         group = groups.get(_key(cell, across), {})
-        partner = group.get(cell.expert_budget) or (next(iter(group.values())) if len(group) == 1 else None)
+        partner = same_budget(group, cell.expert_budget)
         used.update(id(runs) for runs in group.values())
         if partner is None and group:
             incomparable.append((cell.key, f"the baseline has other expert budgets: {', '.join(group)}"))
@@ -60,6 +61,12 @@ def match(
             pairs.append(Pair(tuple(partner), tuple(runs)))
     pairs += [Pair(tuple(runs), ()) for runs in before.values() if id(runs) not in used]
     return pairs, incomparable
+
+
+def same_budget(by_budget: Mapping[str, Runs], expert_budget: str) -> Runs | None:
+    """Returns a baseline's runs with that expert budget, or with its only one: most baselines have no use for one."""
+    found = by_budget.get(expert_budget)
+    return next(iter(by_budget.values())) if not found and len(by_budget) == 1 else found
 
 
 def environment(
@@ -103,7 +110,7 @@ def _conditions(run: Run) -> dict[str, str]:
         return {}
     limit = request.memory_limit_bytes
     return {
-        "emulation": "; ".join(run.emulated) or "none",
+        "emulation": emulation(run.emulated) or "none",
         "memory limit": "none" if limit is None else units.text(limit, "bytes"),
         "threads": str(request.threads or "auto"),
         "backend": request.backend,

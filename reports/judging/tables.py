@@ -15,6 +15,7 @@ from reports import units
 from reports.judging.judgement import ANSWER, RESULT, Comparison, Judged, Mark, exit_code
 from reports.metrics import METRICS
 from reports.records import Cell
+from reports.text import harmless, inert, markdown, marked
 
 _MARKS = {
     Mark.BETTER: "✓",
@@ -75,24 +76,21 @@ def as_csv(comparison: Comparison) -> str:
     writer = csv.DictWriter(text, names, lineterminator="\r\n")  # RFC 4180; a lone \r of a text is quoted, too
     writer.writeheader()
     for row in rows:
-        writer.writerow({k: units.inert(units.plain(v)) if isinstance(v, str) else v for k, v in row.items()})
+        writer.writerow({k: inert(marked(v)) if isinstance(v, str) else v for k, v in row.items()})
     return text.getvalue()
 
 
 def as_markdown(comparison: Comparison) -> str:
-    sides = (f"**{units.markdown(name)}**" for name in (comparison.candidate, comparison.baseline))
+    sides = (f"**{markdown(name)}**" for name in (comparison.candidate, comparison.baseline))
     lines = [f"{' against '.join(sides)}: {totals(comparison)}"]
     lines += ["", f"| {' | '.join(HEADINGS)} |", "|" + "---|" * 3 + "---:|" * 4 + "---|---|"]
-    lines += [f"| {' | '.join(map(units.markdown, cells(judged)))} |" for judged in comparison.judged]
+    lines += [f"| {' | '.join(map(markdown, cells(judged)))} |" for judged in comparison.judged]
     if comparison.incomparable:
         lines += ["", "Not comparable:", ""]
-        lines += [f"- {units.markdown(cell)}: {units.markdown(reason)}" for cell, reason in comparison.incomparable]
+        lines += [f"- {markdown(cell)}: {markdown(reason)}" for cell, reason in comparison.incomparable]
     if comparison.environment:
         lines += ["", "Different, too:", ""]
-        lines += [
-            f"- {units.markdown(what)}: {units.markdown(a)} → {units.markdown(b)}"
-            for what, a, b in comparison.environment
-        ]
+        lines += [f"- {markdown(what)}: {markdown(a)} → {markdown(b)}" for what, a, b in comparison.environment]
     return "\n".join(lines) + "\n"
 
 
@@ -164,7 +162,7 @@ def _interval(low: float, high: float) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(units.plain(text).split())
+    return " ".join(harmless(text).split())
 
 
 def _latex(text: str) -> str:

@@ -12,10 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from reports import units
-from reports.judging.judgement import ACCURACY, ANSWER, RESULT, Comparison, Judged, Mark
+from reports.judging.judgement import ACCURACY, ANSWER, RESULT, Comparison, Judged, Mark, Side, compare_sides
+from reports.judging.noise import noise_before
 from reports.metrics import METRICS
 from reports.nights.night import Finding, Kind
 from reports.records import Fault, Run, RunStatus, Sweep, by_cell, last_attempts
+from reports.results.baselines import Baseline
+from reports.results.database import ResultsDatabase
 
 Limits = Mapping[str, float]  # by metric, the share by which it may get worse
 _FACTS = (RESULT, ANSWER, ACCURACY)
@@ -31,6 +34,29 @@ class Measured:
     @classmethod
     def of(cls, sweep: Sweep, runs: Iterable[Run]) -> Measured:
         return cls(sweep, tuple(last_attempts(runs)))
+
+    @classmethod
+    def read(cls, database: ResultsDatabase, sweep: Sweep) -> Measured:
+        """Reads the last attempts of a sweep."""
+        return cls.of(sweep, database.runs(sweep_id=sweep.id))
+
+
+@dataclass(frozen=True)
+class Held:
+    """A sweep held against the baseline, and both sides as they were measured."""
+
+    comparison: Comparison
+    baseline: Measured
+    candidate: Measured
+
+
+def against_baseline(database: ResultsDatabase, pinned: Baseline, sweep: Sweep, limits: Limits) -> Held:
+    """Compares a sweep with the pinned one, by the noise of the sweeps before it."""
+    baseline = Measured.read(database, database.sweep(pinned.sweep_id))
+    candidate = Measured.read(database, sweep)
+    sides = Side(pinned.name, baseline.runs), Side(sweep.id, candidate.runs)
+    comparison = compare_sides(*sides, limits, noise=noise_before(database, sweep, limits))
+    return Held(comparison, baseline, candidate)
 
 
 def worse_share(metric: str, ratio: float) -> float:
