@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 from reports import units
 from reports.judging.judgement import ACCURACY, ANSWER, RESULT, Comparison, Judged, Mark, Side, compare_sides
-from reports.judging.noise import noise_before
+from reports.judging.noise import Noise
 from reports.metrics import METRICS
 from reports.nights.night import Finding, Kind
 from reports.records import Fault, Run, RunStatus, Sweep, by_cell, last_attempts
-from reports.results.baselines import Baseline
 from reports.results.database import ResultsDatabase
 
 Limits = Mapping[str, float]  # by metric, the share by which it may get worse
@@ -41,22 +40,12 @@ class Measured:
         return cls.of(sweep, database.runs(sweep_id=sweep.id))
 
 
-@dataclass(frozen=True)
-class Held:
-    """A sweep held against the baseline, and both sides as they were measured."""
-
-    comparison: Comparison
-    baseline: Measured
-    candidate: Measured
-
-
-def against_baseline(database: ResultsDatabase, pinned: Baseline, sweep: Sweep, limits: Limits) -> Held:
-    """Compares a sweep with the pinned one, by the noise of the sweeps before it."""
-    baseline = Measured.read(database, database.sweep(pinned.sweep_id))
-    candidate = Measured.read(database, sweep)
-    sides = Side(pinned.name, baseline.runs), Side(sweep.id, candidate.runs)
-    comparison = compare_sides(*sides, limits, noise=noise_before(database, sweep, limits))
-    return Held(comparison, baseline, candidate)
+def against_baseline(
+    baseline_name: str, baseline: Measured, candidate: Measured, limits: Limits, noise: Noise
+) -> Comparison:
+    """Compares a sweep with the pinned baseline; `noise` is that of the sweeps before it."""
+    sides = Side(baseline_name, baseline.runs), Side(candidate.sweep.id, candidate.runs)
+    return compare_sides(*sides, limits, noise=noise)
 
 
 def worse_share(metric: str, ratio: float) -> float:
