@@ -22,7 +22,7 @@ _MOST_NATS = 700.0  # a token; e to the power of more is no float
 
 @dataclass(frozen=True)
 class Metric:
-    """`unit` is one that reports.units knows, or is shown as it stands."""
+    """One metric, how it is shown and computed; a `unit` that reports.units does not know is shown as it stands."""
 
     name: str
     label: str
@@ -36,7 +36,7 @@ class Metric:
         assert (self.per_sample is None) != (self.per_run is None), f"{self.name}: per sample or per run"
 
     def values(self, run: Run) -> list[float]:
-        """One for each timed sample, or one for the run; without those that cannot be told."""
+        """Returns a value for each timed sample, or one for the run, without those that are not known."""
         if self.per_run is not None:
             found = [self.per_run(run)]
         else:
@@ -45,7 +45,7 @@ class Metric:
         return [value for value in found if value is not None]
 
     def of(self, run: Run) -> float | None:
-        """The median of a run's values."""
+        """Returns the median of a run's values."""
         values = self.values(run)
         return median(values) if values else None
 

@@ -47,7 +47,7 @@ class Row:
 
     @property
     def keeps_all_experts(self) -> bool:
-        """Whether no limit was set and experts were resident before the first token."""
+        """Returns whether no limit was set and experts were resident before the first token."""
         loads = [run.load for run in self.runs if run.load]
         return bool(loads) and all(load.expert_budget_bytes is None and load.expert_bytes > 0 for load in loads)
 
@@ -70,14 +70,14 @@ class Group:
 
 
 def budget_text(expert_budget: str) -> str:
-    """As people write it; empty where the strategy's default was asked for."""
+    """Returns a budget as people write it, empty where the strategy's default was asked for."""
     if expert_budget.isdecimal():
         return units.text(int(expert_budget), "bytes")
     return "" if expert_budget == "default" else expert_budget.replace("-", " ")
 
 
 def compare(sweep: Sweep, runs: Iterable[Run]) -> list[Group]:
-    """Groups and rows in the order of the plan. What was not measured, or is invalid, is left out."""
+    """Returns groups and rows in the order of the plan, without what was not measured or is invalid."""
     order = {key: i for i, key in enumerate(dict.fromkeys(key for key, _ in sweep.planned))}
     usable = [r for r in last_attempts(runs) if r.status is RunStatus.OK and r.verdict is not Verdict.INVALID]
     usable.sort(key=lambda run: (order.get(run.cell.key, len(order)), run.cell.key, run.block))
@@ -129,9 +129,9 @@ def _reference(
 
 
 def _other_tokens(rows: Sequence[Row]) -> tuple[str, ...] | None:
-    """The rows that generated other tokens than the first row did from the same prompts: their speed proves nothing.
+    """Returns the rows whose tokens differ from the first row's for the same prompts: their speed proves nothing.
 
-    Lossy ones may, and have a perplexity instead.
+    Lossy rows may differ, and have a perplexity instead.
     """
     rows = [row for row in rows if not row.is_lossy]
     if len(rows) < 2:

@@ -28,14 +28,14 @@ class Pair:
 
     @property
     def cell(self) -> Cell:
-        """The candidate's, or the baseline's where it is gone."""
+        """Returns the candidate's cell, or the baseline's where it is gone."""
         return (self.candidate or self.baseline)[0].cell
 
 
 def match(
     baseline: Iterable[Run], candidate: Iterable[Run], across: Collection[str] = ()
 ) -> tuple[list[Pair], list[tuple[str, str]]]:
-    """The pairs, in the order of the runs; and of what may not be compared (cell key, why).
+    """Returns the pairs, in the order of the runs, and (cell key, why) of what may not be compared.
 
     `across` has DEVICE or STRATEGY where those are what is compared. For budgets see `same_budget`.
     """
@@ -72,7 +72,7 @@ def same_budget(by_budget: Mapping[str, Runs], expert_budget: str) -> Runs | Non
 def environment(
     baseline: Sequence[Run], candidate: Sequence[Run], across: Collection[str] = ()
 ) -> list[tuple[str, str, str]]:
-    """(device and fact, before, after) of what is no condition of a measurement and differs all the same."""
+    """Returns (device and fact, before, after) of what differs and is no condition of a measurement."""
     if DEVICE in across:
         return _differences(_facts(baseline, across), _facts(candidate, across))
     found = []
@@ -91,7 +91,7 @@ def _key(cell: Cell, across: Collection[str]) -> Key:
 
 
 def _terms(runs: Iterable[Run], across: Collection[str]) -> dict[str, str]:
-    """What must be alike, as it was asked for. Of two devices, only what they were to do."""
+    """Returns what must be alike, as it was asked for; between two devices, only what they were to do."""
     found = []
     for run in runs:
         request = run.request
@@ -121,7 +121,7 @@ def _conditions(run: Run) -> dict[str, str]:
 
 
 def _facts(runs: Iterable[Run], across: Collection[str]) -> dict[str, str]:
-    """What was observed, and which software did it."""
+    """Returns what was observed, and which software did it."""
     found = []
     for run in runs:
         known: dict[str, object] = {"engine": run.engine_sha256[:16] or None, "farm": run.farm_version or None}
@@ -147,5 +147,5 @@ def _merged(rows: Iterable[dict[str, str]]) -> dict[str, str]:
 
 
 def _differences(before: dict[str, str], after: dict[str, str]) -> list[tuple[str, str, str]]:
-    """Of what both sides know."""
+    """Returns the differences in what both sides know."""
     return [(name, value, after[name]) for name, value in before.items() if after.get(name, value) != value]

@@ -35,7 +35,7 @@ _LATEX = {
 
 
 def pairs(comparison: Comparison) -> list[dict[str, Any]]:
-    """A row for each cell and metric, with plain values."""
+    """Returns a row for each cell and metric, with plain values."""
     return [
         {
             **to_json(judged.cell),
@@ -95,7 +95,7 @@ def as_markdown(comparison: Comparison) -> str:
 
 
 def as_latex(comparison: Comparison) -> str:
-    """A table for \\usepackage{booktabs}; what could not be compared stands in comments."""
+    """Returns a table for \\usepackage{booktabs}; what could not be compared stands in comments."""
     lines = [f"% {_one_line(comparison.candidate)} against {_one_line(comparison.baseline)}: {totals(comparison)}"]
     lines += [f"% not comparable: {_one_line(cell)}: {_one_line(reason)}" for cell, reason in comparison.incomparable]
     lines += [f"% {_one_line(what)}: {_one_line(a)} -> {_one_line(b)}" for what, a, b in comparison.environment]
@@ -119,7 +119,7 @@ HEADINGS = ("device", "cell", "metric", "baseline", "candidate", "ratio", "95 % 
 
 
 def cells(judged: Judged) -> tuple[str, ...]:
-    """The text of a row under HEADINGS."""
+    """Returns the texts of a row under HEADINGS."""
     cell = judged.cell
     before, after = judged.baseline, judged.candidate
     metric = METRICS.get(judged.metric)
@@ -144,7 +144,7 @@ def cells(judged: Judged) -> tuple[str, ...]:
 
 
 def totals(comparison: Comparison) -> str:
-    """How many of each mark there are, in words."""
+    """Returns how many of each mark there are, in words."""
     counts = Counter(judged.mark for judged in comparison.judged)
     parts = [f"{counts[mark]} {mark.value}" for mark in Mark if counts[mark]]
     if comparison.incomparable:
@@ -153,7 +153,7 @@ def totals(comparison: Comparison) -> str:
 
 
 def _ratio(value: float) -> str:
-    """A change of one in a thousand is seen, where it is small at all."""
+    """Returns a ratio in which a change of one in a thousand can be seen, if it is small."""
     return f"{value:.3f}" if 0.1 < value < 1.995 else units.ratio(value)
 
 
