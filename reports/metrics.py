@@ -1,4 +1,4 @@
-"""What is derived from a run's raw samples: one table of metrics. Nothing here is stored.
+"""The metrics that are derived from a run's raw samples. Nothing here is stored.
 
 Decode metrics leave out step 0, the prefill. A metric that a run cannot answer yields no value, never a zero.
 """

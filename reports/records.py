@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class RunStatus(enum.StrEnum):
-    """How an attempt at a cell ended."""
+    """The end of an attempt at a cell."""
 
     OK = "ok"
     FAILED = "failed"
@@ -35,7 +35,7 @@ class RunStatus(enum.StrEnum):
 
 
 class Verdict(enum.StrEnum):
-    """Whether the numbers of a run may be used."""
+    """The trust in a run's numbers: whether they may be used."""
 
     VALID = "valid"
     SUSPECT = "suspect"
@@ -43,7 +43,7 @@ class Verdict(enum.StrEnum):
 
 
 class Fault(enum.StrEnum):
-    """Why an attempt did not end ok: the infrastructure, of which another attempt may know nothing, or a result."""
+    """The reason why an attempt did not end ok: the infrastructure, of which another attempt may know nothing, or a result."""
 
     UNREACHABLE = "unreachable"  # no connection
     LINK_LOST = "link_lost"  # lost during the run, and not regained in time

@@ -18,7 +18,7 @@ _SIZES = ((float(1 << 30), "GiB"), (float(1 << 20), "MiB"), (float(1 << 10), "Ki
 
 @dataclass(frozen=True)
 class Scale:
-    """How the values of one column or one axis are written: `value / divisor` and `symbol`."""
+    """The scale of one column or axis: values are written as `value / divisor` and `symbol`."""
 
     divisor: float
     symbol: str

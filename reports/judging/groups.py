@@ -1,4 +1,4 @@
-"""What may be set side by side: groups of runs that differ in strategy and expert budget only, against the baseline."""
+"""Groups that may be set side by side: runs that differ in strategy and expert budget only, against the baseline."""
 
 from __future__ import annotations
 

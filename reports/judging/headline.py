@@ -1,4 +1,4 @@
-"""What a comparison says, in one sentence. Every number in it is derived from the rows that it names."""
+"""The sentence that sums up a comparison. Every number in it is derived from the rows that it names."""
 
 from __future__ import annotations
 

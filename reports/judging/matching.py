@@ -1,4 +1,4 @@
-"""Which cells of two sides may be set side by side, why others may not, and what else was different."""
+"""Matching cells of two sides: which may be compared, why others may not, and what else was different."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is compared with what: two selectors become two sides.
+"""Selectors of what is compared with what: two of them become two sides.
 
     SWEEP                        latest, a sweep's id or the beginning of it, or a matrix's name for its latest sweep;
                                  ~N after it goes back N sweeps of the same matrix: latest~1, nightly~7

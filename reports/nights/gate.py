@@ -49,12 +49,12 @@ def against_baseline(
 
 
 def worse_share(metric: str, ratio: float) -> float:
-    """Of candidate over baseline: 0.1 is a tenth slower, larger or less."""
+    """Returns by which share a ratio is worse: 0.1 is a tenth slower, larger or less."""
     return (ratio if METRICS[metric].better == "lower" else 1 / ratio) - 1
 
 
 def hard_findings(comparison: Comparison, candidate: Measured) -> list[Finding]:
-    """All that is one without a look at times and memory."""
+    """Returns all findings that need no look at times and memory."""
     if candidate.runs and all(run.status in (RunStatus.UNREACHABLE, RunStatus.SKIPPED) for run in candidate.runs):
         reasons = dict.fromkeys(run.reasons[0] for run in candidate.runs)
         return [Finding(Kind.INFRASTRUCTURE, f"no device could be used: {'; '.join(list(reasons)[:3])}")]
@@ -67,7 +67,7 @@ def hard_findings(comparison: Comparison, candidate: Measured) -> list[Finding]:
 
 
 def suspects(comparison: Comparison, limits: Limits) -> list[Judged]:
-    """Times and memory that are worse by more than their limit, as far as one night can tell."""
+    """Returns times and memory that are worse by more than their limit, as far as one night can tell."""
     return [
         judged
         for judged in comparison.judged
@@ -79,7 +79,7 @@ def suspects(comparison: Comparison, limits: Limits) -> list[Judged]:
 
 
 def findings_of(judged: Iterable[Judged]) -> list[Finding]:
-    """Times and memory by their intervals, where nothing is measured again."""
+    """Returns findings on times and memory by their intervals, where nothing is measured again."""
     kinds = {Mark.WORSE: Kind.REGRESSION, Mark.INCONCLUSIVE: Kind.INCONCLUSIVE}
     return [
         Finding(kinds[each.mark], "; ".join(filter(None, (_described(each), each.reason))), each.cell, each.metric)
@@ -117,7 +117,7 @@ def _fact(judged: Judged, candidate: Measured) -> Iterator[Finding]:
 
 
 def _never_tried(candidate: Measured) -> Iterator[Finding]:
-    """What was planned and has no record at all: cut off, or out of time."""
+    """Yields findings on what was planned and has no record at all: cut off, or out of time."""
     after = by_cell(candidate.runs)
     for key, planned in Counter(key for key, _ in candidate.sweep.planned).items():
         runs = after.get(key, [])

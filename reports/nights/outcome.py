@@ -1,4 +1,4 @@
-"""How a night is judged: against its baseline, against the nights before, and by what is measured again."""
+"""The judgement of a night: against its baseline, against the nights before, and by what is measured again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Again = Callable[[Sequence[Suspicion], int], tuple[str, Sequence[Run]] | None]
 
 @dataclass(frozen=True)
 class Context:
-    """What a night is judged by."""
+    """The limits, rounds and acknowledgements by which a night is judged."""
 
     limits: Limits = field(default_factory=lambda: GATED)
     rounds: int = ROUNDS
@@ -35,7 +35,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a night before anything is measured again."""
+    """The evidence about a night before anything is measured again."""
 
     candidate: Measured  # the night itself
     baseline_name: str
@@ -64,15 +64,14 @@ def judge_night(
 
 
 def load_night(database: ResultsDatabase, record: NightRecord) -> Night:
-    """As it was judged, its trends with the points of the nights before it."""
+    """Returns a stored night, its trends with the points of the nights before it."""
     earlier = database.nights(name=record.name, before=record, last=NIGHTS)
     before = [Night.from_json(other.record, trends_only=True) for other in earlier]
     return with_history(Night.from_json(record.record), before)
 
 
 def sweeps_behind(database: ResultsDatabase, record: NightRecord) -> list[Sweep]:
-    """Those of which a night tells beside its own, as far as they are still there: the baseline's, and what was
-    measured again."""
+    """Returns the other sweeps that a night tells of and that still exist: the baseline's, and the confirmations'."""
     confirmations = Night.from_json(record.record).confirmations
     wanted = dict.fromkeys((record.baseline_sweep_id, *(c.sweep_id for c in confirmations)))
     found = []
@@ -85,13 +84,13 @@ def sweeps_behind(database: ResultsDatabase, record: NightRecord) -> list[Sweep]
 
 
 def without_baseline(name: str, candidate: Measured, trends: tuple[Trend, ...], hint: str, at: str) -> Night:
-    """The first night, or one whose baseline was removed: there is nothing to compare with."""
+    """Returns the first night, or one whose baseline was removed: there is nothing to compare with."""
     finding = Finding(Kind.INCONCLUSIVE, hint)
     return Night(candidate.sweep.id, name, at, exit_code([finding]), findings=(finding,), trends=trends)
 
 
 def judge_sweep(name: str, comparison: Comparison, candidate: Measured, context: Context, at: str) -> Night:
-    """As judge_night, by the intervals that there are: nothing is measured again."""
+    """Judges a sweep by the intervals that there are: nothing is measured again."""
     findings = hard_findings(comparison, candidate) + findings_of(comparison.judged)
     return _night(name, comparison, candidate, findings, context, at)
 
@@ -107,7 +106,7 @@ def _judge_against(
     is_kept: Callable[[str], bool],
     at: str,
 ) -> Night:
-    """`is_kept`: whether an engine, by its hash, can still be deployed; `at`: now, UTC."""
+    """Judges a night against its baseline; see judge_night."""
     findings = hard_findings(comparison, candidate)
     suspicions, dismissed = _suspicions(comparison, baseline, candidate, trends, context.limits)
     findings += dismissed
@@ -140,7 +139,7 @@ def _night(
 def _suspicions(
     comparison: Comparison, baseline: Measured, candidate: Measured, trends: Iterable[Trend], limits: Limits
 ) -> tuple[list[Suspicion], list[Finding]]:
-    """(what is to be measured again, what cannot be the engine's fault: it is the one of the baseline)."""
+    """Returns (what is to be measured again, what cannot be the engine's fault, as it is the baseline's)."""
     old, new = _engines(baseline), _engines(candidate)
     wanted, dismissed = {}, []
     for judged in suspects(comparison, limits):
@@ -165,7 +164,7 @@ def _engines(side: Measured) -> Mapping[str, str]:
 
 
 def _confirm(suspicions: Sequence[Suspicion], rounds: int, again: Again) -> list[Confirmation]:
-    """Rounds of pairs, each of what is undecided after the one before."""
+    """Measures rounds of pairs, each of what is undecided after the one before."""
     runs: list[Run] = []
     decided: dict[int, Confirmation] = {}
     open_ones = list(range(len(suspicions)))

@@ -28,7 +28,7 @@ _MOST_SHOWN = 50  # of one kind
 
 
 def summary_line(night: Night) -> str:
-    """One line: how the night ended."""
+    """Returns one line: how the night ended."""
     parts = [f"{n} {title.lower()}" for kind, title in TITLES.items() if (n := len(_of(night.findings, kind)))]
     if night.acknowledged:
         parts.append(f"{len(night.acknowledged)} acknowledged")
@@ -37,7 +37,7 @@ def summary_line(night: Night) -> str:
 
 
 def markdown(night: Night) -> str:
-    """For a job's summary, a chat or a mail."""
+    """Returns the summary for a CI job, a chat or a mail."""
     lines = [f"## {text.markdown(summary_line(night))}", ""]
     for kind, title in TITLES.items():
         lines += _section(title, _of(night.findings, kind))
@@ -63,7 +63,7 @@ def markdown(night: Night) -> str:
 
 
 def junit(night: Night) -> bytes:
-    """A test case for each cell: a regression is a failure, a missing result an error, what is inconclusive skipped."""
+    """Returns a test case for each cell: regressions fail, missing results are errors, inconclusive ones skipped."""
     by_cell: dict[str, list[Finding]] = {cell.key: [] for cell in _cells(night)}
     cells = {cell.key: cell for cell in _cells(night)}
     for finding in night.findings:
@@ -91,7 +91,7 @@ def junit(night: Night) -> bytes:
 
 
 def payload(night: Night) -> dict[str, Any]:
-    """For a webhook; `text` is what chat services show."""
+    """Returns the object for a webhook; chat services show its `text`."""
     return {
         "text": summary_line(night),
         "name": night.name,

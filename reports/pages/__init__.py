@@ -35,7 +35,7 @@ def render(database: ResultsDatabase, sweep_ids: Sequence[str], output: Path, ki
 
 
 def page(database: ResultsDatabase, sweep_ids: Sequence[str], kind: PageKind = "auto") -> str:
-    """HTML. `auto` is nightly for a sweep that was judged as a night, devices where those outnumber strategies.
+    """Returns HTML. `auto` is nightly for a judged night, and devices where those outnumber strategies.
 
     Raises SelectionError where there is no night to show.
     """

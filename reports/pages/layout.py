@@ -23,12 +23,12 @@ from reports.text import marked
 
 
 def self_contained(template: str, **values: Any) -> str:
-    """The HTML of a template that extends layout.html.j2."""
+    """Renders a template that extends layout.html.j2."""
     return _environment().get_template(template).render(**values, **_inline())
 
 
 def where(cell: Cell, *, but: Iterable[str] = ()) -> str:
-    """A cell in words; `but`: parts that stand beside it anyway."""
+    """Returns a cell in words, without the parts in `but`, which stand beside it anyway."""
     parts = ("device", "container", "strategy", "expert_budget", "workload", "page_cache")
     words = [getattr(cell, part) for part in parts if part not in but]
     return " / ".join(word for word in words if word != "default")
@@ -69,7 +69,7 @@ def _environment() -> Environment:
 
 
 def _at(position: float) -> str:
-    """On a chart's canvas: a tenth of its unit is less than can be seen."""
+    """Returns a position on a canvas to a tenth of its unit, which is less than can be seen."""
     return f"{position:.1f}".removesuffix(".0")
 
 

@@ -1,4 +1,4 @@
-"""What is missing, failed, or is not to be trusted: how many, and each with its fault and its reason."""
+"""Results that are missing, failed, or not to be trusted: how many, and each with its fault and its reason."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Problem:
 
 
 def run_counts(sides: Sequence[Measured]) -> list[tuple[int, str]]:
-    """(how many, of what); zeros are left out."""
+    """Returns (how many, of what) without zeros."""
     runs = [run for side in sides for run in side.runs]
     by_status = Counter(run.status for run in runs)
     by_verdict = Counter(run.verdict for run in runs if run.status is RunStatus.OK)

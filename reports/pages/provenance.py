@@ -1,4 +1,4 @@
-"""Which devices answered, and what ran there."""
+"""The devices that answered, and what ran there."""
 
 from __future__ import annotations
 
@@ -70,5 +70,5 @@ def _span(runs: Sequence[Run]) -> str:
 
 
 def _distinct(values: Iterable[str]) -> str:
-    """Each value once: a fact that changed within a sweep must be seen."""
+    """Returns each value once: a fact that changed within a sweep must be seen."""
     return ", then ".join(dict.fromkeys(value for value in values if value)) or "unknown"

@@ -106,7 +106,7 @@ def _type(column: str) -> str:
 
 
 def _frames(runs: Iterable[Run]) -> Iterator[pd.DataFrame]:
-    """A few hundred rows at a time: an export of years fits any memory."""
+    """Yields a few hundred rows at a time: an export of years fits any memory."""
     import pandas as pd
 
     rows = map(_encodable, _rows(runs))
@@ -115,7 +115,7 @@ def _frames(runs: Iterable[Run]) -> Iterator[pd.DataFrame]:
 
 
 def _rows(runs: Iterable[Run]) -> Iterator[dict[str, Any]]:
-    """_COLUMNS, in its order."""
+    """Yields rows of _COLUMNS, in their order."""
     for run in runs:
         values = {name: getattr(run, name) for name in _COLUMNS if hasattr(run, name)}
         values |= to_json(run.cell)
@@ -128,5 +128,5 @@ def _rows(runs: Iterable[Run]) -> Iterator[dict[str, Any]]:
 
 
 def _encodable(row: dict[str, Any]) -> dict[str, Any]:
-    """Half of a surrogate pair is valid in JSON and in no file."""
+    """Returns a row in which halves of surrogate pairs, valid in JSON alone, are escaped."""
     return {k: v.encode("utf-8", "backslashreplace").decode() if isinstance(v, str) else v for k, v in row.items()}
