@@ -43,7 +43,7 @@ class Verdict(enum.StrEnum):
 
 
 class Fault(enum.StrEnum):
-    """The reason why an attempt did not end ok: the infrastructure, of which another attempt may know nothing, or a result."""
+    """The reason why an attempt did not end ok: a result, or the infrastructure, and then another try may succeed."""
 
     UNREACHABLE = "unreachable"  # no connection
     LINK_LOST = "link_lost"  # lost during the run, and not regained in time
