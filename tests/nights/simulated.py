@@ -24,7 +24,7 @@ from reports.judging.noise import SWEEPS, noise_floors
 from reports.nights.confirmation import Suspicion
 from reports.nights.gate import Limits, Measured
 from reports.nights.night import Night
-from reports.nights.outcome import ROUNDS, Context, Evidence, judge
+from reports.nights.outcome import ROUNDS, Context, Evidence, judge_night
 from reports.records import Cell, Run, RunStatus, Sweep, Verdict
 from reports.results.baselines import Acknowledgement
 
@@ -114,7 +114,7 @@ class SimulatedFarm:
         candidate = self._measure(engine, changes, drift)
         floors = noise_floors(chain.from_iterable(side.runs for side in self._sides), self._limits)
         self._sides.append(candidate)
-        night = judge(
+        night = judge_night(
             "simulated", Evidence(candidate, "main", self.baseline, floors, self.nights),
             Context(self._limits, ROUNDS, acknowledgements),
             lambda found, _: self._again(found, engine, changes, drift), kept.__contains__, candidate.sweep.started_at,
