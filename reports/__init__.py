@@ -1,3 +1,3 @@
-"""What is kept and what is shown: records, the results database, statistics and pages."""
+"""Results, kept and shown: records, the results database, statistics and pages."""
 
 from reports.errors import ReportError as ReportError

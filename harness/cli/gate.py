@@ -18,9 +18,9 @@ from harness.cli.options import (
 )
 from harness.night.config import read_nightly
 from reports.files import replacing
-from reports.judging.judgement import GATED, Side, compare_sides
+from reports.judging.judgement import GATED
 from reports.judging.noise import noise_before
-from reports.nights.gate import Measured
+from reports.nights.gate import Measured, against_baseline
 from reports.nights.outcome import Context, judge_sweep
 from reports.nights.summary import junit, markdown, payload
 from reports.results.database import LATEST
@@ -73,11 +73,10 @@ def gate(
     with open_results(results_place) as database:
         sweep = sweep_of_a_matrix(database, run)
         pinned = pinned_baseline(database, name)
-        against = database.sweep(pinned.sweep_id)
-        baseline = Measured.of(against, database.runs(sweep_id=against.id))
-        candidate = Measured.of(sweep, database.runs(sweep_id=sweep.id))
-        sides = Side(pinned.name, baseline.runs), Side(sweep.id, candidate.runs)
-        comparison = compare_sides(*sides, allowed, noise=noise_before(database, sweep, allowed))
+        baseline = Measured.read(database, database.sweep(pinned.sweep_id))
+        candidate = Measured.read(database, sweep)
+        noise = noise_before(database, sweep, allowed)
+        comparison = against_baseline(pinned.name, baseline, candidate, allowed, noise)
         known = Context(allowed, acknowledgements=database.acknowledgements(at=at))
     night = judge_sweep(sweep.name, comparison, candidate, known, at)
     if as_json:

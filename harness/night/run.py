@@ -25,7 +25,7 @@ from reports.judging.noise import noise_before
 from reports.nights.confirmation import Suspicion
 from reports.nights.gate import Measured
 from reports.nights.night import Night
-from reports.nights.outcome import Context, Evidence, judge
+from reports.nights.outcome import Context, Evidence, judge_night
 from reports.nights.summary import junit, markdown, payload
 from reports.nights.trends import NIGHTS
 from reports.pages import render
@@ -142,20 +142,17 @@ class NightRun:
         config, at = self._config, self._now().isoformat()
         records = [r for r in self._database.nights(name=config.name, last=NIGHTS) if r.sweep_id != sweep.id]
         pinned = self._database.baseline(config.baseline)
-        baseline = None if pinned is None else self._measured_in(self._database.sweep(pinned.sweep_id))
+        baseline = None if pinned is None else Measured.read(self._database, self._database.sweep(pinned.sweep_id))
         self._baseline_sweep = None if pinned is None else pinned.sweep_id
         evidence = Evidence(
-            self._measured_in(sweep),
+            Measured.read(self._database, sweep),
             config.baseline,
             baseline,
             noise_before(self._database, sweep, config.limits),
             [Night.from_json(record.record, trends_only=True) for record in records],
         )
         context = Context(config.limits, config.rounds, self._database.acknowledgements(at=at))
-        return judge(config.name, evidence, context, partial(self._again, sweep), self._kept.__contains__, at)
-
-    def _measured_in(self, sweep: Sweep) -> Measured:
-        return Measured.of(sweep, self._database.runs(sweep_id=sweep.id))
+        return judge_night(config.name, evidence, context, partial(self._again, sweep), self._kept.__contains__, at)
 
     def _again(self, night: Sweep, suspicions: Sequence[Suspicion], round_: int) -> tuple[str, Sequence[Run]] | None:
         """Measures old and new engine in turns: a sweep of its own for each round."""
@@ -175,7 +172,7 @@ class NightRun:
             self._state = self._state.with_round(sweep.id)
             self._state.save(self._config)
         self._measure(sweep, canary=False)
-        return sweep.id, self._measured_in(sweep).runs
+        return sweep.id, Measured.read(self._database, sweep).runs
 
 
 def in_turns(plan: Plan, suspicions: Sequence[Suspicion], pairs: int) -> Plan:

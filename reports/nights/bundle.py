@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle holds."""
+    """The contents of a bundle."""
 
     farm_version: str  # that made it
     sweeps: tuple[str, ...]
@@ -75,7 +75,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Bundle:
-    """As it was read, and found whole."""
+    """A bundle as it was read and found whole."""
 
     manifest: Manifest
     sha256: str  # of its lines
@@ -91,11 +91,11 @@ class Bundle:
 
     @property
     def subject(self) -> str:
-        """The sweep that its page is about: the last, and not what was measured again for it."""
+        """Returns the id of the sweep that its page is about: the last that is no confirmation."""
         return next((sweep.id for sweep in reversed(self.sweeps) if " (" not in sweep.name), self.sweeps[-1].id)
 
     def database(self) -> ResultsDatabase:
-        """One in memory, for the thread that asks."""
+        """Returns its content as a database in memory, for the calling thread."""
         database = ResultsDatabase.open(":memory:")
         merge(database, self.entries)
         return database
@@ -132,7 +132,7 @@ def write(database: ResultsDatabase, names: Iterable[str], output: Path, farm_ve
 
 
 def is_bundle(path: Path) -> bool:
-    """By its first bytes."""
+    """Returns whether a file is a bundle, by its first bytes."""
     try:
         with path.open("rb") as file:
             return file.read(len(_MAGIC)) == _MAGIC
@@ -141,7 +141,7 @@ def is_bundle(path: Path) -> bool:
 
 
 def read(path: Path) -> Bundle:
-    """Raises BundleError where it is damaged, no bundle, or its parts contradict one another."""
+    """Reads a bundle. Raises BundleError where it is damaged, no bundle, or its parts contradict one another."""
     digest = hashlib.sha256()
     sweeps: list[Sweep] = []
     nights: list[NightRecord] = []

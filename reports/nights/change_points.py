@@ -27,7 +27,7 @@ SEED = 20230828
 def change_points(
     values: Sequence[float], *, significance: float = SIGNIFICANCE, seed: int = SEED
 ) -> list[ChangePoint]:
-    """In the order of the series. Medians before and after are those of the neighbouring segments."""
+    """Returns the changes in the order of the series, with the medians of the neighbouring segments."""
     series = np.asarray(values, dtype=np.float64)
     rng = np.random.Generator(np.random.PCG64(seed))
     found: dict[int, float] = {}  # index -> p value
@@ -47,7 +47,7 @@ def change_points(
 
 
 def best_split(segment: np.ndarray) -> tuple[int, float]:
-    """Where the second side begins, and the statistic there; (0, 0) where the segment is too short for two."""
+    """Returns where the second side begins, and the statistic there; (0, 0) for a segment too short for two."""
     if len(segment) < 2 * LEAST_POINTS:
         return 0, 0.0
     statistics = _statistics(_distances(segment)[None])[0]
@@ -61,7 +61,7 @@ def _distances(segment: np.ndarray) -> np.ndarray:
 
 
 def _statistics(distances: np.ndarray) -> np.ndarray:
-    """(orders, n, n) -> (orders, splits): of every split that leaves LEAST_POINTS on both sides."""
+    """Returns (orders, splits) from distances (orders, n, n): splits that leave LEAST_POINTS on both sides."""
     n = distances.shape[-1]
     sums = distances.cumsum(axis=-1).cumsum(axis=-2)  # of the leading squares
     left = np.arange(LEAST_POINTS, n - LEAST_POINTS + 1)

@@ -1,4 +1,4 @@
-"""A suspicion is confirmed by pairs: old and new engine in turns on the same device, so that drift favours neither.
+"""Suspicions, confirmed by pairs: old and new engine in turns on the same device, so that drift favours neither.
 
 Were both engines alike, each pair would be as likely to fall this way as that, whatever the noise. So the logarithms of
 the pairs' ratios are held against 0 by a signed-rank test, exact and one-sided, whose ranks are capped at a quarter of
@@ -33,7 +33,7 @@ LEAST_PAIRS = 4
 
 @dataclass(frozen=True)
 class Suspicion:
-    """What is to be confirmed, and by how much it must be worse to matter."""
+    """A regression to be confirmed, and by how much it must be worse to matter."""
 
     cell: Cell
     metric: str
@@ -44,14 +44,14 @@ class Suspicion:
 
 @dataclass(frozen=True)
 class Decision:
-    """`confirmation` as it stands; None of `settled`: more pairs may decide."""
+    """The confirmation as it stands; unless it is settled, more pairs may decide."""
 
     confirmation: Confirmation
     settled: bool
 
 
 def paired_ratios(suspicion: Suspicion, runs: Iterable[Run]) -> list[float]:
-    """New over old, of blocks 2 i and 2 i + 1, where both are valid."""
+    """Returns new over old for each pair of blocks 2 i and 2 i + 1 in which both runs are valid."""
     pairs: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
     for run in runs:
         value = run_value(METRICS[suspicion.metric], run)
@@ -64,7 +64,7 @@ def paired_ratios(suspicion: Suspicion, runs: Iterable[Run]) -> list[float]:
 
 
 def decide(suspicion: Suspicion, ratios: Sequence[float], *, suspicions: int, rounds: int, sweep_id: str) -> Decision:
-    """From all pairs so far. `suspicions` of the night and `rounds` in all share the chance of a false alarm."""
+    """Decides from all pairs so far; the night's `suspicions` and `rounds` share the chance of a false alarm."""
     cell, metric = suspicion.cell, suspicion.metric
     if len(ratios) < LEAST_PAIRS:
         note = f"only {len(ratios)} valid pairs: see why the runs of sweep {sweep_id} are not valid"
@@ -85,7 +85,7 @@ def decide(suspicion: Suspicion, ratios: Sequence[float], *, suspicions: int, ro
 
 
 def signed_rank_p_value(values: np.ndarray, cap: int | None = None) -> float:
-    """The chance of ranks as much above 0, were each value as likely below; `cap`: of ranks, by default a quarter."""
+    """Returns the one-sided p-value that values lie above 0; ranks are capped at `cap`, by default a quarter."""
     n = len(values)
     cap = cap or max(1, n // 4)
     ranks = np.empty(n, dtype=int)
@@ -94,7 +94,7 @@ def signed_rank_p_value(values: np.ndarray, cap: int | None = None) -> float:
 
 
 def _estimate(values: np.ndarray) -> tuple[float, float, float]:
-    """The median of all means of two, and its interval at CONFIDENCE."""
+    """Returns the median of all means of two values, and its interval at CONFIDENCE."""
     means = np.sort(_walsh(values))
     below = np.cumsum(_null(len(values), len(values)))
     cut = int(np.searchsorted(below, (1 - CONFIDENCE) / 2, side="right"))  # so many on each side lie outside
@@ -102,7 +102,7 @@ def _estimate(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def _walsh(values: np.ndarray) -> np.ndarray:
-    """The means of all two of them, each with itself too: (n (n + 1) / 2)."""
+    """Returns the means of all pairs of values, each with itself too: (n (n + 1) / 2)."""
     i, j = np.triu_indices(len(values))
     means: np.ndarray = (values[i] + values[j]) / 2
     return means
@@ -110,7 +110,7 @@ def _walsh(values: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _null(n: int, cap: int) -> np.ndarray:
-    """The distribution of a sum of n ranks, none over `cap`, each counted or not, from 0 on."""
+    """Returns the distribution, from 0 on, of a sum of n ranks, none over `cap`, each counted or not."""
     chances = np.ones(1)
     for rank in np.minimum(np.arange(1, n + 1), cap):
         chances = (np.pad(chances, (0, rank)) + np.pad(chances, (rank, 0))) / 2

@@ -12,10 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from reports import units
-from reports.judging.judgement import ACCURACY, ANSWER, RESULT, Comparison, Judged, Mark
+from reports.judging.judgement import ACCURACY, ANSWER, RESULT, Comparison, Judged, Mark, Side, compare_sides
+from reports.judging.noise import Noise
 from reports.metrics import METRICS
 from reports.nights.night import Finding, Kind
 from reports.records import Fault, Run, RunStatus, Sweep, by_cell, last_attempts
+from reports.results.database import ResultsDatabase
 
 Limits = Mapping[str, float]  # by metric, the share by which it may get worse
 _FACTS = (RESULT, ANSWER, ACCURACY)
@@ -32,14 +34,27 @@ class Measured:
     def of(cls, sweep: Sweep, runs: Iterable[Run]) -> Measured:
         return cls(sweep, tuple(last_attempts(runs)))
 
+    @classmethod
+    def read(cls, database: ResultsDatabase, sweep: Sweep) -> Measured:
+        """Reads the last attempts of a sweep."""
+        return cls.of(sweep, database.runs(sweep_id=sweep.id))
+
+
+def against_baseline(
+    baseline_name: str, baseline: Measured, candidate: Measured, limits: Limits, noise: Noise
+) -> Comparison:
+    """Compares a sweep with the pinned baseline; `noise` is that of the sweeps before it."""
+    sides = Side(baseline_name, baseline.runs), Side(candidate.sweep.id, candidate.runs)
+    return compare_sides(*sides, limits, noise=noise)
+
 
 def worse_share(metric: str, ratio: float) -> float:
-    """Of candidate over baseline: 0.1 is a tenth slower, larger or less."""
+    """Returns by which share a ratio is worse: 0.1 is a tenth slower, larger or less."""
     return (ratio if METRICS[metric].better == "lower" else 1 / ratio) - 1
 
 
 def hard_findings(comparison: Comparison, candidate: Measured) -> list[Finding]:
-    """All that is one without a look at times and memory."""
+    """Returns all findings that need no look at times and memory."""
     if candidate.runs and all(run.status in (RunStatus.UNREACHABLE, RunStatus.SKIPPED) for run in candidate.runs):
         reasons = dict.fromkeys(run.reasons[0] for run in candidate.runs)
         return [Finding(Kind.INFRASTRUCTURE, f"no device could be used: {'; '.join(list(reasons)[:3])}")]
@@ -52,7 +67,7 @@ def hard_findings(comparison: Comparison, candidate: Measured) -> list[Finding]:
 
 
 def suspects(comparison: Comparison, limits: Limits) -> list[Judged]:
-    """Times and memory that are worse by more than their limit, as far as one night can tell."""
+    """Returns times and memory that are worse by more than their limit, as far as one night can tell."""
     return [
         judged
         for judged in comparison.judged
@@ -64,7 +79,7 @@ def suspects(comparison: Comparison, limits: Limits) -> list[Judged]:
 
 
 def findings_of(judged: Iterable[Judged]) -> list[Finding]:
-    """Times and memory by their intervals, where nothing is measured again."""
+    """Returns findings on times and memory by their intervals, where nothing is measured again."""
     kinds = {Mark.WORSE: Kind.REGRESSION, Mark.INCONCLUSIVE: Kind.INCONCLUSIVE}
     return [
         Finding(kinds[each.mark], "; ".join(filter(None, (_described(each), each.reason))), each.cell, each.metric)
@@ -102,7 +117,7 @@ def _fact(judged: Judged, candidate: Measured) -> Iterator[Finding]:
 
 
 def _never_tried(candidate: Measured) -> Iterator[Finding]:
-    """What was planned and has no record at all: cut off, or out of time."""
+    """Yields findings on what was planned and has no record at all: cut off, or out of time."""
     after = by_cell(candidate.runs)
     for key, planned in Counter(key for key, _ in candidate.sweep.planned).items():
         runs = after.get(key, [])

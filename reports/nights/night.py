@@ -20,7 +20,7 @@ VERSION = 1
 
 
 class Kind(enum.StrEnum):
-    """What a finding means for those who wait for the night, the gravest first."""
+    """The kinds of findings, the gravest first."""
 
     REGRESSION = "regression"
     MISSING = "missing"  # a result that should be there
@@ -46,14 +46,14 @@ class Finding:
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
-    """Of the gravest; 0 where there is none."""
+    """Returns the exit code of the gravest finding, 0 where there is none."""
     kinds = {finding.kind for finding in findings}
     return next((code for kind, code in EXIT_CODES.items() if kind in kinds), 0)
 
 
 @dataclass(frozen=True)
 class ChangePoint:
-    """Where a series became another: its first point after that; medians before and after, in the metric's unit."""
+    """The first point after a series changed, and the medians before and after, in the metric's unit."""
 
     index: int
     before: float
@@ -87,7 +87,7 @@ class Trend:
 
     @property
     def series(self) -> tuple[str, str, str, str]:
-        """What makes points one line: another container or workload under the same name begins another."""
+        """Returns what makes points one line: another container or workload of the same name begins another."""
         return self.cell.key, self.cell.container_sha256, self.cell.workload_sha256, self.metric
 
 
@@ -113,7 +113,7 @@ class Confirmation:
 
 @dataclass(frozen=True)
 class Night:
-    """All that a nightly run has to say. `sweep_id` is that of its matrix; `acknowledged` would else be findings."""
+    """The outcome of a nightly run. `sweep_id` is that of its matrix; `acknowledged` would else be findings."""
 
     sweep_id: str
     name: str
@@ -131,19 +131,19 @@ class Night:
         require_utc(self.at, f"night {self.sweep_id}: at")
 
     def to_json(self) -> str:
-        """Of its trends only the last point: the others are those of the nights before, see `with_history`."""
+        """Returns the night with only the last point of its trends; `with_history` adds those of earlier nights."""
         last = tuple(replace(trend, points=trend.points[-1:]) for trend in self.trends)
         content = to_json(replace(self, trends=last))
         return json.dumps({"v": VERSION, **content}, allow_nan=False)
 
     @property
     def too_noisy(self) -> int:
-        """How many comparisons said neither: no finding, and no proof that all is well."""
+        """Returns how many comparisons were inconclusive: no finding, and no proof that all is well."""
         return 0 if self.comparison is None else sum(j.mark is Mark.INCONCLUSIVE for j in self.comparison.judged)
 
     @classmethod
     def from_json(cls, text: str, *, trends_only: bool = False) -> Night:
-        """`trends_only`: without comparison and findings, for the nights before another. Raises RecordError."""
+        """Reads a night, with `trends_only` without comparison and findings. Raises RecordError."""
         try:
             content = json.loads(text)
             version = content.pop("v", None) if isinstance(content, dict) else None
@@ -156,7 +156,7 @@ class Night:
 
 
 def with_history(night: Night, earlier: Sequence[Night]) -> Night:
-    """`night` with the points of the nights before it, the oldest first, in its trends.
+    """Returns `night` with the points of the nights before it, the oldest first, in its trends.
 
     Where some of those are not there any more, changes among them are left out.
     """

@@ -1,4 +1,4 @@
-"""How a night is judged: against its baseline, against the nights before, and by what is measured again."""
+"""The judgement of a night: against its baseline, against the nights before, and by what is measured again."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from reports.errors import UnknownSweepError
-from reports.judging.judgement import ACCURACY, GATED, Comparison, Mark, Side, compare_sides
+from reports.judging.judgement import ACCURACY, GATED, Comparison, Mark
 from reports.judging.noise import Noise
 from reports.nights.confirmation import Suspicion, decide, paired_ratios
-from reports.nights.gate import Limits, Measured, describe, findings_of, hard_findings, suspects
+from reports.nights.gate import Limits, Measured, against_baseline, describe, findings_of, hard_findings, suspects
 from reports.nights.night import Confirmation, Finding, Kind, Night, Trend, exit_code, with_history
 from reports.nights.trends import NIGHTS, recent_worsening, trends
 from reports.records import Run, Sweep, by_cell
@@ -26,7 +26,7 @@ Again = Callable[[Sequence[Suspicion], int], tuple[str, Sequence[Run]] | None]
 
 @dataclass(frozen=True)
 class Context:
-    """What a night is judged by."""
+    """The limits, rounds and acknowledgements by which a night is judged."""
 
     limits: Limits = field(default_factory=lambda: GATED)
     rounds: int = ROUNDS
@@ -35,7 +35,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a night before anything is measured again."""
+    """The evidence about a night before anything is measured again."""
 
     candidate: Measured  # the night itself
     baseline_name: str
@@ -44,7 +44,7 @@ class Evidence:
     earlier: Sequence[Night]  # the nights before
 
 
-def judge(
+def judge_night(
     name: str, evidence: Evidence, context: Context, again: Again, is_kept: Callable[[str], bool], at: str
 ) -> Night:
     """Returns the night, judged against its baseline and the nights before; doubts go to `again`.
@@ -59,21 +59,19 @@ def judge(
             f"`edgemoe-farm baseline pin {evidence.baseline_name} {candidate.sweep.id}`"
         )
         return without_baseline(name, candidate, lines, hint, at)
-    sides = Side(evidence.baseline_name, baseline.runs), Side(candidate.sweep.id, candidate.runs)
-    comparison = compare_sides(*sides, context.limits, noise=evidence.noise)
-    return judge_night(name, comparison, baseline, candidate, lines, context, again, is_kept, at)
+    comparison = against_baseline(evidence.baseline_name, baseline, candidate, context.limits, evidence.noise)
+    return _judge_against(name, comparison, baseline, candidate, lines, context, again, is_kept, at)
 
 
 def load_night(database: ResultsDatabase, record: NightRecord) -> Night:
-    """As it was judged, its trends with the points of the nights before it."""
+    """Returns a stored night, its trends with the points of the nights before it."""
     earlier = database.nights(name=record.name, before=record, last=NIGHTS)
     before = [Night.from_json(other.record, trends_only=True) for other in earlier]
     return with_history(Night.from_json(record.record), before)
 
 
 def sweeps_behind(database: ResultsDatabase, record: NightRecord) -> list[Sweep]:
-    """Those of which a night tells beside its own, as far as they are still there: the baseline's, and what was
-    measured again."""
+    """Returns the other sweeps that a night tells of and that still exist: the baseline's, and the confirmations'."""
     confirmations = Night.from_json(record.record).confirmations
     wanted = dict.fromkeys((record.baseline_sweep_id, *(c.sweep_id for c in confirmations)))
     found = []
@@ -86,18 +84,18 @@ def sweeps_behind(database: ResultsDatabase, record: NightRecord) -> list[Sweep]
 
 
 def without_baseline(name: str, candidate: Measured, trends: tuple[Trend, ...], hint: str, at: str) -> Night:
-    """The first night, or one whose baseline was removed: there is nothing to compare with."""
+    """Returns the first night, or one whose baseline was removed: there is nothing to compare with."""
     finding = Finding(Kind.INCONCLUSIVE, hint)
     return Night(candidate.sweep.id, name, at, exit_code([finding]), findings=(finding,), trends=trends)
 
 
 def judge_sweep(name: str, comparison: Comparison, candidate: Measured, context: Context, at: str) -> Night:
-    """As judge_night, by the intervals that there are: nothing is measured again."""
+    """Judges a sweep by the intervals that there are: nothing is measured again."""
     findings = hard_findings(comparison, candidate) + findings_of(comparison.judged)
     return _night(name, comparison, candidate, findings, context, at)
 
 
-def judge_night(
+def _judge_against(
     name: str,
     comparison: Comparison,
     baseline: Measured,
@@ -108,7 +106,7 @@ def judge_night(
     is_kept: Callable[[str], bool],
     at: str,
 ) -> Night:
-    """`is_kept`: whether an engine, by its hash, can still be deployed; `at`: now, UTC."""
+    """Judges a night against its baseline; see judge_night."""
     findings = hard_findings(comparison, candidate)
     suspicions, dismissed = _suspicions(comparison, baseline, candidate, trends, context.limits)
     findings += dismissed
@@ -141,7 +139,7 @@ def _night(
 def _suspicions(
     comparison: Comparison, baseline: Measured, candidate: Measured, trends: Iterable[Trend], limits: Limits
 ) -> tuple[list[Suspicion], list[Finding]]:
-    """(what is to be measured again, what cannot be the engine's fault: it is the one of the baseline)."""
+    """Returns (what is to be measured again, what cannot be the engine's fault, as it is the baseline's)."""
     old, new = _engines(baseline), _engines(candidate)
     wanted, dismissed = {}, []
     for judged in suspects(comparison, limits):
@@ -166,7 +164,7 @@ def _engines(side: Measured) -> Mapping[str, str]:
 
 
 def _confirm(suspicions: Sequence[Suspicion], rounds: int, again: Again) -> list[Confirmation]:
-    """Rounds of pairs, each of what is undecided after the one before."""
+    """Measures rounds of pairs, each of what is undecided after the one before."""
     runs: list[Run] = []
     decided: dict[int, Confirmation] = {}
     open_ones = list(range(len(suspicions)))

@@ -19,7 +19,7 @@ _CONDITIONS = ("governor", "power")
 
 
 def trends(candidate: Measured, metrics: Iterable[str], earlier: Sequence[Night]) -> tuple[Trend, ...]:
-    """Of every cell that has a valid run tonight. `earlier`: the oldest first; another container is another series."""
+    """Returns the trends of every cell that has a valid run tonight; of `earlier` nights the oldest comes first."""
     past: dict[tuple[str, str, str, str], list[TrendPoint]] = {}
     for night in earlier[-NIGHTS:]:
         for trend in night.trends:
@@ -43,7 +43,7 @@ def trends(candidate: Measured, metrics: Iterable[str], earlier: Sequence[Night]
 
 
 def recent_worsening(trend: Trend, limit: float) -> ChangePoint | None:
-    """A change of the last nights by which it got worse, by `limit` or more."""
+    """Returns a change of the last nights by which a series got worse, by `limit` or more."""
     last = trend.changes[-1] if trend.changes else None
     if last is None or last.index < len(trend.points) - RECENT_NIGHTS or last.before <= 0 or last.after <= 0:
         return None

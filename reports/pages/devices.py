@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from reports import units
 from reports.charts.devices import pareto_chart, roofline_chart
 from reports.charts.plot import Plot
-from reports.judging.groups import Group, Row, Variant, budget_text, compare, emulated_conditions
+from reports.judging.groups import Group, Row, Variant, budget_text, compare
 from reports.judging.headline import across_devices
 from reports.metrics import METRICS
 from reports.nights.gate import Measured
@@ -18,7 +18,7 @@ from reports.pages.layout import counted, self_contained, words
 from reports.pages.raw import Raw, raw_samples
 from reports.pages.strategies import common, drawn_rows, in_plan_order, place_of, series_of
 from reports.pages.table import COLUMNS, ComparisonTable, comparison_table
-from reports.records import Run, RunStatus, Verdict
+from reports.records import Run, RunStatus, Verdict, emulated_in
 
 _LEVELS = 8  # of shade in page.css
 _MOST_DRAWN = 40  # pairs of charts
@@ -28,7 +28,7 @@ Task = tuple[str, str, str]  # container, workload, page cache
 
 @dataclass(frozen=True)
 class HeatCell:
-    """What a strategy takes on a device, or why there is no number."""
+    """The time per token of a strategy on a device, or why there is no number."""
 
     text: str
     beside: str = ""  # the speed-up, or the fault
@@ -70,7 +70,7 @@ class Map:
 
 
 def devices_page(sides: Sequence[Measured], superseded: int = 0) -> str:
-    """`superseded`: attempts that later ones replaced."""
+    """Returns the page; `superseded` counts attempts that later ones replaced."""
     sides = [in_plan_order(side) for side in sides]
     runs = [run for side in sides for run in side.runs]
     raw = raw_samples(runs)
@@ -104,7 +104,7 @@ def _task(run: Run) -> Task:
 
 
 def _names(sides: Sequence[Measured]) -> dict[tuple[str, str], str]:
-    """(sweep, device) -> as it is shown: a device that several sweeps measured is one in each."""
+    """Returns the shown name of each (sweep, device): a device that several sweeps measured is one in each."""
     seen = dict.fromkeys((side.sweep.id, run.cell.device) for side in sides for run in side.runs)
     times = Counter(device for _, device in seen)
     return {(sweep, device): device if times[device] == 1 else f"{device}, {sweep}" for sweep, device in seen}
@@ -145,7 +145,7 @@ def _map(
         rows=tuple(
             HeatRow(
                 device,
-                emulated_conditions(run for found in variants.values() for run in found),
+                emulated_in(run for found in variants.values() for run in found),
                 tuple(
                     _heat_cell(rows.get((device, *variant)), variants.get(variant, []), scale, shades, raw)
                     for variant in columns
@@ -153,20 +153,20 @@ def _map(
             )
             for device, variants in tried.items()
         ),
-        emulated=emulated_conditions(runs),
+        emulated=emulated_in(runs),
         table=comparison_table(groups, series, raw),
         charts=tuple(charts),
     )
 
 
 def _column(variant: Variant) -> tuple[str, str]:
-    """(strategy, budget as people write it)."""
+    """Returns (strategy, budget as people write it)."""
     strategy, budget = variant
     return strategy, budget_text(budget)
 
 
 def _shades(times: Sequence[float]) -> Callable[[float], int]:
-    """Time -> shade, even on a logarithmic scale from the slowest to the fastest."""
+    """Returns a function from time to shade, even on a logarithmic scale from the slowest to the fastest."""
     known = [math.log(time) for time in times if time > 0]
     slowest, span = max(known, default=0.0), max(known, default=0.0) - min(known, default=0.0)
 

@@ -31,7 +31,7 @@ _ORDER = tuple(_SHADES)
 
 @dataclass(frozen=True)
 class ExpertFacts:
-    """Of every MoE layer and expert; None or empty where it is not known."""
+    """Facts about every MoE layer and expert; None or empty where they are not known."""
 
     name: str  # of the container
     facts: tuple[tuple[str, str], ...]  # label, text
@@ -130,7 +130,7 @@ def _concentration(counts: Sequence[int]) -> tuple[tuple[float, float], ...]:
 
 
 def _lede(facts: ExpertFacts) -> str:
-    """The findings in words."""
+    """Returns the findings in words."""
     count = sum(map(len, facts.formats))
     parts = [f"{count} experts in {len(facts.formats)} layers."]
     used = sorted((value for row in facts.frequency for value in row if value is not None), reverse=True)

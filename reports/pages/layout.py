@@ -1,7 +1,7 @@
 """One self-contained HTML file: style and script inside, no network, the same bytes for the same values.
 
-Whatever a device or a user wrote reaches the page through autoescape and units.plain. The content security policy
-allows the one style sheet and the one script, by their hashes, and nothing else. Without the script a page lacks
+Whatever a device or a user wrote reaches the page through autoescape and reports.text.marked. The content security
+policy allows the one style sheet and the one script, by their hashes, and nothing else. Without the script a page lacks
 filters, sorting and zoom, and no content.
 """
 
@@ -18,16 +18,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from reports import units
-from reports.records import Cell
+from reports.records import Cell, emulation
+from reports.text import marked
 
 
 def self_contained(template: str, **values: Any) -> str:
-    """The HTML of a template that extends layout.html.j2."""
+    """Renders a template that extends layout.html.j2."""
     return _environment().get_template(template).render(**values, **_inline())
 
 
 def where(cell: Cell, *, but: Iterable[str] = ()) -> str:
-    """A cell in words; `but`: parts that stand beside it anyway."""
+    """Returns a cell in words, without the parts in `but`, which stand beside it anyway."""
     parts = ("device", "container", "strategy", "expert_budget", "workload", "page_cache")
     words = [getattr(cell, part) for part in parts if part not in but]
     return " / ".join(word for word in words if word != "default")
@@ -63,13 +64,16 @@ def _environment() -> Environment:
     )
     environment.globals.update(moment=units.moment, counted=counted)
     environment.filters["at"] = _at
+    environment.filters["emulation"] = emulation
     return environment
 
 
 def _at(position: float) -> str:
-    """On a chart's canvas: a tenth of its unit is less than can be seen."""
+    """Returns a position on a canvas to a tenth of its unit, which is less than can be seen."""
     return f"{position:.1f}".removesuffix(".0")
 
 
 def _visible(value: Any) -> Any:
-    return units.plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return marked(value)

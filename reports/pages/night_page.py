@@ -52,7 +52,7 @@ class Item:
 
 @dataclass(frozen=True)
 class FindingGroup:
-    """What was found of one strategy on one device."""
+    """The findings on one strategy on one device."""
 
     name: str  # empty: of no cell
     items: tuple[Item, ...]
@@ -60,7 +60,7 @@ class FindingGroup:
 
 @dataclass(frozen=True)
 class Again:
-    """What was measured again."""
+    """A confirmation as it is shown."""
 
     confirmation: Confirmation
     name: str
@@ -107,7 +107,7 @@ class DrawnTrend:
 def night_page(
     night: Night, tonight: Measured, behind: Sequence[Measured] = (), baseline_sweep_id: str | None = None
 ) -> str:
-    """`behind`: the sweeps of which it tells beside its own, as far as they are there; see reports.nights.outcome."""
+    """Returns the page; for `behind`, the other sweeps that it tells of, see outcome.sweeps_behind."""
     tonight = in_plan_order(tonight)
     raw = raw_samples((run for side in (tonight, *behind) for run in side.runs), _RAW_BYTES)
     trends = _drawn(night)
@@ -181,7 +181,7 @@ class _Tells:
         self._order = {key: i for i, key in enumerate(self._tonight)}
 
     def grouped(self, findings: Sequence[Finding]) -> list[FindingGroup]:
-        """In the order in which they were found."""
+        """Returns the findings by strategy and device, in the order in which they were found."""
         found: dict[str, list[Item]] = {}
         for finding in findings:
             found.setdefault(_name(finding.cell) if finding.cell else "", []).append(self._item(finding))
@@ -217,7 +217,7 @@ class _Tells:
         )
 
     def rows(self, metrics: Sequence[str]) -> list[NightRow]:
-        """One for each cell, in the order of the plan; what is gone comes last."""
+        """Returns a row for each cell, in the order of the plan; cells that are gone come last."""
         judged: dict[str, dict[str, Judged]] = {}
         cells = {key: runs[0].cell for key, runs in self._tonight.items()}
         for each in self._night.comparison.judged if self._night.comparison else ():
@@ -284,7 +284,7 @@ def _change(judged: Judged | None, metric: str, runs: Iterable[Run]) -> Change:
 
 
 def _value(summary: Summary | None, metric: str) -> Change:
-    """There was nothing to compare with."""
+    """Returns a value that there was nothing to compare with."""
     if summary is None:
         return Change(units.ABSENT)
     return Change(units.text(summary.median, METRICS[metric].unit), (), summary.median)
@@ -340,7 +340,7 @@ def _software(point: TrendPoint) -> str:
 
 
 def _since(trend: Trend) -> str:
-    """Since when it is so, as far as the nights tell."""
+    """Returns since when a series is as it is, as far as the nights tell."""
     if not trend.changes:
         return f"no change point in {counted(len(trend.points), 'night')}" if len(trend.points) > 1 else ""
     index = trend.changes[-1].index

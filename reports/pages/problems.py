@@ -1,4 +1,4 @@
-"""What is missing, failed, or is not to be trusted: how many, and each with its fault and its reason."""
+"""Results that are missing, failed, or not to be trusted: how many, and each with its fault and its reason."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from reports.judging.groups import emulated_conditions
 from reports.nights.gate import Measured
 from reports.pages.layout import words
-from reports.records import Run, RunStatus, Verdict
+from reports.records import Run, RunStatus, Verdict, emulated_in
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Problem:
 
 
 def run_counts(sides: Sequence[Measured]) -> list[tuple[int, str]]:
-    """(how many, of what); zeros are left out."""
+    """Returns (how many, of what) without zeros."""
     runs = [run for side in sides for run in side.runs]
     by_status = Counter(run.status for run in runs)
     by_verdict = Counter(run.verdict for run in runs if run.status is RunStatus.OK)
@@ -52,7 +51,7 @@ def _recorded(runs: Iterable[Run]) -> list[Problem]:
     return [
         Problem(
             cell,
-            emulated_conditions(found),
+            emulated_in(found),
             mark,
             fault,
             _blocks(run.block for run in found),

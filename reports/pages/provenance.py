@@ -1,4 +1,4 @@
-"""Which devices answered, and what ran there."""
+"""The devices that answered, and what ran there."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 from engine.protocol import CoreKind, DeviceFacts
 from reports import units
-from reports.judging.groups import emulated_conditions
-from reports.records import Run
+from reports.records import Run, emulated_in
 
 _LABELS = {
     "machine": "architecture", "os": "system", "cpu": "processor", "memory_bytes": "memory",
@@ -50,7 +49,7 @@ def _card(name: str, anchor: str, runs: Sequence[Run]) -> DeviceCard:
         ("containers", _distinct(f"{run.cell.container} sha256 {run.cell.container_sha256}" for run in runs)),
         ("measured", _span(runs)),
     ]
-    return DeviceCard(name, anchor, emulated_conditions(runs), tuple(facts))
+    return DeviceCard(name, anchor, emulated_in(runs), tuple(facts))
 
 
 def _fact(name: str, value: Any) -> str:
@@ -71,5 +70,5 @@ def _span(runs: Sequence[Run]) -> str:
 
 
 def _distinct(values: Iterable[str]) -> str:
-    """Each value once: a fact that changed within a sweep must be seen."""
+    """Returns each value once: a fact that changed within a sweep must be seen."""
     return ", then ".join(dict.fromkeys(value for value in values if value)) or "unknown"

@@ -1,4 +1,4 @@
-"""Where every number leads: the runs of a cell, with their samples, conditions, verdict and command.
+"""The raw samples to which every number leads: the runs of a cell, with their samples, conditions, verdict and command.
 
 A page stays small enough to be mailed. So the samples of many cells are told in less detail than those of a few, all in
 the same, and the page says how to get the rest.
@@ -14,15 +14,14 @@ from statistics import median
 
 from engine.protocol import Sample, Steps
 from reports import units
-from reports.judging.groups import emulated_conditions
 from reports.metrics import METRICS
-from reports.records import Cell, Run
+from reports.records import Cell, Run, emulated_in
 
 BUDGET_BYTES = 700_000  # of all the text together
 
 
 class Detail(enum.StrEnum):
-    """How much is told of the samples; the values say it."""
+    """The levels of detail in which samples are told; the page shows the values."""
 
     STEPS = "As the devices measured them, warm-ups included. Step 0 is the prefill."
     TIMES = "So that the page stays small, the times of each step only, without warm-ups. Step 0 is the prefill."
@@ -60,12 +59,12 @@ class Raw:
     anchors: dict[tuple[str, str], str]  # (sweep, cell key) ->
 
     def anchor(self, run: Run) -> str:
-        """Empty where nothing was measured."""
+        """Returns the anchor of a run's cell, empty where nothing was measured."""
         return self.anchors.get((run.sweep_id, run.cell.key), "")
 
 
 def raw_samples(runs: Iterable[Run], budget_bytes: int = BUDGET_BYTES) -> Raw:
-    """In as much detail as fits."""
+    """Returns the samples in as much detail as fits."""
     by_cell: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
         if run.samples:
@@ -89,7 +88,7 @@ def raw_samples(runs: Iterable[Run], budget_bytes: int = BUDGET_BYTES) -> Raw:
 
 
 def _size(cell: RawCell) -> int:
-    """Bytes, about."""
+    """Returns about how many bytes a cell takes."""
     texts = [
         (r.title, r.identity, r.conditions, r.engaged, r.command, *r.reasons, *sum(r.samples, ())) for r in cell.runs
     ]
@@ -117,7 +116,7 @@ def _cell(anchor: str, sweep: str, runs: Sequence[Run], detail: Detail) -> RawCe
     lines = "\n".join(map(_run_line, runs)) if detail is Detail.RUNS else ""
     if lines:
         lines += f"\n{_engaged(runs[-1])}\n{runs[-1].command}"
-    return RawCell(anchor, runs[0].cell, sweep, emulated_conditions(runs), len(runs), tuple(shown), lines)
+    return RawCell(anchor, runs[0].cell, sweep, emulated_in(runs), len(runs), tuple(shown), lines)
 
 
 def _samples(run: Run, detail: Detail) -> tuple[tuple[str, str], ...]:
@@ -159,7 +158,7 @@ def _loaded(run: Run) -> str:
 
 
 def _engaged(run: Run) -> str:
-    """What the engine said it did, which is more than what it was asked to do."""
+    """Returns what the engine said it did, which is more than it was asked to do."""
     if run.load is None:
         return "nothing: it ended before the model was loaded"
     load = run.load
@@ -171,7 +170,7 @@ def _engaged(run: Run) -> str:
 
 
 def _conditions(run: Run) -> str:
-    """What was seen of the device beside the run; what it has no sensor for is named at the end."""
+    """Returns what was seen of the device beside the run, and at the end what it has no sensor for."""
     fraction = run.load.page_cache_resident_fraction if run.load else None
     cached = units.text(fraction, "share").replace(units.ABSENT, "an unknown share")
     seen = run.conditions
@@ -213,7 +212,7 @@ def _sample_title(sample: Sample) -> str:
 
 
 def _columns(sample: Sample, names: Sequence[str] | None = None) -> str:
-    """The steps as text, one line a column of the record; seconds as milliseconds, to the microsecond."""
+    """Returns the steps as text, a line for each column of the record; times are in ms, to the microsecond."""
     lines = []
     if names is None:
         lines += [("step", [str(i) for i in range(len(sample.tokens))]), ("token", [str(t) for t in sample.tokens])]

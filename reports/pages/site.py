@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from urllib.parse import quote, unquote
 
-from reports import units
 from reports.errors import ReportError, SelectionError, UnknownSweepError
 from reports.pages import KINDS, PageKind, page
 from reports.pages.layout import self_contained
@@ -22,6 +21,7 @@ from reports.records import Sweep
 from reports.results.controllers import Controller
 from reports.results.database import LATEST, ResultsDatabase
 from reports.results.history import Recorded
+from reports.text import marked
 
 REFRESH_S = 10  # of a page while its sweep is measured
 MOST_SWEEPS = 200  # that are listed, the latest
@@ -38,11 +38,11 @@ class Answer:
 
     @classmethod
     def text(cls, status: int, text: str) -> Answer:
-        return cls(status, f"{units.plain(text)}\n".encode(), "text/plain; charset=utf-8")
+        return cls(status, f"{marked(text)}\n".encode(), "text/plain; charset=utf-8")
 
     @cached_property
     def tag(self) -> str:
-        """Of the content: the same bytes have the same one."""
+        """Returns the tag of the content: the same bytes have the same one."""
         return f'"{hashlib.sha256(self.body).hexdigest()[:32]}"'
 
 
@@ -61,7 +61,7 @@ class Entry:
 
 
 class Site:
-    """Safe to share between threads. `is_at_work` says whether a controller lives."""
+    """The pages of a database, safe to share between threads; `is_at_work` tells whether a controller lives."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Site:
         self._kept: OrderedDict[tuple[str, PageKind], tuple[Recorded, float, Answer]] = OrderedDict()
 
     def answer(self, path: str, *, still: bool = False) -> Answer:
-        """`path` as the browser sent it, without what follows a question mark; `still`: no refreshing."""
+        """Answers a path as the browser sent it, without its query; a page that is `still` does not refresh."""
         try:
             found = self._found(path)
         except (UnknownSweepError, SelectionError) as error:
@@ -89,7 +89,7 @@ class Site:
         return Answer(200, answer.body, refresh_s=REFRESH_S) if is_running and not still else answer
 
     def _found(self, path: str) -> tuple[Answer, bool] | None:
-        """A page, and whether it is about to change."""
+        """Returns a page, and whether it is about to change."""
         controllers = {c.sweep_id: c for c in self._database.controllers()}
         if path == "/":
             return self._index(controllers)

@@ -10,7 +10,7 @@ from reports.charts.layers import layers_chart
 from reports.charts.plot import Plot
 from reports.charts.samples import PARTS, distribution_chart, latency_charts, memory_chart, time_parts
 from reports.charts.timeline import Pipeline, pipelines
-from reports.judging.groups import Group, Row, compare, emulated_conditions
+from reports.judging.groups import Group, Row, compare
 from reports.judging.headline import headline, sentence
 from reports.metrics import METRICS
 from reports.nights.gate import Measured
@@ -19,7 +19,7 @@ from reports.pages.problems import problems, run_counts
 from reports.pages.provenance import device_cards
 from reports.pages.raw import Raw, raw_samples
 from reports.pages.table import COLUMNS, ComparisonTable, comparison_table, fastest_first
-from reports.records import Run
+from reports.records import Run, emulated_in
 
 _SERIES = 8  # colours in page.css
 _MOST_DRAWN = 8  # strategies in one chart
@@ -46,7 +46,7 @@ class Section:
 
 
 def strategies_page(sides: Sequence[Measured], superseded: int = 0) -> str:
-    """`superseded`: attempts that later ones replaced."""
+    """Returns the page; `superseded` counts attempts that later ones replaced."""
     sides = [in_plan_order(side) for side in sides]
     runs = [run for side in sides for run in side.runs]
     raw = raw_samples(runs)
@@ -71,10 +71,10 @@ def strategies_page(sides: Sequence[Measured], superseded: int = 0) -> str:
 
 
 def common(sides: Sequence[Measured], runs: Sequence[Run], raw: Raw) -> dict[str, object]:
-    """What every page about sweeps ends with."""
+    """Returns the values that every page about sweeps ends with."""
     return {
         "sweeps": [side.sweep for side in sides],
-        "emulated": emulated_conditions(runs),
+        "emulated": emulated_in(runs),
         "run_counts": run_counts(sides),
         "problems": problems(sides),
         "devices": device_cards(runs),
@@ -89,7 +89,7 @@ def in_plan_order(side: Measured) -> Measured:
 
 
 def series_of(groups: Iterable[Group]) -> dict[str, int]:
-    """Each strategy's colour, the same in all charts: the baseline is grey, the others in the order of the plan."""
+    """Returns each strategy's colour: the baseline is grey, the others follow in the order of the plan."""
     groups = list(groups)
     baselines = dict.fromkeys(group.baseline for group in groups)
     strategies = dict.fromkeys(row.strategy for group in groups for row in group.rows)
@@ -102,7 +102,7 @@ def place_of(group: Group) -> str:
 
 
 def drawn_rows(group: Group) -> list[Row]:
-    """The fastest, and the baseline in any case."""
+    """Returns the fastest rows, and the baseline in any case."""
     rows = fastest_first(group)
     chosen = rows[:_MOST_DRAWN]
     if not any(row.strategy == group.baseline for row in chosen):

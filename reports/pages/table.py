@@ -54,7 +54,7 @@ class ComparisonTable:
 
 
 def comparison_table(groups: Sequence[Group], series: dict[str, int], raw: Raw) -> ComparisonTable:
-    """One scale for all that stands in a column."""
+    """Returns the table, with one scale for each column."""
     by_group = [(group, fastest_first(group)) for group in groups]
     rows = [row for _, found in by_group for row in found]
     scales = {
@@ -80,7 +80,7 @@ def reference_of(group: Group) -> Row | None:
 
 
 def fastest_first(group: Group) -> list[Row]:
-    """So that one comparison reads like the other."""
+    """Returns the rows by time per token, so that all comparisons read alike."""
     return sorted(group.rows, key=lambda row: math.inf if (s := row.summaries["tpot_s"]) is None else s.median)
 
 

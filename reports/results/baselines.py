@@ -1,4 +1,4 @@
-"""What was decided about results: which sweep is the baseline, which regressions are known, how a night ended."""
+"""Decisions about results: which sweep is the baseline, which regressions are known, how a night ended."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ class Acknowledgement:
             raise RecordError(f"{where}: it expires at {self.expires_at}, before it begins: give a later day")
 
     def covers(self, cell: Cell, metric: str, at: str) -> bool:
-        """Whether a regression that is found `at` that time is this one."""
+        """Returns whether a regression that is found `at` that time is this one."""
         is_same = (self.device, self.strategy, self.metric) == (cell.device, cell.strategy, metric)
         return is_same and self.cell in ("", cell.key) and instant(self.at) <= instant(at) < instant(self.expires_at)
 
 
 @dataclass(frozen=True)
 class NightRecord:
-    """How a night ended. Its columns are searched; `record` is the whole of it, which reports/nights/night.py reads."""
+    """The end of a night. Its columns are searched; reports/nights/night.py reads `record`, the whole of it."""
 
     sweep_id: str
     name: str  # of the matrix
@@ -74,7 +74,7 @@ class NightRecord:
 
 
 class BaselineRows(Transactions):
-    """Those of ResultsDatabase."""
+    """The methods of ResultsDatabase about baselines, acknowledgements and nights."""
 
     def pin(self, baseline: Baseline) -> None:
         """Moves a name to a sweep, from another one where it is taken. Durable on return."""
@@ -93,7 +93,7 @@ class BaselineRows(Transactions):
             self._write(act)
 
     def unpin(self, name: str) -> None:
-        """Of a name that nothing has, nothing is said."""
+        """Removes a name; an unknown one is no error."""
         gone = sa.delete(schema.baselines).where(schema.baselines.c.name == name)
         with explained(f"baseline {name} cannot be removed"):
             self._write(lambda connection: connection.execute(gone))
@@ -102,12 +102,12 @@ class BaselineRows(Transactions):
         return next((baseline for baseline in self.baselines() if baseline.name == name), None)
 
     def baselines(self) -> list[Baseline]:
-        """By name."""
+        """Returns all baselines by name."""
         query = sa.select(*_columns(schema.baselines, Baseline)).order_by(schema.baselines.c.name)
         return [Baseline(*row) for row in self._rows("baselines", query)]
 
     def acknowledge(self, acknowledgement: Acknowledgement) -> None:
-        """Durable on return. What is acknowledged twice is stored once."""
+        """Stores an acknowledgement, once if it is said twice. Durable on return."""
         row = asdict(acknowledgement)
         same = [schema.acknowledgements.c[name] == value for name, value in row.items()]
 
@@ -119,19 +119,19 @@ class BaselineRows(Transactions):
             self._write(act)
 
     def acknowledgements(self, *, at: str | None = None) -> list[Acknowledgement]:
-        """All, the oldest first; or those in force at a time."""
+        """Returns all acknowledgements, the oldest first, or those in force at a time."""
         query = sa.select(*_columns(schema.acknowledgements, Acknowledgement)).order_by(schema.acknowledgements.c.id)
         known = [Acknowledgement(*row) for row in self._rows("acknowledgements", query)]
         return [a for a in known if at is None or instant(a.at) <= instant(at) < instant(a.expires_at)]
 
     def withdraw(self, acknowledgement: Acknowledgement) -> None:
-        """As if it had never been said."""
+        """Removes an acknowledgement."""
         same = [schema.acknowledgements.c[name] == value for name, value in asdict(acknowledgement).items()]
         with explained(f"the acknowledgement for {acknowledgement.device} cannot be removed"):
             self._write(lambda connection: connection.execute(sa.delete(schema.acknowledgements).where(*same)))
 
     def add_night(self, night: NightRecord) -> None:
-        """Durable on return. A night that is judged again replaces what it said before."""
+        """Stores a night; judged again, it replaces what it said before. Durable on return."""
         before = sa.delete(schema.nights).where(schema.nights.c.sweep_id == night.sweep_id)
 
         def act(connection: sa.Connection) -> None:
@@ -148,7 +148,7 @@ class BaselineRows(Transactions):
     def nights(
         self, *, name: str | None = None, before: NightRecord | None = None, last: int | None = None
     ) -> list[NightRecord]:
-        """All, those of a matrix or before another one, the oldest first; or only the `last` of them."""
+        """Returns nights, the oldest first: all, those of a matrix or before another one, or the `last` of them."""
         columns = schema.nights.c
         query = sa.select(*_columns(schema.nights, NightRecord)).order_by(columns.at.desc(), columns.sweep_id.desc())
         if name is not None:

@@ -1,4 +1,4 @@
-"""Where the results database is and how one connects to it: an SQLite file, or a PostgreSQL server for several.
+"""The place of the results database, and connections to it: an SQLite file, or a PostgreSQL server for several.
 
 A server may be restarted while a sweep runs: `Patience` is how long its controllers wait for it.
 """
@@ -61,7 +61,7 @@ class Place:
 
     @classmethod
     def parse(cls, place: str | Path) -> Place:
-        """Raises DatabaseError, which repeats nothing of the text: a password may stand anywhere in it."""
+        """Reads a path or URL. Raises DatabaseError, which repeats nothing of it: it may contain a password."""
         if isinstance(place, Path) or "://" not in place:
             if isinstance(place, str) and _LIKE_A_URL.search(place):
                 raise DatabaseError(_MALFORMED)
@@ -80,7 +80,7 @@ class Place:
 
     @property
     def file(self) -> Path | None:
-        """None for a server, and for a database in memory."""
+        """Returns the path of the file, None for a server or a database in memory."""
         named = not self.is_server and self.url.database not in (None, "", ":memory:")
         return Path(str(self.url.database)) if named else None
 
@@ -95,7 +95,7 @@ class Place:
         ).render_as_string()
 
     def connect(self) -> sa.Engine:
-        """Raises DatabaseError where the driver is missing; connects at the first use."""
+        """Returns an engine that connects at the first use. Raises DatabaseError where the driver is missing."""
         return self._server() if self.is_server else _sqlite(self.url)
 
     def _server(self) -> sa.Engine:
@@ -118,7 +118,7 @@ class Place:
         driver: Any = engine.dialect.loaded_dbapi
 
         class Cursor(driver.ServerCursor):  # type: ignore[misc]
-            """Closed also where its server goes away: SQLAlchemy forgets it then, and the driver complains."""
+            """Closes a connection whose server went away: SQLAlchemy forgets it then, and the driver complains."""
 
             def execute(self, *arguments: Any, **options: Any) -> Any:
                 try:
@@ -179,7 +179,7 @@ def _sqlite(url: sa.URL) -> sa.Engine:
 
 
 def _switch_to_wal(cursor: DBAPICursor) -> None:
-    """So that readers and the writer do not wait for one another. The file remembers it.
+    """Sets WAL, with which readers and the writer do not wait for one another. The file remembers it.
 
     The switch is the one statement that the busy timeout does not cover: two processes may make the database at once.
     """
@@ -204,7 +204,7 @@ def sleep(why: str, seconds: float) -> bool:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for a server that is away: restarted, overloaded, out of reach.
+    """The patience with a server that is away: restarted, overloaded, out of reach.
 
     `pause` is told before each further try why, waits so many seconds, and says whether to go on.
     """
@@ -214,7 +214,7 @@ class Patience:
     clock: Callable[[], float] = time.monotonic
 
     def persist(self, act: Callable[[], T], pause: Pause | None = None) -> T:
-        """Does `act` until it fails of something else than an outage, or of one that lasts; raises what it raised.
+        """Calls `act` again while it fails of an outage, up to a limit; raises what it raised last.
 
         A commit may have been done though its answer was lost: `act` must bear to be done twice.
         """
@@ -232,7 +232,7 @@ class Patience:
 
 
 def is_outage(error: Exception) -> bool:
-    """Whether to try again may help. What SQLite says of its file is no outage: it has waited already."""
+    """Returns whether another try may help; SQLite's errors are no outage, as it has waited already."""
     if isinstance(error, sa.exc.TimeoutError):  # no connection of the pool became free
         return True
     if not isinstance(error, sa.exc.DBAPIError) or isinstance(error.orig, sqlite3.Error):
@@ -241,5 +241,5 @@ def is_outage(error: Exception) -> bool:
 
 
 def cause(error: Exception) -> str:
-    """One line, without the statement and its parameters."""
+    """Returns the cause in one line, without the statement and its parameters."""
     return str(getattr(error, "orig", None) or error).strip().split("\n", 1)[0]

@@ -26,7 +26,7 @@ class Controller:
 
     @property
     def started_at(self) -> str:
-        """UTC, ISO 8601."""
+        """Returns the time in UTC, ISO 8601."""
         return datetime.fromtimestamp(round(self.started_at_s), UTC).isoformat()
 
     def __str__(self) -> str:
@@ -34,10 +34,10 @@ class Controller:
 
 
 class ControllerRows(Transactions):
-    """Those of ResultsDatabase."""
+    """The methods of ResultsDatabase about controllers."""
 
     def controllers(self) -> list[Controller]:
-        """All that are at work, and those that were last seen so, the oldest first."""
+        """Returns the controllers that are at work, or were when last heard of, the oldest first."""
         columns = [schema.controllers.c[name] for name in ("id", "owner", "pid", "process", "sweep_id")]
         columns += [schema.controllers.c.started_at_s, schema.controllers.c.heard_at_s]
         query = sa.select(*columns, self._now - schema.controllers.c.heard_at_s).order_by(

@@ -30,7 +30,7 @@ LATEST = "latest"
 
 
 class ResultsDatabase(HistoryRows, ControllerRows, BaselineRows):
-    """Safe to share between threads: one controller drives many devices. Several processes may use one database."""
+    """The results database, safe to share between threads; several processes may use one database."""
 
     @classmethod
     def open(cls, place: str | Path, *, create: bool = True, patience: Patience | None = None) -> ResultsDatabase:
@@ -70,13 +70,13 @@ class ResultsDatabase(HistoryRows, ControllerRows, BaselineRows):
     # --- sweeps -----------------------------------------------------------------------------------------------------
 
     def add_sweep(self, sweep: Sweep) -> None:
-        """Idempotent; another sweep of the same id is a DatabaseError."""
+        """Stores a sweep. Idempotent; another sweep of the same id is a DatabaseError."""
         self._add(schema.sweeps, sweep_row(sweep), f"sweep {sweep.id}")
 
     def sweep(self, name: str) -> Sweep:
-        """By id, by the unique beginning of one, `latest`, or a matrix's name for its latest; `~2` after it goes back.
+        """Returns a sweep by its id, the unique beginning of one, `latest`, or a matrix's name for its latest.
 
-        That far before it, among the sweeps of the same matrix. Raises UnknownSweepError.
+        `~2` after it goes back two sweeps of the same matrix. Raises UnknownSweepError.
         """
         name, _, back = name.partition("~")
         if back and not (back.isascii() and back.isdigit()):
@@ -113,7 +113,7 @@ class ResultsDatabase(HistoryRows, ControllerRows, BaselineRows):
         return next((run_from_json(parsed(record)) for (record,) in self._rows("runs", query)), None)
 
     def add_run(self, run: Run, *, pause: Pause | None = None) -> None:
-        """Durable on return. Idempotent; another run of the same id is a DatabaseError.
+        """Stores a run, durably. Idempotent; another run of the same id is a DatabaseError.
 
         Waits for a server that is away, by `pause` where it is given (see Patience); then raises OutageError.
         """
@@ -129,7 +129,7 @@ class ResultsDatabase(HistoryRows, ControllerRows, BaselineRows):
         workload: str | None = None,
         status: RunStatus | None = None,
     ) -> list[Run]:
-        """Those that match, in the order in which they were started."""
+        """Returns the runs that match, in the order in which they were started."""
         wanted = {"device": device, "container": container, "strategy": strategy, "workload": workload}
         stream = self._stream
         return self._read("runs", lambda: list(stream(sweep_id=sweep_id, status=status, **wanted)))
@@ -142,7 +142,7 @@ class ResultsDatabase(HistoryRows, ControllerRows, BaselineRows):
         since: str | None = None,
         **wanted: str | None,
     ) -> Iterator[Run]:
-        """As `runs`, one after another: for more than fits the memory. `since`: started then or later, UTC."""
+        """Yields runs one after another, for more than fits the memory; `since`: started then or later, UTC."""
         with explained("runs cannot be read"):
             yield from self._stream(sweep_id=sweep_id, status=status, since=since, **wanted)
 
@@ -162,12 +162,12 @@ class ResultsDatabase(HistoryRows, ControllerRows, BaselineRows):
                 yield run_from_json(parsed(record))
 
     def records(self, sweep_id: str, status: RunStatus) -> list[str]:
-        """As they are stored: for statistics over more runs than there is time to decode."""
+        """Returns records as they are stored, for statistics over more runs than there is time to decode."""
         query = sa.select(schema.runs.c.record).where(schema.runs.c.sweep_id == sweep_id)
         return [record for (record,) in self._rows("runs", query.where(schema.runs.c.status == status.value))]
 
     def done(self, sweep_id: str, *, again: Collection[RunStatus] = (RunStatus.UNREACHABLE,)) -> set[tuple[str, int]]:
-        """The (cell key, block) pairs that a resumed sweep need not measure.
+        """Returns the (cell key, block) pairs that a resumed sweep need not measure.
 
         All that ended, but in one of `again` or of a fault of the infrastructure.
         """
@@ -188,13 +188,13 @@ class ResultsDatabase(HistoryRows, ControllerRows, BaselineRows):
     # --- the health of devices --------------------------------------------------------------------------------------
 
     def add_mark(self, mark: HealthMark) -> None:
-        """Durable on return."""
+        """Stores a mark. Durable on return."""
         row = {"device": mark.device, "mark": mark.mark.value, "at": mark.at, "note": mark.note}
         with explained(f"the mark of {mark.device} cannot be stored"):
             self._write(lambda connection: connection.execute(sa.insert(schema.marks).values(row)))
 
     def health(self, device: str) -> DeviceHealth:
-        """From its last attempts, in whatever sweep, and its marks."""
+        """Returns a device's health, from its last attempts in any sweep and its marks."""
         query = sa.select(schema.runs.c.record).where(schema.runs.c.device == device)
         query = query.order_by(schema.runs.c.started_at.desc(), schema.runs.c.id)
         columns = (schema.marks.c.device, schema.marks.c.mark, schema.marks.c.at, schema.marks.c.note)
@@ -239,13 +239,13 @@ class ResultsDatabase(HistoryRows, ControllerRows, BaselineRows):
 
 
 def sweep_row(sweep: Sweep) -> dict[str, Any]:
-    """What is searched of a sweep, and its whole record."""
+    """Returns the row of a sweep: what is searched, and its whole record."""
     row = {"id": sweep.id, "name": sweep.name, "started_at": sweep.started_at}
     return {**row, "record": json.dumps(sweep_to_json(sweep))}
 
 
 def run_row(run: Run, record: dict[str, Any]) -> dict[str, Any]:
-    """What is searched of a run, and its whole record."""
+    """Returns the row of a run: what is searched, and its whole record."""
     return {
         "id": run.id,
         "sweep_id": run.sweep_id,

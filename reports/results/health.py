@@ -29,7 +29,7 @@ class Health(enum.StrEnum):
 
 
 class Mark(enum.StrEnum):
-    """What is noted about a device, and is no run."""
+    """The notes on a device that are no run."""
 
     MAINTENANCE = "maintenance"  # by a person
     GOOD = "good"  # by a person: ends maintenance, and forgives what was before
@@ -60,7 +60,7 @@ class DeviceHealth:
 
 
 def health_of(runs: Iterable[Run], marks: Iterable[HealthMark]) -> DeviceHealth:
-    """From the last RECENT attempts at measuring on one device, and all its marks, each in any order."""
+    """Returns the health of a device from its last RECENT attempts and all its marks, each in any order."""
     events: list[tuple[str, Run | HealthMark]] = [(mark.at, mark) for mark in marks]
     events += [(run.ended_at or run.started_at, run) for run in runs if is_evidence(run)]
     maintenance: HealthMark | None = None
@@ -90,5 +90,5 @@ def health_of(runs: Iterable[Run], marks: Iterable[HealthMark]) -> DeviceHealth:
 
 
 def is_evidence(run: Run) -> bool:
-    """A cell that was not tried, or that another controller cut off, says nothing about the device."""
+    """Returns whether a run tells something about the device: not if untried, or cut off by another controller."""
     return run.fault not in (Fault.UNFIT, Fault.UNTRIED, Fault.BUSY, Fault.LEASE_LOST)

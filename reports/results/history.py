@@ -14,7 +14,7 @@ from reports.results.transactions import Transactions, parsed
 
 
 class Recorded(NamedTuple):
-    """How far a sweep is."""
+    """The progress of a sweep."""
 
     runs: int  # attempts, all of them
     cells: int  # and blocks, with one attempt or more
@@ -25,10 +25,10 @@ Endings = dict[tuple[RunStatus, Verdict], int]
 
 
 class HistoryRows(Transactions):
-    """Those of ResultsDatabase."""
+    """The methods of ResultsDatabase about the past."""
 
     def sweeps(self, *, name: str | None = None, last: int | None = None) -> list[Sweep]:
-        """All, or those of a matrix, the oldest first; or only the `last` of them."""
+        """Returns all sweeps, or those of a matrix, the oldest first; or only the `last` of them."""
         columns = schema.sweeps.c
         query = sa.select(columns.record).order_by(columns.started_at.desc(), columns.id.desc()).limit(last)
         if name is not None:
@@ -36,7 +36,7 @@ class HistoryRows(Transactions):
         return [sweep_from_json(parsed(record)) for (record,) in reversed(self._rows("sweeps", query))]
 
     def sweeps_before(self, sweep: Sweep, limit: int) -> list[Sweep]:
-        """Those of the same matrix, the newest first."""
+        """Returns earlier sweeps of the same matrix, the newest first."""
         table = schema.sweeps.c
         earlier = sa.tuple_(table.started_at, table.id) < (sweep.started_at, sweep.id)
         query = sa.select(table.record).where(table.name == sweep.name, earlier)
@@ -44,7 +44,7 @@ class HistoryRows(Transactions):
         return [sweep_from_json(parsed(record)) for (record,) in self._rows("sweeps", query)]
 
     def engines(self, beginning: str) -> list[tuple[str, str]]:
-        """(SHA-256, the newest sweep's id) of the engines whose hash begins so, at most two."""
+        """Returns (SHA-256, the newest sweep's id) of the engines whose hash begins so, at most two."""
         table = schema.runs.c
         hashes = sa.select(table.engine_sha256).where(table.engine_sha256.startswith(beginning, autoescape=True))
         found = [sha256 for (sha256,) in self._rows("engines", hashes.distinct().limit(2))]
@@ -52,7 +52,7 @@ class HistoryRows(Transactions):
         return [(each, self._rows("engines", newest.where(table.engine_sha256 == each))[0][0]) for each in found]
 
     def commits(self, beginning: str) -> list[tuple[str, str]]:
-        """(commit, the newest sweep's id) of the farm's commits that begin so, at most two."""
+        """Returns (commit, the newest sweep's id) of the farm's commits that begin so, at most two."""
         table = schema.sweeps.c
         version = table.record.contains(f"+g{beginning}", autoescape=True)
         query = sa.select(table.record).where(version).order_by(table.started_at.desc(), table.id.desc())
@@ -65,14 +65,14 @@ class HistoryRows(Transactions):
         return list(found.items())[:2]
 
     def engines_of(self, sweep_id: str, status: RunStatus | None = None) -> set[str]:
-        """SHA-256 of those that measured a sweep, of its runs of `status`; no record is read for that."""
+        """Returns the SHA-256 of the engines that measured a sweep, or its runs of `status`; reads no record."""
         query = sa.select(schema.runs.c.engine_sha256).where(schema.runs.c.sweep_id == sweep_id).distinct()
         if status is not None:
             query = query.where(schema.runs.c.status == status.value)
         return {sha256 for (sha256,) in self._rows("engines", query)}
 
     def recorded(self, sweep_id: str | None = None) -> dict[str, Recorded]:
-        """How far each sweep with a record is, or one of them; no record is read for that."""
+        """Returns how far each sweep with a record is, or one of them; reads no record."""
         cell = schema.runs.c.cell + sa.literal("/") + sa.cast(schema.runs.c.block, sa.String)
         numbers = sa.func.count(), sa.func.count(cell.distinct()), sa.func.max(schema.runs.c.started_at)
         query = sa.select(schema.runs.c.sweep_id, *numbers).group_by(schema.runs.c.sweep_id)
@@ -81,7 +81,7 @@ class HistoryRows(Transactions):
         return {identity: Recorded(*found) for identity, *found in self._rows("runs", query)}
 
     def endings(self) -> dict[str, Endings]:
-        """Of each sweep that has runs, how often the last attempt at a cell and block ended in which way."""
+        """Returns for each sweep how often the last attempt at a cell and block ended in which way."""
         columns = schema.runs.c
         latest_first = (columns.started_at.desc(), columns.id.desc())
         attempt = sa.func.row_number().over(

@@ -1,4 +1,4 @@
-"""What another database, a file of JSON lines or a bundle has, added to this one.
+"""Merging another database, a file of JSON lines or a bundle into this one.
 
 Doing it twice changes nothing. Where both have something of one name and it differs, what is here stays, and the
 conflict is named. Left out is what is said of the devices of another farm (health, controllers).
@@ -34,7 +34,7 @@ _STAND_IN = "imported"  # the name of a sweep of which only runs are known
 
 @dataclass
 class Merged:
-    """What came of it."""
+    """The outcome of a merge."""
 
     sweeps: int = 0  # new ones, as are:
     runs: int = 0
@@ -46,7 +46,7 @@ class Merged:
 def merge(
     target: ResultsDatabase, entries: Iterable[Entry], progress: Callable[[int], object] = lambda n: None
 ) -> Merged:
-    """Sweeps must come before their runs. `progress` is told how many entries were looked at. Raises ReportError."""
+    """Adds entries, sweeps before their runs, and tells `progress` how many were looked at. Raises ReportError."""
     merged = Merged()
     refused: set[str] = set()  # sweeps that are another one here: nothing of theirs is mixed with it
     n = 0
@@ -69,7 +69,7 @@ def merge(
 
 
 def entries_of(source: ResultsDatabase) -> Iterator[Entry]:
-    """All that `merge` takes over."""
+    """Yields all that `merge` takes over."""
     yield from source.sweeps()
     yield from source.stream()
     yield from source.nights()
@@ -78,7 +78,7 @@ def entries_of(source: ResultsDatabase) -> Iterator[Entry]:
 
 
 def _require_storable(entry: Entry) -> None:
-    """What is searched must be text that every database takes, and prints; records are ASCII whatever they hold."""
+    """Refuses searched text that not every database takes and prints; records are ASCII whatever they hold."""
     for name in ("id", "sweep_id", "name", "engine_sha256"):
         value = getattr(entry, name, "")
         if not value.isprintable() or len(value) > _MOST_CHARACTERS:
@@ -93,7 +93,7 @@ def _sweeps(target: ResultsDatabase, sweeps: list[Sweep], merged: Merged, refuse
         row = sweep_row(sweep)
 
         def act(connection: sa.Connection, sweep: Sweep = sweep, row: dict[str, Any] = row) -> bool | None:
-            """Whether it is new; None: it is another one."""
+            """Returns whether the sweep is new; None if it is another one."""
             table = schema.sweeps
             text = connection.execute(sa.select(table.c.record).where(table.c.id == sweep.id)).scalar()
             if text is None:
@@ -125,7 +125,7 @@ def _runs(target: ResultsDatabase, runs: list[Run], merged: Merged) -> None:
     table = schema.runs
 
     def act(connection: sa.Connection) -> tuple[list[Run], list[Run]]:
-        """(new ones, those that are others here)"""
+        """Returns (new runs, those that are others here)."""
         query = sa.select(table.c.id, table.c.record).where(table.c.id.in_([run.id for run in runs]))
         stored = {identity: run_from_json(parsed(text)) for identity, text in connection.execute(query)}
         new: dict[str, Run] = {}
@@ -172,7 +172,7 @@ def _baseline(target: ResultsDatabase, baseline: Baseline, merged: Merged) -> No
 
 
 def json_lines(path: Path) -> Iterator[Entry]:
-    """The sweeps and runs of an export, first the sweeps. Raises ReportError that names the line."""
+    """Yields the sweeps and then the runs of an export. Raises ReportError that names the line."""
     given: set[str] = set()
     stand_ins: dict[str, Sweep] = {}
     for entry in _read_lines(path):
@@ -190,7 +190,7 @@ def is_stand_in(sweep: Sweep) -> bool:
 
 
 def _stand_in(run: Run, so_far: Sweep | None) -> Sweep:
-    """The sweep of a run, as far as its runs tell: planned is what was measured."""
+    """Returns the sweep of a run, as far as its runs tell: what was measured counts as planned."""
     planned = (run.cell.key, run.block)
     if so_far is None:
         started_at = run.started_at or "1970-01-01T00:00:00+00:00"

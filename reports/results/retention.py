@@ -1,4 +1,4 @@
-"""What a results database keeps: old sweeps go with their runs, but for those that somebody still needs.
+"""The retention of a results database: old sweeps go with their runs, but for those that somebody still needs.
 
 How their nights ended stays: a trend line outlives its raw samples.
 """
@@ -19,7 +19,7 @@ from reports.results.transactions import explained
 
 @dataclass(frozen=True)
 class Retention:
-    """Which sweeps may go: those that were started before a time, but for the last so many of each matrix."""
+    """A rule for sweeps that may go: started before a time, but for the last so many of each matrix."""
 
     before: str  # UTC, ISO 8601
     keep: int = 0
@@ -27,14 +27,14 @@ class Retention:
 
 @dataclass(frozen=True)
 class Doomed:
-    """What a retention means for a database."""
+    """The effect of a retention on a database."""
 
     sweeps: tuple[Sweep, ...]  # to be removed, the oldest first
     kept: tuple[tuple[Sweep, str], ...] = field(default=())  # as old, and why each stays
 
 
 def outdated(database: ResultsDatabase, retention: Retention, running: Collection[str] = ()) -> Doomed:
-    """`running`: ids of sweeps that are being measured."""
+    """Returns what a retention removes and keeps; `running` has the ids of sweeps that are being measured."""
     pinned = {baseline.sweep_id: baseline.name for baseline in database.baselines()}
     doomed: list[Sweep] = []
     kept: list[tuple[Sweep, str]] = []
@@ -55,7 +55,7 @@ def outdated(database: ResultsDatabase, retention: Retention, running: Collectio
 
 
 def remove(database: ResultsDatabase, sweep: Sweep) -> int:
-    """A sweep and its runs, whole or not at all; returns how many runs. One that was pinned meanwhile is refused."""
+    """Removes a sweep with its runs, whole or not at all; returns how many. Refuses one that was pinned meanwhile."""
 
     def act(connection: sa.Connection) -> int:
         runs = connection.execute(sa.delete(schema.runs).where(schema.runs.c.sweep_id == sweep.id)).rowcount

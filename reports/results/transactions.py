@@ -1,4 +1,4 @@
-"""How the results database is read and written: in transactions that are durable on return, and with patience."""
+"""Reading and writing the results database: in transactions that are durable on return, and with patience."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Transactions:
-    """What the parts of ResultsDatabase stand on. Safe to share between threads."""
+    """The base of the parts of ResultsDatabase, safe to share between threads."""
 
     def __init__(self, engine: sa.Engine, patience: Patience) -> None:
         self._engine = engine
@@ -38,7 +38,7 @@ class Transactions:
         return self._patience.persist(lambda: self._begun(act), pause)
 
     def _begun(self, act: Callable[[sa.Connection], T]) -> T:
-        """`act` in a transaction of its own, which is stored on return."""
+        """Calls `act` in a transaction of its own, which is stored on return."""
         with self._turn, self._writer.begin() as connection:
             return act(connection)
 

@@ -176,7 +176,7 @@ class SimulatedFarm:
         plan = plan_matrix(read_matrix(self._config.matrix), self._inventory)
         sweep = new_sweep(plan, self.database, at=self._now())
         self._measured(sweep, plan)
-        return Measured.of(sweep, self.database.runs(sweep_id=sweep.id))
+        return Measured.read(self.database, sweep)
 
     def _write_files(self) -> NightlyConfig:
         write_model(self._folder)

@@ -24,7 +24,7 @@ _TURN = 0x656467656D6F65  # of PostgreSQL's advisory locks: two controllers may 
 
 @dataclass(frozen=True)
 class Migration:
-    """What `migrate` did."""
+    """The outcome of `migrate`."""
 
     name: str  # of the database, without a secret
     before: int  # revisions
@@ -84,7 +84,7 @@ def _is_newest(connection: sa.Connection, name: str, create: bool) -> bool:
 
 
 def _revision(connection: sa.Connection, name: str) -> int | None:
-    """None where there is nothing yet. The first releases had none, and are revision 1."""
+    """Returns the revision, None for an empty database; the first releases stored none, and are revision 1."""
     tables = set(sa.inspect(connection).get_table_names())
     if tables and schema.version.name not in tables:
         raise DatabaseError(f"{name} is not a results database of the farm: name another one")
@@ -136,7 +136,7 @@ def _take_turn(connection: sa.Connection) -> None:
 
 
 def _backup(file: Path, revision: int) -> Path:
-    """A consistent copy, whoever reads or waits to write."""
+    """Makes a consistent copy, whoever reads or waits to write."""
     backup = file.with_name(f"{file.name}.revision-{revision}.bak")
     if backup.exists():
         raise DatabaseError(f"the backup {backup} is there already: move it away, then migrate again")

@@ -1,4 +1,4 @@
-"""What Alembic runs: the steps, on the connection and in the transaction of whoever asked for them."""
+"""The steps that Alembic runs, on the connection and in the transaction of whoever asked for them."""
 
 from alembic import context
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from reports.judging.groups import compare
-from reports.judging.headline import headline, sentence
+from reports.judging.headline import across_devices, headline, sentence
 from reports.records import Verdict
 
 
@@ -136,6 +136,45 @@ def test_a_headline_over_devices_spans_them(make):
     assert headline(groups) == (
         f"On 2 devices, edgemoe generates a token {low:.1f}–{high:.1f}× faster than naive-swap, "
         "with 2.6× less memory than full-load."
+    )
+
+
+def with_median(group, strategy, metric, median):
+    """The group with another median of a metric for one strategy; None: no value."""
+    summaries = {
+        r.strategy: r.summaries | {metric: median and replace(r.summaries[metric], median=median)}
+        if r.strategy == strategy
+        else r.summaries
+        for r in group.rows
+    }
+    return replace(group, rows=tuple(replace(r, summaries=summaries[r.strategy]) for r in group.rows))
+
+
+@pytest.mark.parametrize(
+    ("times", "told"),
+    [(1.5, "1.50× less memory than full-load."), (1.0, "faster than naive-swap."), (0.5, "faster than naive-swap.")],
+)
+def test_a_headline_tells_of_any_saving_of_memory_and_of_nothing_else(make, times: float, told: str) -> None:
+    runs = make.runs()
+    groups = compare(make.sweep(runs), runs)
+    peaks = [row(g, "full-load").summaries["peak_resident_bytes"].median for g in groups]
+    changed = [
+        with_median(g, "edgemoe", "peak_resident_bytes", peak / times) for g, peak in zip(groups, peaks, strict=True)
+    ]
+    assert headline(changed).endswith(told)
+
+
+def test_across_devices_the_fastest_that_has_a_time_is_named(make) -> None:
+    runs = make.runs()
+    groups = compare(make.sweep(runs), runs)
+    pi, jetson = (with_median(g, "naive-swap", "tpot_s", None) for g in groups)
+    text = across_devices([pi, jetson])
+    assert text.startswith("Of what does not keep all experts in memory, jetson-tx2-emulated is fastest: ")
+    assert " a token with edgemoe (10 experts). pi4b-emulated takes " in text
+    nothing = with_median(jetson, "edgemoe", "tpot_s", None)
+    assert "pi4b-emulated alone gave numbers" in across_devices([pi, nothing])
+    assert across_devices([with_median(nothing, "full-load", "tpot_s", None)]) == (
+        "No device generated a token after the first."
     )
 
 

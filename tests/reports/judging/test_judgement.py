@@ -270,12 +270,18 @@ def test_strategies_are_compared_at_the_same_budget_or_with_the_only_one(make):
 
 def test_differences_of_the_environment_are_listed(make):
     after = [
-        replace(run, engine_sha256="e2" * 32, facts=replace(run.facts, kernel="6.12", boot_id="another"))
+        replace(
+            run,
+            engine_sha256="e2" * 32,
+            farm_version="0.2.0",
+            facts=replace(run.facts, kernel="6.12", boot_id="another"),
+        )
         for run in steady(make, sweep=AFTER)
     ]
     found = compared(steady(make), after)
     assert found.environment == (
         ("pi4b-emulated: engine", "e1" * 8, "e2" * 8),
+        ("pi4b-emulated: farm", "0.1.0", "0.2.0"),
         ("pi4b-emulated: kernel", "6.6.31+rpt-rpi-v8", "6.12"),
     )
 
