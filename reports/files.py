@@ -14,7 +14,7 @@ from reports.errors import ReportError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file beside `path` that takes its place on success and vanishes otherwise. Raises ReportError."""
+    """Opens a file beside `path` that takes its place on success and vanishes otherwise. Raises ReportError."""
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
@@ -33,7 +33,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _umask() -> int:
-    """There is no way to ask for it but to set it."""
+    """Returns the process's umask; the only way to ask for it is to set it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

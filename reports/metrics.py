@@ -22,7 +22,7 @@ _MOST_NATS = 700.0  # a token; e to the power of more is no float
 
 @dataclass(frozen=True)
 class Metric:
-    """`unit` is one that reports.units knows, or is shown as it stands."""
+    """One metric, how it is shown and computed; a `unit` that reports.units does not know is shown as it stands."""
 
     name: str
     label: str
@@ -36,7 +36,7 @@ class Metric:
         assert (self.per_sample is None) != (self.per_run is None), f"{self.name}: per sample or per run"
 
     def values(self, run: Run) -> list[float]:
-        """One for each timed sample, or one for the run; without those that cannot be told."""
+        """Returns a value for each timed sample, or one for the run, without those that are not known."""
         if self.per_run is not None:
             found = [self.per_run(run)]
         else:
@@ -45,12 +45,13 @@ class Metric:
         return [value for value in found if value is not None]
 
     def of(self, run: Run) -> float | None:
-        """The median of a run's values."""
+        """Returns the median of a run's values."""
         values = self.values(run)
         return median(values) if values else None
 
 
-def tpot_s(_: Run, sample: Sample) -> float | None:
+def tpot_s(sample: Sample) -> float | None:
+    """Returns the time per output token: the mean time of a sample's decode steps, or None where it has none."""
     decode = sample.steps.time_s[1:]
     return sum(decode) / len(decode) if decode else None
 
@@ -64,8 +65,8 @@ def _prefill_rate(run: Run, sample: Sample) -> float | None:
     return len(run.request.prompts[sample.prompt]) / seconds if run.request and seconds else None
 
 
-def _decode_rate(run: Run, sample: Sample) -> float | None:
-    seconds = tpot_s(run, sample)
+def _decode_rate(_: Run, sample: Sample) -> float | None:
+    seconds = tpot_s(sample)
     return 1 / seconds if seconds else None
 
 
@@ -118,7 +119,7 @@ def _peak_resident_bytes(run: Run) -> float | None:
 
 
 def _energy_per_token_j(run: Run, sample: Sample) -> float | None:
-    seen, seconds = run.conditions, tpot_s(run, sample)
+    seen, seconds = run.conditions, tpot_s(sample)
     if seen is None or seen.energy_j is None or not seen.watched_s or seconds is None:
         return None
     return seen.energy_j / seen.watched_s * seconds
@@ -135,7 +136,10 @@ def _perplexity(run: Run) -> float | None:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("tpot_s", "Time per token", "s", "lower", "Mean time of the decode steps of a sample.", tpot_s),
+        Metric(
+            "tpot_s", "Time per token", "s", "lower", "Mean time of the decode steps of a sample.",
+            lambda _, sample: tpot_s(sample),
+        ),
         Metric(
             "estimated_tpot_s", "Estimated", "s", "lower",
             "Time per token that was to be expected before the run: not measured.",

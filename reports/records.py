@@ -67,7 +67,7 @@ class Fault(enum.StrEnum):
 
     @property
     def is_infrastructure(self) -> bool:
-        """Whether another attempt at the cell may end otherwise, and whether it counts against the device's health."""
+        """Returns whether another attempt may end otherwise; such faults count against the device's health."""
         return self in _INFRASTRUCTURE
 
 
@@ -110,18 +110,18 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Identifies the cell within a sweep."""
+        """Returns what identifies the cell within a sweep."""
         return f"{self.device}/{self.key_on_device}"
 
     @property
     def key_on_device(self) -> str:
-        """The same on all devices."""
+        """Returns the part of the key that is the same on all devices."""
         return "/".join((self.container, self.strategy, self.expert_budget, self.workload, self.page_cache))
 
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """What was to be expected of a run, before it; per decoded token. Nothing in it was measured by the run."""
+    """The expectation of a run, made before it, per decoded token. Nothing in it was measured by the run."""
 
     token_s: float
     floor_s: float  # what no pipeline could beat
@@ -133,7 +133,7 @@ class RunEstimate:
 
 @dataclass(frozen=True)
 class Conditions(Watched):
-    """Under which a run was measured: what was seen of the device beside it, its page cache and its memory limit."""
+    """The conditions of a run: what was seen of the device beside it, its page cache and its memory limit."""
 
     page_cache_resident_fraction: float | None = None  # of the container, just before it was loaded
     memory_limit_bytes: int | None = None  # as asked for; None: no limit
@@ -193,7 +193,7 @@ class Run:
 
     @property
     def timed_samples(self) -> tuple[Sample, ...]:
-        """Without the warm-ups."""
+        """Returns the samples without the warm-ups."""
         return tuple(s for s in self.samples if not s.warmup)
 
 
@@ -220,8 +220,18 @@ class Sweep:
         require_utc(self.started_at, f"{where}: started_at")
 
 
+def emulated_in(runs: Iterable[Run]) -> tuple[str, ...]:
+    """Returns each condition that was emulated in some of the runs once, in order of appearance."""
+    return tuple(dict.fromkeys(condition for run in runs for condition in run.emulated))
+
+
+def emulation(conditions: Iterable[str]) -> str:
+    """Returns emulated conditions as one text, empty where there are none."""
+    return "; ".join(conditions)
+
+
 def last_attempts(runs: Iterable[Run]) -> list[Run]:
-    """One run for each cell and block, the last that was started: a resumed sweep tries unreachable devices again."""
+    """Returns the last run of each cell and block: a resumed sweep tries unreachable devices again."""
     last: dict[tuple[str, int], Run] = {}
     for run in sorted(runs, key=lambda run: (run.started_at, run.id)):
         last[run.cell.key, run.block] = run
@@ -229,7 +239,7 @@ def last_attempts(runs: Iterable[Run]) -> list[Run]:
 
 
 def by_cell(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """By the key of their cell, both in the order of the runs."""
+    """Returns runs by the key of their cell, both in the order of the runs."""
     found: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         found[run.cell.key].append(run)
@@ -242,12 +252,12 @@ _REMOVED: dict[type, tuple[str, ...]] = {Run: ("extra",)}  # fields that older r
 
 
 def run_to_json(run: Run) -> dict[str, Any]:
-    """The whole record, for json.dumps; `v` is the version of this schema."""
+    """Returns the whole record for json.dumps; `v` is the version of this schema."""
     return {"v": VERSION, **to_json(run)}
 
 
 def run_from_json(record: dict[str, Any]) -> Run:
-    """Raises RecordError where a key or the version is unknown, a key is missing or a type is wrong."""
+    """Returns the run of a record. Raises RecordError for an unknown key or version, a missing key or a wrong type."""
     return _decode(Run, record)
 
 
@@ -290,5 +300,5 @@ def require_utc(text: str, where: str, *, optional: bool = False) -> None:
 
 
 def instant(utc: str) -> datetime:
-    """Times are compared as such: a second and its first fraction are not in the order of their text."""
+    """Returns a time to compare by: a second and its first fraction are not in the order of their text."""
     return datetime.fromisoformat(utc)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import Any
 
 # ECMA-48 control sequences, and operating system commands such as a terminal's title.
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
@@ -23,6 +24,21 @@ def harmless(text: object, *, limit: int | None = None, lines: bool = False, ins
         shown = _ESCAPES.sub(lambda _: instead, shown)
         shown = "".join(c if c.isprintable() or (lines and _is_space(c)) else instead for c in shown)
     return shown[:limit]
+
+
+def marked(text: str) -> str:
+    """Returns harmless text that keeps its lines, with U+FFFD in place of what could act."""
+    return harmless(text, lines=True, instead="\ufffd")
+
+
+def markdown(text: str) -> str:
+    """Returns a stranger's text as one line of Markdown in which nothing is mark-up, HTML, a link or a mention."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!~&@])", r"\\\1", harmless(text))
+
+
+def inert(value: Any) -> Any:
+    """Returns a cell of a spreadsheet that is no formula: a quote goes before text that would begin one."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _is_space(character: str) -> bool:

@@ -6,16 +6,12 @@ Everywhere else values are in SI base units, bytes and shares; they become text 
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 SPACE = "\u202f"  # narrow and unbreakable: between groups of digits, and between a number and its unit
 ABSENT = "–"
 
-_INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # categories of Unicode
 _TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 _SIZES = ((float(1 << 30), "GiB"), (float(1 << 20), "MiB"), (float(1 << 10), "KiB"), (1.0, "B"))
 
@@ -33,7 +29,7 @@ class Scale:
         return ratio(value) if self.symbol == "×" else number(value / self.divisor)
 
     def text(self, value: float | None) -> str:
-        """With the unit; `ABSENT` for None."""
+        """Returns the value with its unit, `ABSENT` for None."""
         if value is None:
             return ABSENT
         gap = "" if self.symbol in ("", "%", "×") else SPACE
@@ -41,7 +37,10 @@ class Scale:
 
 
 def scale(unit: str, values: Iterable[float | None]) -> Scale:
-    """The scale in which the median of the values is at least one. `unit`: s, bytes, share, ratio or any other name."""
+    """Returns the scale in which the median of the values is at least one.
+
+    `unit` is s, bytes, share, ratio or any other name.
+    """
     steps = {"s": _TIMES, "bytes": _SIZES}.get(unit)
     if steps is None:
         return {"share": Scale(0.01, "%"), "ratio": Scale(1.0, "×")}.get(unit, Scale(1.0, unit))
@@ -51,12 +50,12 @@ def scale(unit: str, values: Iterable[float | None]) -> Scale:
 
 
 def text(value: float | None, unit: str) -> str:
-    """One value alone, in the scale that suits it."""
+    """Returns one value in the scale that suits it."""
     return scale(unit, (value,)).text(value)
 
 
 def number(value: float) -> str:
-    """1234.5 -> 1 235, 12.345 -> 12.3, 0.01234 -> 0.0123: three significant digits, whole numbers in full."""
+    """Returns three significant digits, whole numbers in full: 1 235, 12.3, 0.0123."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else ABSENT
     if value == int(value) and abs(value) < 1e15:
@@ -67,33 +66,15 @@ def number(value: float) -> str:
 
 
 def ratio(value: float) -> str:
-    """1.2345 -> 1.23, 3.14159 -> 3.1, 123.4 -> 123: no more digits than a measurement on a small device has."""
+    """Returns no more digits than a measurement on a small device has: 1.23, 3.1, 123."""
     return f"{value:.2f}" if value < 1.995 else f"{value:.1f}" if value < 99.95 else number(round(value))
 
 
 def interval(low: float, high: float) -> str:
-    """Of two ratios: 2.9–3.3, or one number where both read the same."""
+    """Returns an interval of ratios such as 2.9–3.3, or one number where both ends read the same."""
     return ratio(low) if ratio(low) == ratio(high) else f"{ratio(low)}–{ratio(high)}"
 
 
-def plain(value: str) -> str:
-    """Text from a stranger, fit to be shown: what is invisible, or turns or breaks the line, becomes U+FFFD."""
-    if value.isprintable():  # nearly all text, and fast
-        return value
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in _INVISIBLE else "\ufffd" for c in value)
-
-
-def markdown(value: str) -> str:
-    """A stranger's text in one line of Markdown, where it stays text: no mark-up, HTML, link or mention."""
-    line = "".join(c if c.isprintable() else " " for c in value)
-    return re.sub(r"([\\`*_{}\[\]<>#|!~&@])", r"\\\1", line)
-
-
-def inert(value: Any) -> Any:
-    """A stranger's text must not become a formula in someone's spreadsheet."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
-
-
 def moment(iso: str) -> str:
-    """2026-11-23T22:15:00+00:00 -> 2026-11-23 22:15:00 UTC."""
+    """Returns 2026-11-23T22:15:00+00:00 as 2026-11-23 22:15:00 UTC."""
     return f"{iso[:10]} {iso[11:19]} UTC" if iso else ABSENT

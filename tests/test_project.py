@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import grimp
 import pytest
 
 from harness.cli import main
@@ -135,3 +136,44 @@ def test_scripts_are_executable() -> None:
     for script in scripts:
         assert script.stat().st_mode & 0o111, script
         assert script.read_text(encoding="utf-8").startswith("#!"), script
+
+
+# --- who may know whom ------------------------------------------------------------------------------------------------
+
+WIRE = {"engine.protocol", "engine.codec", "engine.errors"}  # what crosses to a device, and how it fails
+REPORTS = {f"reports.{wing}" for wing in ("errors", "files", "judging", "metrics", "nights", "pages", "records",
+                                          "results", "text", "units")}  # fmt: skip
+INVENTORY = {"device_inventory", "device_inventory.inventory"}
+# A package or wing -> all that it may import of the other packages; pyproject.toml has the order within each.
+MAY_IMPORT: dict[str, set[str]] = {
+    "engine": set(),
+    "device_inventory": set(),
+    "reports": WIRE,
+    "harness": WIRE | {"reports.pages"},  # its loose files
+    "harness.agent": set(),  # runs on devices
+    "harness.cli": WIRE | INVENTORY | REPORTS | {
+        "engine.container", "engine.experts", "engine.models", "engine.offline", "engine.quantize", "engine.selftest",
+        "engine.storage", "engine.strategies", "reports.charts",
+    },
+    "harness.demo": INVENTORY,
+    "harness.device": WIRE | INVENTORY | {"reports.errors", "reports.records", "reports.text"},
+    "harness.doctor": WIRE | INVENTORY | {"reports.errors", "reports.records", "reports.results", "reports.text"},
+    "harness.night": WIRE | INVENTORY | REPORTS,
+    "harness.scripted": WIRE | INVENTORY,
+    "harness.sweep": WIRE | INVENTORY | {
+        "engine.container", "engine.experts", "engine.models", "engine.offline", "engine.strategies", "reports.errors",
+        "reports.files", "reports.metrics", "reports.records", "reports.results", "reports.text",
+    },
+    "harness.transport": INVENTORY | {"reports.text"},
+}  # fmt: skip
+
+
+def test_a_package_imports_of_the_others_what_it_may_and_nothing_else() -> None:
+    graph = grimp.build_graph(*PACKAGES)
+    assert graph.modules >= set(MAY_IMPORT)
+    for module in sorted(graph.modules):
+        home = ".".join(module.split(".")[:2])
+        allowed = MAY_IMPORT.get(home) if home in MAY_IMPORT else MAY_IMPORT[module.split(".")[0]]
+        for target in graph.find_modules_directly_imported_by(module):
+            if target.split(".")[0] != module.split(".")[0]:
+                assert ".".join(target.split(".")[:2]) in allowed, f"{module} imports {target}: see MAY_IMPORT"

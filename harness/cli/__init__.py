@@ -18,11 +18,14 @@ from reports.errors import ReportError
 _HOMES = {
     "ack": "gate",
     "baseline": "gate",
+    "bench": "bench",
     "compare": "compare",
     "demo": "demo",
     "devices": "devices",
     "doctor": "doctor",
+    "estimate": "estimate",
     "gate": "gate",
+    "model": "model",
     "nightly": "nightly",
     "probe": "devices",
     "report": "results",
@@ -32,9 +35,6 @@ _HOMES = {
     "strategies": "strategies",
     "trust": "devices",
 }
-# Work with models needs nothing of the farm, and the farm nothing of it.
-if importlib.util.find_spec("harness.cli.model") is not None:
-    _HOMES |= {"bench": "bench", "estimate": "estimating", "model": "model"}
 
 
 class _Farm(click.Group):

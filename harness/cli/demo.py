@@ -11,12 +11,13 @@ import click
 import harness.demo
 from engine.protocol import BACKENDS
 from harness.cli.faults import demonstrate
-from harness.cli.measuring import measure, new_sweep, plan_matrix
 from harness.cli.options import EXIT_CODES, open_results
+from harness.cli.showing import measure_and_show
 from harness.demo.loopback import Emulated, LoopbackFarm
 from harness.device.trust import trust
 from harness.errors import UsageError
 from harness.sweep.matrix import parse_matrix
+from harness.sweep.planning import new_sweep, plan_matrix
 from harness.sweep.presence import at_work
 from reports.pages import render
 
@@ -133,7 +134,7 @@ def _measure(start: float, output: Path, work: Path, quick: bool, backend: str) 
         sweep = new_sweep(plan, database)
         _say(start, f"measuring {len(plan.measurements)} runs on {len(inventory.devices)} devices")
         with at_work(database, sweep.id) as presence:
-            code = measure(sweep, plan, database, presence, known_hosts=known_hosts, cache=work / "cache")
+            code = measure_and_show(sweep, plan, database, presence, known_hosts=known_hosts, cache=work / "cache")
         render(database, [sweep.id], output / "report.html")
     return code
 

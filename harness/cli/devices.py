@@ -16,7 +16,6 @@ from engine.protocol import to_json
 from harness.cli.devices_health import health, health_in_words, known_health, prune
 from harness.cli.devices_locks import locks, unlock
 from harness.cli.options import (
-    cache_folder,
     inventory_option,
     json_option,
     known_hosts_option,
@@ -26,6 +25,7 @@ from harness.cli.options import (
     printable,
     results_option,
 )
+from harness.device.deploy import cache_folder
 from harness.device.kinds import kind_of
 from harness.device.opening import open_session
 from harness.device.trust import trust as trust_device

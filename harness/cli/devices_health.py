@@ -10,7 +10,6 @@ import click
 
 from device_inventory import Device
 from harness.cli.options import (
-    cache_folder,
     inventory_option,
     json_option,
     known_hosts_option,
@@ -21,6 +20,7 @@ from harness.cli.options import (
     printable,
     results_option,
 )
+from harness.device.deploy import cache_folder
 from harness.device.opening import open_session, prune_device
 from harness.doctor.survey import Pruned
 from harness.errors import DeviceBusyError, DeviceError, UsageError

@@ -13,7 +13,6 @@ from rich.console import Console
 from device_inventory import Device
 from harness.cli.devices_health import known_health
 from harness.cli.options import (
-    cache_folder,
     inventory_option,
     json_option,
     known_hosts_option,
@@ -24,6 +23,7 @@ from harness.cli.options import (
     results_option,
     to_terminal,
 )
+from harness.device.deploy import cache_folder
 from harness.device.opening import open_session
 from harness.doctor import controller as controller_checks
 from harness.doctor.examination import examine_device

@@ -14,10 +14,11 @@ from device_inventory import Inventory
 from engine.container import Container
 from engine.quantize import Format
 from engine.selftest import profile_of, write_random_model
-from harness.cli.measuring import measure, new_sweep, plan_matrix
 from harness.cli.options import open_results, printable
+from harness.cli.showing import measure_and_show
 from harness.scripted import WHAT_HAPPENS, FaultKind, FaultScript, declare
 from harness.sweep.matrix import parse_matrix
+from harness.sweep.planning import new_sweep, plan_matrix
 from harness.sweep.presence import at_work
 from reports.metrics import METRICS
 from reports.pages import render
@@ -66,7 +67,7 @@ def demonstrate(output: Path, work: Path) -> bool:
         sweep = new_sweep(plan, database)
         hosts = work / "known_hosts"
         with at_work(database, sweep.id) as presence:
-            measure(sweep, plan, database, presence, known_hosts=hosts, cache=work / "cache", summary=False)
+            measure_and_show(sweep, plan, database, presence, known_hosts=hosts, cache=work / "cache", summary=False)
         render(database, [sweep.id], output / "report.html")
         return _show(sweep, database)
 

@@ -9,16 +9,24 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from harness.cli.nightly import GATE_EXIT_CODES
-from harness.cli.options import Duration, MetricShare, json_option, open_results, print_json, printable, results_option
+from harness.cli.options import (
+    GATE_EXIT_CODES,
+    Duration,
+    MetricShare,
+    json_option,
+    open_results,
+    print_json,
+    printable,
+    results_option,
+)
 from harness.errors import UsageError
 from harness.night.config import read_nightly
 from harness.process import owner
 from harness.sweep.engines import EngineStore, engines_folder
 from reports.files import replacing
-from reports.judging.judgement import ANSWER, GATED, RESULT, Side, compare_sides
+from reports.judging.judgement import ANSWER, GATED, RESULT
 from reports.judging.noise import noise_before
-from reports.nights.gate import Measured
+from reports.nights.gate import Measured, against_baseline
 from reports.nights.outcome import Context, judge_sweep
 from reports.nights.summary import junit, markdown, payload
 from reports.records import RunStatus, Sweep
@@ -74,11 +82,10 @@ def gate(
     with open_results(results_place) as database:
         sweep = _of_a_matrix(database, run)
         pinned = _pinned(database, name)
-        against = database.sweep(pinned.sweep_id)
-        baseline = Measured.of(against, database.runs(sweep_id=against.id))
-        candidate = Measured.of(sweep, database.runs(sweep_id=sweep.id))
-        sides = Side(pinned.name, baseline.runs), Side(sweep.id, candidate.runs)
-        comparison = compare_sides(*sides, allowed, noise=noise_before(database, sweep, allowed))
+        baseline = Measured.read(database, database.sweep(pinned.sweep_id))
+        candidate = Measured.read(database, sweep)
+        noise = noise_before(database, sweep, allowed)
+        comparison = against_baseline(pinned.name, baseline, candidate, allowed, noise)
         known = Context(allowed, acknowledgements=database.acknowledgements(at=at))
     night = judge_sweep(sweep.name, comparison, candidate, known, at)
     if as_json:

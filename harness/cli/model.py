@@ -18,6 +18,7 @@ from harness.cli.options import Budget, json_option, print_json, printable
 from harness.cli.tracing import replay, trace
 from harness.cli.viewing import view
 from harness.errors import UsageError
+from reports.metrics import tpot_s
 
 # engine.offline brings numpy and its friends: each command imports what it needs, so that help stays quick.
 
@@ -310,13 +311,12 @@ def generate(
 
 def _cost(sample: Sample, peak_bytes: int | None) -> str:
     steps = sample.steps
-    decode = steps.time_s[1:]
+    token_s = tpot_s(sample)
     asked = sum(steps.hits) + sum(steps.late) + sum(steps.misses)
     parts = [f"prefill {steps.time_s[0] * 1e3:.1f} ms"]
-    if decode:
-        parts.append(
-            f"{sum(decode) / len(decode) * 1e3:.2f} ms a token, {sum(steps.stall_s[1:]) / sum(decode):.0%} stalled"
-        )
+    if token_s is not None:
+        stalled = sum(steps.stall_s[1:]) / sum(steps.time_s[1:])
+        parts.append(f"{token_s * 1e3:.2f} ms a token, {stalled:.0%} stalled")
     if asked:
         parts.append(f"expert hits {sum(steps.hits) / asked:.0%}")
     parts.append(f"{sum(steps.read_bytes) / 1e6:.1f} MB read")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
@@ -32,6 +31,18 @@ Exit codes:
   3    incomplete: some cells failed or are missing
   4    infrastructure: a device, or for `run` every device, cannot be used
   130  interrupted; `edgemoe-farm run --resume` goes on
+"""
+
+GATE_EXIT_CODES = """\b
+Exit codes:
+  0    no regression
+  1    a regression: slower, larger, less accurate, another answer, or no result any more
+  2    usage: an argument or a file is wrong
+  3    incomplete: a result is missing
+  4    infrastructure: no device could be used, another nightly run is at work, or the farm itself failed
+  5    inconclusive: suspect runs, too much noise (for nightly: to decide a suspicion), or nothing to compare with
+  130  interrupted; the same command goes on
+Of several, 1 comes before 3, 3 before 4, 4 before 5.
 """
 
 
@@ -96,12 +107,6 @@ def open_results(place: str, *, create: bool = False, patience: Patience | None 
         except OSError as error:
             raise UsageError(f"--results {file}: {error.strerror}: name a place that can be written") from None
     return ResultsDatabase.open(place, create=create, patience=patience)
-
-
-def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/edgemoe-farm: what can be made again, such as hashes of large containers."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "edgemoe-farm"
 
 
 def print_json(value: Any) -> None:

@@ -11,7 +11,6 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from harness.cli.measuring import PATIENT, measure, new_sweep, plan_again, plan_matrix
 from harness.cli.options import (
     EXIT_CODES,
     Duration,
@@ -25,11 +24,13 @@ from harness.cli.options import (
     results_option,
     wait_option,
 )
+from harness.cli.showing import PATIENT, measure_and_show
 from harness.device.deploy import DEFAULT_UPLOADS
 from harness.errors import UsageError
 from harness.sweep.engines import EngineStore, engines_folder
 from harness.sweep.matrix import read_matrix
 from harness.sweep.plan import Plan
+from harness.sweep.planning import new_sweep, plan_again, plan_matrix
 from harness.sweep.presence import at_work
 from reports.results.database import LATEST
 
@@ -102,8 +103,8 @@ def run(
     if retry_failed and resume is None:
         raise UsageError("run: --retry-failed goes with --resume")
     measured = partial(
-        measure, known_hosts=known_hosts, deadline_s=deadline_s, offline=offline, as_json=as_json, wait_s=wait_s,
-        uploads=uploads, kept=EngineStore(engines_folder()),
+        measure_and_show, known_hosts=known_hosts, deadline_s=deadline_s, offline=offline, as_json=as_json,
+        wait_s=wait_s, uploads=uploads, kept=EngineStore(engines_folder()),
     )  # fmt: skip
     inventory = load_inventory(inventory_path)
     if matrix is not None:

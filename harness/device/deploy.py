@@ -45,6 +45,12 @@ IS_THERE = '[ -d "$1" ] || exit 1; touch -c -- "$1" 2>/dev/null; exit 0'
 SIZE = '[ -f "$1" ] || exit; touch -c -- "$1" 2>/dev/null; wc -c <"$1"'
 
 
+def cache_folder() -> Path:
+    """Returns $XDG_CACHE_HOME/edgemoe-farm: what can be made again, such as hashes of large containers."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "edgemoe-farm"
+
+
 class HashCache:
     """Remembers the SHA-256 of files by path, size, time of change and inode; processes may share one."""
 

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -19,6 +19,7 @@ from rich.text import Text
 
 from engine.protocol import Sample, to_json
 from harness.sweep.plan import Measurement
+from reports.metrics import METRICS, tpot_s
 from reports.records import Run, RunStatus, Verdict
 
 _COLOURS = {RunStatus.OK: "green", RunStatus.SKIPPED: "yellow"}
@@ -84,10 +85,11 @@ class LiveTable:
                 device.started_s = self._clock()
 
     def engine_said(self, measurement: Measurement, event: str, content: dict[str, Any]) -> None:
-        tpot_s = _tpot_s(content.get("sample"))
-        if tpot_s is not None:
+        sample = content.get("sample")
+        token_s = tpot_s(sample) if isinstance(sample, Sample) else None
+        if token_s is not None:
             with self._lock:
-                self._devices[measurement.cell.device].tpot_s = tpot_s
+                self._devices[measurement.cell.device].tpot_s = token_s
 
     def cell_ended(self, run: Run) -> None:
         with self._lock:
@@ -205,7 +207,7 @@ class JsonLines:
             verdict=run.verdict.value,
             reasons=run.reasons,
             fault=run.fault,
-            tpot_s=_mean_tpot_s(run),
+            tpot_s=METRICS["tpot_s"].of(run),
             estimated_tpot_s=run.estimate.token_s if run.estimate else None,
         )
 
@@ -227,34 +229,17 @@ def _label(measurement: Measurement) -> str:
 
 def _line(run: Run) -> str:
     cell = run.cell
-    tpot_s = _mean_tpot_s(run)
+    token_s = METRICS["tpot_s"].of(run)
     parts = [f"{cell.container} {cell.strategy} {cell.expert_budget} {cell.workload} {cell.page_cache} #{run.block}:"]
     parts.append(run.status.value)
-    if tpot_s is not None:
+    if token_s is not None:
         estimated = "" if run.estimate is None else f" (estimated {run.estimate.token_s * 1e3:.1f})"
-        parts.append(f"{tpot_s * 1e3:.1f} ms a token{estimated}")
+        parts.append(f"{token_s * 1e3:.1f} ms a token{estimated}")
     if run.status is RunStatus.OK and run.verdict is not Verdict.VALID:
         parts.append(run.verdict.value)
     if run.reasons:
         parts.append(f"({'; '.join(run.reasons)})")
     return _printable(" ".join(parts))
-
-
-def _mean_tpot_s(run: Run) -> float | None:
-    values = [t for t in map(_tpot_s, run.timed_samples) if t is not None]
-    return sum(values) / len(values) if values else None
-
-
-def _tpot_s(sample: Any) -> float | None:
-    """Mean time of a decoded token: for the eye only, the report derives its own from the record."""
-    if not isinstance(sample, Sample) or len(sample.steps.time_s) < 2:
-        return None
-    return _mean(sample.steps.time_s[1:])
-
-
-def _mean(values: Iterable[float]) -> float:
-    values = tuple(values)
-    return sum(values) / len(values)
 
 
 def _printable(text: str) -> str:

@@ -21,7 +21,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Axis:
-    """Values from `low` to `high` along the canvas from `start` to `end`; what lies beyond stops at the edge."""
+    """Maps values from `low` to `high` to the canvas from `start` to `end`; what lies beyond stops at the edge."""
 
     low: float
     high: float
@@ -36,17 +36,17 @@ class Axis:
         return self.start + (self.end - self.start) * share
 
     def ticks(self, values: Sequence[float], divisor: float = 1.0) -> tuple[Tick, ...]:
-        """`values` are in the axis's unit over `divisor`, as they are written."""
+        """Returns a tick for each value; `values` are in the axis's unit over `divisor`, as they are written."""
         return tuple(Tick(self.at(value * divisor), tick_label(value)) for value in values)
 
 
 def tick_label(value: float) -> str:
-    """Ticks are round: 0.1 has no more digits than it needs."""
+    """Returns a round value with no more digits than it needs."""
     return units.number(value) if abs(value) >= 1000 else f"{value:.6g}"
 
 
 def nice_ticks(top: float, most: int = 5) -> list[float]:
-    """From 0 to at least `top` in steps of 1, 2 or 5 times a power of ten, `most` steps or fewer."""
+    """Returns values from 0 to at least `top` in steps of 1, 2 or 5 times a power of ten, `most` steps or fewer."""
     if not top > 0 or not math.isfinite(top):
         return [0.0, 1.0]
     power = 10.0 ** math.floor(math.log10(top / most))
@@ -55,7 +55,7 @@ def nice_ticks(top: float, most: int = 5) -> list[float]:
 
 
 def ticks_between(low: float, high: float, most: int = 4) -> list[float]:
-    """Like nice_ticks, for an axis that does not start at 0: round values around `low` and `high`."""
+    """Returns round values around `low` and `high`: nice_ticks for an axis that does not start at 0."""
     if not high > low:
         low, high = low - (abs(low) / 10 or 1.0), high + (abs(high) / 10 or 1.0)
     step = nice_ticks(high - low, most)[1]
@@ -64,7 +64,7 @@ def ticks_between(low: float, high: float, most: int = 4) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten around positive `low` and `high`; powers alone where that would be many."""
+    """Returns 1, 2 and 5 times powers of ten around positive `low` and `high`; powers alone if they are many."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     every = [factor * 10.0**power for power in powers for factor in ((1, 2, 5) if len(powers) <= 3 else (1,))]
     below = [value for value in every if value <= low * (1 + 1e-9)]
@@ -74,20 +74,20 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def line(points: Sequence[tuple[float, float]]) -> str:
-    """Positions on the canvas -> SVG path; a single one becomes a short dash."""
+    """Returns the SVG path through positions on the canvas; a single one becomes a short dash."""
     if len(points) == 1:
         points = [points[0], (points[0][0] + 6, points[0][1])]
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
 
 
 def steps(points: Sequence[tuple[float, float]]) -> str:
-    """A line that keeps its height until the next point, as what is counted does."""
+    """Returns the SVG path of a line that keeps its height until the next point, for what is counted."""
     (x, y), *rest = points
     return f"M{x:.1f} {y:.1f}" + "".join(f"H{x:.1f}V{y:.1f}" for x, y in rest)
 
 
 def thinned(values: Sequence[float], most: int = _MOST_POINTS) -> list[tuple[float, float]]:
-    """(mean index, median) of runs of neighbours: at most `most` of them."""
+    """Returns (mean index, median) of groups of neighbours, at most `most` of them."""
     width = max(1, math.ceil(len(values) / most))
     bins = [values[i : i + width] for i in range(0, len(values), width)]
     return [(i * width + (len(b) - 1) / 2, median(b)) for i, b in enumerate(bins)]

@@ -50,7 +50,7 @@ class BarChart:
 
 
 def bar_chart(metric: Metric, rows: Sequence[Row], series: dict[str, int], place: str) -> BarChart | None:
-    """The median of a metric for each row, with its quartiles. None where no row has one."""
+    """Draws the median of a metric for each row, with its quartiles; None where no row has one."""
     shown = [(row, summary) for row in rows if (summary := row.summaries[metric.name]) is not None]
     if not shown:
         return None
@@ -102,7 +102,7 @@ def speed_up_chart(rows: Sequence[Row], series: dict[str, int], place: str, base
 
 
 def ratio_chart(intervals: Sequence[Interval], title: str, description: str, label: str) -> BarChart | None:
-    """Each ratio as a dot with its interval, on a logarithmic axis: twice as much is as far as half as much."""
+    """Draws each ratio as a dot with its interval; on a logarithmic axis, twice is as far from 1 as half."""
     if not intervals:
         return None
     ends = [x for i in intervals for x in (i.ratio, i.low or i.ratio, i.high or i.ratio) if x > 0]
@@ -143,7 +143,7 @@ def _between(interval: Interval) -> str:
 def stacked_chart(
     rows: Sequence[tuple[Row, dict[str, float]]], kinds: dict[str, str], series: dict[str, int], place: str
 ) -> BarChart | None:
-    """What a token's time consists of: for each row seconds by kind, drawn in the order of `kinds` (kind -> name)."""
+    """Draws each row's seconds by kind, one after another, in the order of `kinds` (kind -> name)."""
     rows = [(row, parts) for row, parts in rows if sum(parts.values()) > 0]
     if not rows:
         return None

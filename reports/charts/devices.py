@@ -12,7 +12,7 @@ from reports.judging.groups import Row
 
 
 def pareto_chart(rows: Sequence[Row], series: dict[str, int], place: str) -> Plot | None:
-    """Peak memory against time per token; the line joins those than which none is both smaller and faster."""
+    """Draws peak memory against time per token; the line joins rows that no other beats in both."""
     points = [
         (memory.median, tpot.median, row)
         for row in rows
@@ -50,10 +50,11 @@ def pareto_chart(rows: Sequence[Row], series: dict[str, int], place: str) -> Plo
 
 
 def roofline_chart(rows: Sequence[Row], series: dict[str, int], place: str) -> Plot | None:
-    """Tokens per second against bytes read per token. Under two roofs: what the storage delivers, and what the
-    arithmetic would do if it never waited. The tick above a dot is the estimate's floor, where there was one.
+    """Draws tokens per second against bytes read per token, under two roofs.
 
-    What reads nothing stands at the left edge: it has no place on a logarithmic axis.
+    One roof is what the storage delivers, the other what the arithmetic would do if it never waited. The tick above a
+    dot is the estimate's floor, if there is one. A row that reads nothing stands at the left edge, as a logarithmic
+    axis has no zero.
     """
     points = [
         (read.median, 1 / tpot.median, row)
@@ -115,7 +116,7 @@ def roofline_chart(rows: Sequence[Row], series: dict[str, int], place: str) -> P
 def _dots(
     points: Sequence[tuple[float, float, Row, str]], series: dict[str, int]
 ) -> tuple[tuple[Dot, ...], tuple[Label, ...]]:
-    """With names beside them, left of those that stand far right, and none over another."""
+    """Returns dots and their names: beside the dot, left of it on the right half, none over another."""
     dots = tuple(Dot(x, y, f"{row.name}: {value}", series[row.strategy]) for x, y, row, value in points)
     middle = (LEFT + RIGHT) / 2
     right = [Label(x + 8, y + 4, row.name) for x, y, row, _ in points if x <= middle]
@@ -124,7 +125,7 @@ def _dots(
 
 
 def _storage_rate(rows: Sequence[Row]) -> float | None:
-    """Bytes/s: the limit that was emulated, or else the median of what a probe of the storage found."""
+    """Returns bytes/s: the emulated limit, or else the median of what a probe of the storage found."""
     runs = [run for row in rows for run in row.runs]
     emulated = [rate for run in runs if run.request and (rate := run.request.emulated_read_bytes_per_s)]
     probed = [
@@ -135,7 +136,7 @@ def _storage_rate(rows: Sequence[Row]) -> float | None:
 
 
 def _arithmetic_rate(rows: Sequence[Row]) -> float | None:
-    """Tokens/s of the row that computed fastest, had it never waited."""
+    """Returns the tokens/s of the row that computed fastest, had it never waited."""
     times = [(row.summaries["tpot_s"], row.summaries["stall_per_token_s"]) for row in rows if not row.is_lossy]
     computing = [left for tpot, stall in times if tpot and stall and (left := tpot.median - stall.median) > 0]
     return 1 / min(computing) if computing else None

@@ -70,7 +70,7 @@ class ShareChart:
 def category_map(
     title: str, note: str, grid: Grid, categories: Sequence[tuple[int, str]], text: Callable[[float], str]
 ) -> HeatMap:
-    """A cell's value is an index into `categories`: (shade, label), the palest first."""
+    """Draws a map of categories; a cell's value is an index into `categories`: (shade, label), the palest first."""
     counts = [sum(value == i for row in grid for value in row) for i in range(len(categories))]
     parts = [f"{label}: {n} experts" for (_, label), n in zip(categories, counts, strict=True)]
     labels = [(level, f"{label} ({n})") for (level, label), n in zip(categories, counts, strict=True)]
@@ -78,7 +78,7 @@ def category_map(
 
 
 def value_map(title: str, note: str, grid: Grid, text: Callable[[float], str]) -> HeatMap | None:
-    """Each shade has as many cells as any other, where values differ: a large one hides nothing. None without any."""
+    """Draws a map whose shades have equally many cells, so that one large value hides nothing; None without values."""
     known = sorted(value for row in grid for value in row if value is not None)
     if not known:
         return None
@@ -127,7 +127,7 @@ def _map(
 
 
 def share_chart(title: str, note: str, curves: Sequence[Curve], x_label: str, x_top: float) -> ShareChart:
-    """x runs from 0 to `x_top`; where that is 1, as a share."""
+    """Draws curves over x from 0 to `x_top`, which is written as a share if it is 1."""
     as_share = x_top == 1
     x_ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if as_share else [t for t in nice_ticks(x_top) if t <= x_top]
 
@@ -157,7 +157,7 @@ def share_chart(title: str, note: str, curves: Sequence[Curve], x_label: str, x_
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """No more than can be told apart, both ends among them."""
+    """Returns as many points as can be told apart, both ends among them."""
     if len(points) <= _MOST_POINTS:
         return list(points)
     last = len(points) - 1

@@ -11,7 +11,7 @@ from reports.judging.groups import Row
 
 
 def layers_chart(rows: Sequence[Row], series: dict[str, int], place: str) -> Plot | None:
-    """None where no record has counts by layer."""
+    """Draws each row's hit rate by layer; None where no record has counts by layer."""
     rates = [(row, found) for row in rows if len(found := _hit_rates(row)) > 1]
     if not rates:
         return None
@@ -36,7 +36,7 @@ def layers_chart(rows: Sequence[Row], series: dict[str, int], place: str) -> Plo
 
 
 def _hit_rates(row: Row) -> dict[int, float]:
-    """By layer, over all timed samples; without layers of which no expert was asked for."""
+    """Returns the rate by layer over all timed samples, without layers of which no expert was asked for."""
     counts = [sample.layers for run in row.runs for sample in run.timed_samples if sample.layers is not None]
     found = {}
     for layer in range(max((len(each.hits) for each in counts), default=0)):

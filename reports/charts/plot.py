@@ -13,7 +13,7 @@ HEIGHT = BOTTOM + 42.0
 
 @dataclass(frozen=True)
 class Stroke:
-    """`kind` is a class of page.css: line, area, band, sample, floor, roof, rule ..."""
+    """A path; `kind` is a class of page.css: line, area, band, sample, floor, roof, rule ..."""
 
     kind: str
     d: str  # SVG path
@@ -76,7 +76,7 @@ def y_axis(low: float, high: float, *, is_log: bool = False) -> Axis:
 
 
 def placed(labels: Sequence[Label], *, gap: float = 12.0, low: float = TOP - 4, high: float = BOTTOM) -> list[Label]:
-    """Labels moved up or down, as little as possible in their order, until no two are closer than `gap`."""
+    """Moves labels up or down, as little as their order allows, until no two are closer than `gap`."""
     ordered = sorted(labels, key=lambda label: label.y)
     ys: list[float] = []
     for label in ordered:

@@ -19,8 +19,10 @@ _SHARES = 60  # of a distribution's line
 
 
 def latency_charts(rows: Sequence[Row], series: dict[str, int], place: str, *, each_sample: bool = True) -> list[Plot]:
-    """Time of each decode step, a chart for each row, all on the same axes: samples light, their median bold, the
-    median wait as an area."""
+    """Draws the time of each decode step, a chart for each row, all on the same axes.
+
+    Samples are light, their median is bold, and the median wait is an area.
+    """
     decoded = [(row, lines) for row in rows if (lines := decode_times(row))]
     if not decoded:
         return []
@@ -78,7 +80,7 @@ def _latency(
 
 
 def distribution_chart(rows: Sequence[Row], series: dict[str, int], place: str) -> Plot | None:
-    """Share of decoded tokens that took at most so long, a line for each row; the time is logarithmic."""
+    """Draws the share of decoded tokens that took at most so long, a line for each row, over logarithmic time."""
     decoded = [(row, np.concatenate(lines)) for row in rows if (lines := decode_times(row))]
     decoded = [(row, times) for row, times in decoded if times.min() > 0]
     if not decoded:
@@ -107,8 +109,10 @@ def distribution_chart(rows: Sequence[Row], series: dict[str, int], place: str) 
 
 
 def memory_chart(rows: Sequence[Row], series: dict[str, int], place: str) -> Plot | None:
-    """Resident memory over the time of a row's first run, as seen from beside it; where nobody looked, the peak so far
-    after each repetition."""
+    """Draws the resident memory of each row's first run over time, as it was seen from beside it.
+
+    Where nobody looked, it is the peak so far, after each repetition.
+    """
     seen = [(row, course) for row in rows if (course := _resident(row.runs[0]))]
     courses = seen or [(row, course) for row in rows if (course := _peaks(row.runs[0]))]
     if not courses:
@@ -142,7 +146,7 @@ def _resident(run: Run) -> list[tuple[float, float]]:
 
 
 def _peaks(run: Run) -> list[tuple[float, float]]:
-    """(seconds of generating so far, peak resident bytes so far), after each repetition."""
+    """Returns (seconds of generating so far, peak resident bytes so far) after each repetition."""
     course, elapsed = [], 0.0
     for sample in run.samples:
         elapsed += sum(sample.steps.time_s)
@@ -158,8 +162,10 @@ PARTS = {
 
 
 def time_parts(row: Row) -> dict[str, float]:
-    """Mean seconds of a decoded token by PARTS. How what is no waiting divides was seen in the samples that kept a
-    timeline; without one it is `compute`."""
+    """Returns the mean seconds of a decoded token by PARTS.
+
+    Samples that kept a timeline tell how the time without waiting divides; without one all of it is `compute`.
+    """
     samples = [s for run in row.runs for s in run.timed_samples if len(s.steps.time_s) > 1]
     if not samples:
         return {}
@@ -188,7 +194,7 @@ def _mean(columns: list[tuple[float, ...]]) -> float:
 
 
 def _medians(lines: Sequence[Sequence[float]]) -> list[float]:
-    """Of each step over the samples that reached it."""
+    """Returns the median of each step over the samples that reached it."""
     return [median(line_[i] for line_ in lines if i < len(line_)) for i in range(max(map(len, lines)))]
 
 

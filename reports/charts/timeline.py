@@ -23,7 +23,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Spans:
-    """All of one kind, drawn as one path."""
+    """All spans of one kind, drawn as one path."""
 
     kind: str  # a class of page.css
     name: str
@@ -47,7 +47,7 @@ class Pipeline:
 
 
 def pipelines(rows: Sequence[Row], series: dict[str, int], place: str) -> list[Pipeline]:
-    """One for each row of which a run kept a timeline."""
+    """Draws one pipeline for each row of which a run kept a timeline."""
     found = [(row, timeline) for row in rows if (timeline := _timeline(row)) is not None]
     return [_pipeline(row.name, series[row.strategy], timeline, place) for row, timeline in found]
 
@@ -108,7 +108,7 @@ def _pipeline(name: str, series: int, timeline: Timeline, place: str) -> Pipelin
 
 
 def _shown(timeline: Timeline) -> tuple[int, int]:
-    """(steps, their time in microseconds): as many as have no more spans than can be drawn, at least one."""
+    """Returns how many steps can be drawn, at least one, and their time in microseconds."""
     starts = sorted((*timeline.compute.start_us, *timeline.loads.start_us))
     ends = [s + t for s, t in zip(timeline.step_start_us, timeline.step_time_us, strict=True)]
     fit = [end for end in ends if sum(start < end for start in starts) <= _MOST_SPANS]

@@ -12,7 +12,7 @@ _SPARK_WIDTH, _SPARK_HEIGHT = 100, 20  # of a sparkline's canvas
 
 
 def trend_chart(trend: Trend, title: str) -> Plot | None:
-    """None where there is no night."""
+    """Draws a trend with its changes; None where there is no night."""
     points = trend.points
     if not points:
         return None
@@ -75,7 +75,7 @@ def trend_chart(trend: Trend, title: str) -> Plot | None:
 
 
 def sparkline(trend: Trend) -> str:
-    """SVG path of the medians, from the least to the most, on a canvas of 100 by 20."""
+    """Returns the SVG path of the medians, from the least to the most, on a canvas of 100 by 20."""
     values = [point.median for point in trend.points]
     low, span = min(values), max(values) - min(values)
     across = _SPARK_WIDTH / max(1, len(values) - 1)

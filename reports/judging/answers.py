@@ -10,13 +10,13 @@ Answers = dict[tuple[object, ...], tuple[int, ...]]
 
 
 def is_lossy(run: Run) -> bool:
-    """Whether it used another precision than the container's stored one, or other experts than the router's."""
+    """Returns whether a run used another precision than the stored one, or other experts than the router's."""
     parts = run.load.strategy if run.load else {}
     return parts.get("precision", "stored") != "stored" or parts.get("relief", "none") != "none"
 
 
 def answers(runs: Iterable[Run]) -> Answers:
-    """Tokens, by all that must make them equal but the device; nothing of lossy runs, nor of those that are no result.
+    """Returns tokens by all that makes them equal, but for the device; lossy and failed runs are left out.
 
     Greedy repetitions of one prompt are equal; sampled ones are equal to their like in other runs.
     """
@@ -35,7 +35,7 @@ def answers(runs: Iterable[Run]) -> Answers:
 
 
 def first_change(before: Answers, after: Answers) -> tuple[object, int] | None:
-    """Which prompt is answered otherwise, and from which token on. None where none is."""
+    """Returns which prompt is answered otherwise, and from which token on; None where none is."""
     for key, tokens in after.items():
         known = before.get(key, tokens)
         if known != tokens:

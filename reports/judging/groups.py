@@ -9,9 +9,10 @@ from itertools import chain
 
 from reports import units
 from reports.judging.answers import is_lossy
+from reports.judging.matching import same_budget
 from reports.judging.statistics import Ratio, Summary, speed_up, summarize
 from reports.metrics import METRICS
-from reports.records import Run, RunStatus, Sweep, Verdict, last_attempts
+from reports.records import Run, RunStatus, Sweep, Verdict, emulated_in, last_attempts
 
 Variant = tuple[str, str]  # strategy, expert budget as asked for
 
@@ -38,7 +39,7 @@ class Row:
 
     @property
     def emulated(self) -> tuple[str, ...]:
-        return emulated_conditions(self.runs)
+        return emulated_in(self.runs)
 
     @property
     def is_lossy(self) -> bool:
@@ -46,7 +47,7 @@ class Row:
 
     @property
     def keeps_all_experts(self) -> bool:
-        """Whether no limit was set and experts were resident before the first token."""
+        """Returns whether no limit was set and experts were resident before the first token."""
         loads = [run.load for run in self.runs if run.load]
         return bool(loads) and all(load.expert_budget_bytes is None and load.expert_bytes > 0 for load in loads)
 
@@ -65,23 +66,18 @@ class Group:
 
     @property
     def emulated(self) -> tuple[str, ...]:
-        return emulated_conditions(chain.from_iterable(row.runs for row in self.rows))
+        return emulated_in(chain.from_iterable(row.runs for row in self.rows))
 
 
 def budget_text(expert_budget: str) -> str:
-    """As people write it; empty where the strategy's default was asked for."""
+    """Returns a budget as people write it, empty where the strategy's default was asked for."""
     if expert_budget.isdecimal():
         return units.text(int(expert_budget), "bytes")
     return "" if expert_budget == "default" else expert_budget.replace("-", " ")
 
 
-def emulated_conditions(runs: Iterable[Run]) -> tuple[str, ...]:
-    """Each condition once, in order of appearance."""
-    return tuple(dict.fromkeys(chain.from_iterable(run.emulated for run in runs)))
-
-
 def compare(sweep: Sweep, runs: Iterable[Run]) -> list[Group]:
-    """Groups and rows in the order of the plan. What was not measured, or is invalid, is left out."""
+    """Returns groups and rows in the order of the plan, without what was not measured or is invalid."""
     order = {key: i for i, key in enumerate(dict.fromkeys(key for key, _ in sweep.planned))}
     usable = [r for r in last_attempts(runs) if r.status is RunStatus.OK and r.verdict is not Verdict.INVALID]
     usable.sort(key=lambda run: (order.get(run.cell.key, len(order)), run.cell.key, run.block))
@@ -120,12 +116,12 @@ def _row(variant: Variant, baseline: str, chosen: dict[Variant, tuple[Run, ...]]
 def _reference(
     expert_budget: str, baseline: str, chosen: dict[Variant, tuple[Run, ...]]
 ) -> tuple[tuple[Run, ...], str]:
-    """The baseline's runs with the same budget, or those with its only one: most baselines have no use for a budget."""
+    """Returns the baseline's runs to compare with, or none and why."""
     by_budget = {budget: runs for (strategy, budget), runs in chosen.items() if strategy == baseline}
     if not by_budget:
         return (), f"{baseline} was not measured"
-    runs = by_budget.get(expert_budget) or (next(iter(by_budget.values())) if len(by_budget) == 1 else ())
-    if not runs:
+    runs = same_budget(by_budget, expert_budget)
+    if runs is None:
         return (), f"{baseline} was measured with several other budgets"
     if runs[0].verdict is not Verdict.VALID:
         return (), f"the runs of {baseline} are suspect"
@@ -133,9 +129,9 @@ def _reference(
 
 
 def _other_tokens(rows: Sequence[Row]) -> tuple[str, ...] | None:
-    """The rows that generated other tokens than the first row did from the same prompts: their speed proves nothing.
+    """Returns the rows whose tokens differ from the first row's for the same prompts: their speed proves nothing.
 
-    Lossy ones may, and have a perplexity instead.
+    Lossy rows may differ, and have a perplexity instead.
     """
     rows = [row for row in rows if not row.is_lossy]
     if len(rows) < 2:

@@ -11,7 +11,7 @@ from reports.records import Verdict
 
 
 def headline(groups: Sequence[Group]) -> str:
-    """One sentence for the whole sweep."""
+    """Returns one sentence for the whole sweep."""
     if not groups:
         return "Nothing was measured: every run failed, was skipped or is missing."
     if len(groups) == 1:
@@ -33,7 +33,7 @@ def headline(groups: Sequence[Group]) -> str:
 
 
 def sentence(group: Group) -> str:
-    """One sentence for one group: the fastest strategy with a limited memory against the baseline."""
+    """Returns one sentence for a group: its fastest strategy with limited memory against the baseline."""
     place = f"On {group.device}"
     row = subject(group)
     if row is None:
@@ -48,7 +48,7 @@ def sentence(group: Group) -> str:
 
 
 def across_devices(groups: Sequence[Group]) -> str:
-    """One sentence for one task on several devices: where it is fastest, and how far behind the slowest is."""
+    """Returns one sentence for a task on several devices: where it is fastest, and how far behind the slowest is."""
     limited = {group.device: [row for row in group.rows if not row.keeps_all_experts] for group in groups}
     is_limited = any(limited.values())  # who keeps every expert in memory is compared where all do
     rows = [(group, limited[group.device] if is_limited else group.rows) for group in groups]
@@ -73,7 +73,7 @@ def _fastest(rows: Sequence[Row]) -> tuple[Summary, Row] | None:
 
 
 def subject(group: Group) -> Row | None:
-    """The row that the sentence is about: the best that does not simply keep everything in memory, if there is one."""
+    """Returns the row that the sentence is about: the best that does not keep all experts in memory, if any."""
     others = [row for row in group.rows if row.strategy != group.baseline]
     limited = [row for row in others if not row.keeps_all_experts]
     return max(limited or others, key=_rank, default=None)
@@ -119,7 +119,7 @@ def _memory_span(groups: Sequence[Group]) -> str:
 
 
 def _memory_saving(group: Group, row: Row) -> tuple[str, float] | None:
-    """(name of the row that keeps everything, its peak memory over that of `row`)."""
+    """Returns (name of the row that keeps everything, its peak memory over that of `row`)."""
     ours = row.summaries["peak_resident_bytes"]
     for other in group.rows:
         theirs = other.summaries["peak_resident_bytes"]

@@ -1,9 +1,8 @@
-"""What a comparison of two sides says of each cell and metric: better, worse, neither, or that nothing can be said.
+"""The verdict of a comparison on each cell and metric: better, worse, unchanged, or inconclusive.
 
-A change counts where three things hold: it is larger than the metric's threshold, larger than the device's noise floor
-where the sides are of different sweeps, and its interval leaves out no change. `unchanged` is said only where a change
-that matters would have been seen. A device's state (suspect runs) never makes a regression; another answer, or a lost
-accuracy, always does.
+A change is better or worse only if three things hold. It exceeds the metric's threshold. Between different sweeps, it
+exceeds the device's noise floor. Its 95 % interval excludes 1. A cell is `unchanged` only where a change that matters
+would have been seen. Suspect runs never make a regression; another answer or a lost accuracy always does.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _FAULT_OF = {  # in records from before faults were kept
 
 
 class Mark(enum.StrEnum):
-    """Of one cell and metric, the candidate against the baseline."""
+    """The verdict on one cell and metric, the candidate against the baseline."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -69,7 +68,7 @@ class Judged:
 
     @property
     def is_regression(self) -> bool:
-        """Whether the engine is to blame, so far as one can tell."""
+        """Returns whether the engine is to blame, as far as one can tell."""
         return self.mark is Mark.WORSE or (self.mark is Mark.FAILING and self.fault in RESULT_FAULTS)
 
 
@@ -98,7 +97,10 @@ def compare_sides(
     noise: Noise | None = None,
     across: Collection[str] = (),
 ) -> Comparison:
-    """`metrics`: with the threshold of each; `noise`: of sweeps of one engine; `across`: what differs on purpose."""
+    """Compares two sides cell by cell.
+
+    `metrics` has the threshold of each metric, `noise` the noise floors of devices, `across` what differs on purpose.
+    """
     pairs, incomparable = match(baseline.runs, candidate.runs, across)
     judged: list[Judged] = []
     for pair in pairs:
@@ -110,7 +112,7 @@ def compare_sides(
 
 
 def exit_code(comparison: Comparison) -> int:
-    """For a gate: 0 no regression, 1 regression, 3 incomplete, 4 infrastructure, 5 inconclusive."""
+    """Returns a gate's exit code: 0 no regression, 1 regression, 3 incomplete, 4 infrastructure, 5 inconclusive."""
     judged = comparison.judged
     if any(each.is_regression for each in judged):
         return 1
@@ -146,7 +148,7 @@ def _compared(pair: Pair, metrics: Mapping[str, float], noise: Noise, across: Co
 
 
 def _result(pair: Pair, before: Sequence[Run], after: Sequence[Run]) -> Iterator[Judged]:
-    """Is there a result, and was there one?"""
+    """Yields whether there is a result now, against whether there was one."""
 
     def judged(mark: Mark, reason: str, fault: Fault | None = None) -> Judged:
         return replace(_said(pair.cell, RESULT, mark, reason), fault=fault)
@@ -186,7 +188,7 @@ def _answer(cell: Cell, before: Sequence[Run], after: Sequence[Run], across: Col
 
 
 def _accuracy(cell: Cell, before: Sequence[Run], after: Sequence[Run], threshold: float) -> Iterator[Judged]:
-    """Of one text, computed: it varies with nothing, and has no interval."""
+    """Yields the verdict on accuracy. It is computed from one text, varies with nothing, and has no interval."""
     old, new = (summarize_runs(METRICS[ACCURACY], side) for side in (before, after))
     if old is None or new is None:
         if new is None and _passages(after):
@@ -224,7 +226,7 @@ def _value(
 
 
 def _mark(worse: Ratio, threshold: float, noise: float | None, smallest: float | None) -> tuple[Mark, str]:
-    """`worse`: above 1 the candidate is."""
+    """Returns the mark and its reason; `worse` is above 1 where the candidate is worse."""
     change = max(worse.ratio, 1 / worse.ratio) - 1
     if smallest is None:
         return Mark.INCONCLUSIVE, "one run on a side, which tells nothing of how runs differ: measure more blocks"
@@ -244,7 +246,7 @@ def _mark(worse: Ratio, threshold: float, noise: float | None, smallest: float |
 def _said(
     cell: Cell, metric: str, mark: Mark, reason: str, before: Sequence[Run] = (), after: Sequence[Run] = ()
 ) -> Judged:
-    """Without a ratio."""
+    """Returns a verdict without a ratio."""
     known = METRICS.get(metric)
     old, new = (None if known is None else summarize_runs(known, side) for side in (before, after))
     return Judged(cell, metric, old, new, None, None, None, None, None, mark, reason)
@@ -266,5 +268,5 @@ def _fault(run: Run) -> Fault | None:
 
 
 def _passages(runs: Iterable[Run]) -> set[object]:
-    """The accuracy texts that were to be predicted; empty where none was."""
+    """Returns the accuracy texts that were to be predicted, empty where none was."""
     return {run.request.passages for run in runs if run.request is not None and run.request.passages}

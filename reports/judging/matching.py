@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 from engine.protocol import DeviceFacts
 from reports import units
-from reports.records import Cell, Run, by_cell
+from reports.records import Cell, Run, by_cell, emulation
 
 DEVICE, STRATEGY = "device", "strategy"  # that may differ between two sides on purpose
 
 _FACTS = tuple(f.name for f in fields(DeviceFacts) if f.name not in ("boot_id", "core_kinds", "now"))
 
 Key = tuple[str, ...]
+Runs = TypeVar("Runs", bound=Sequence[Run])
 
 
 @dataclass(frozen=True)
@@ -26,17 +28,16 @@ class Pair:
 
     @property
     def cell(self) -> Cell:
-        """The candidate's, or the baseline's where it is gone."""
+        """Returns the candidate's cell, or the baseline's where it is gone."""
         return (self.candidate or self.baseline)[0].cell
 
 
 def match(
     baseline: Iterable[Run], candidate: Iterable[Run], across: Collection[str] = ()
 ) -> tuple[list[Pair], list[tuple[str, str]]]:
-    """The pairs, in the order of the runs; and of what may not be compared (cell key, why).
+    """Returns the pairs, in the order of the runs, and (cell key, why) of what may not be compared.
 
-    `across` has DEVICE or STRATEGY where those are what is compared. A strategy is compared with one of the same expert
-    budget, or with the only one: most baselines have no use for a budget.
+    `across` has DEVICE or STRATEGY where those are what is compared. For budgets see `same_budget`.
     """
     before, after = by_cell(baseline), by_cell(candidate)
     groups: dict[Key, dict[str, list[Run]]] = defaultdict(dict)
@@ -48,7 +49,7 @@ def match(
     for runs in after.values():
         cell = runs[0].cell
         group = groups.get(_key(cell, across), {})
-        partner = group.get(cell.expert_budget) or (next(iter(group.values())) if len(group) == 1 else None)
+        partner = same_budget(group, cell.expert_budget)
         used.update(id(runs) for runs in group.values())
         if partner is None and group:
             incomparable.append((cell.key, f"the baseline has other expert budgets: {', '.join(group)}"))
@@ -62,10 +63,16 @@ def match(
     return pairs, incomparable
 
 
+def same_budget(by_budget: Mapping[str, Runs], expert_budget: str) -> Runs | None:
+    """Returns a baseline's runs with that expert budget, or with its only one: most baselines have no use for one."""
+    found = by_budget.get(expert_budget)
+    return next(iter(by_budget.values())) if not found and len(by_budget) == 1 else found
+
+
 def environment(
     baseline: Sequence[Run], candidate: Sequence[Run], across: Collection[str] = ()
 ) -> list[tuple[str, str, str]]:
-    """(device and fact, before, after) of what is no condition of a measurement and differs all the same."""
+    """Returns (device and fact, before, after) of what differs and is no condition of a measurement."""
     if DEVICE in across:
         return _differences(_facts(baseline, across), _facts(candidate, across))
     found = []
@@ -84,7 +91,7 @@ def _key(cell: Cell, across: Collection[str]) -> Key:
 
 
 def _terms(runs: Iterable[Run], across: Collection[str]) -> dict[str, str]:
-    """What must be alike, as it was asked for. Of two devices, only what they were to do."""
+    """Returns what must be alike, as it was asked for; between two devices, only what they were to do."""
     found = []
     for run in runs:
         request = run.request
@@ -103,7 +110,7 @@ def _conditions(run: Run) -> dict[str, str]:
         return {}
     limit = request.memory_limit_bytes
     return {
-        "emulation": "; ".join(run.emulated) or "none",
+        "emulation": emulation(run.emulated) or "none",
         "memory limit": "none" if limit is None else units.text(limit, "bytes"),
         "threads": str(request.threads or "auto"),
         "backend": request.backend,
@@ -114,7 +121,7 @@ def _conditions(run: Run) -> dict[str, str]:
 
 
 def _facts(runs: Iterable[Run], across: Collection[str]) -> dict[str, str]:
-    """What was observed, and which software did it."""
+    """Returns what was observed, and which software did it."""
     found = []
     for run in runs:
         known: dict[str, object] = {"engine": run.engine_sha256[:16] or None, "farm": run.farm_version or None}
@@ -140,5 +147,5 @@ def _merged(rows: Iterable[dict[str, str]]) -> dict[str, str]:
 
 
 def _differences(before: dict[str, str], after: dict[str, str]) -> list[tuple[str, str, str]]:
-    """Of what both sides know."""
+    """Returns the differences in what both sides know."""
     return [(name, value, after[name]) for name, value in before.items() if after.get(name, value) != value]

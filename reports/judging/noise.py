@@ -27,7 +27,7 @@ Noise = Mapping[tuple[str, str], float]  # (device, metric) -> a share
 
 
 def noise_floors(runs: Iterable[Run], metrics: Iterable[str]) -> Noise:
-    """From the runs of several sweeps; without an entry where too few can be compared.
+    """Returns the noise floors from runs of several sweeps, without those of which too few can be compared.
 
     A cell's sweeps have the medians of their valid runs, which are held against the mean of those of the same engine,
     container and workload. A device's cells share its good and bad days: they sharpen the estimate, and count as one.
@@ -56,7 +56,7 @@ def noise_floors(runs: Iterable[Run], metrics: Iterable[str]) -> Noise:
 
 
 def noise_before(database: ResultsDatabase, sweep: Sweep, metrics: Iterable[str]) -> Noise:
-    """From the sweeps of the same matrix that came before this one."""
+    """Returns the noise floors from the sweeps of the same matrix that came before this one."""
     earlier = database.sweeps_before(sweep, SWEEPS)
     try:
         runs = [_glance(record) for each in earlier for record in database.records(each.id, RunStatus.OK)]
@@ -69,7 +69,7 @@ def noise_before(database: ResultsDatabase, sweep: Sweep, metrics: Iterable[str]
 
 class _Glance(SimpleNamespace):
     def __getattr__(self, _: str) -> None:
-        """What older records do not have."""
+        """Returns None for what older records do not have."""
 
     @property
     def timed_samples(self) -> list[Any]:
@@ -77,12 +77,12 @@ class _Glance(SimpleNamespace):
 
 
 def _glance(record: str) -> Run:
-    """A run whose parts nobody checks and types, as they were when it was stored: in a quarter of the time."""
+    """Returns a run whose parts are neither checked nor typed again: in a quarter of the time."""
     return cast(Run, json.loads(record, object_hook=lambda part: _Glance(**part)))
 
 
 def _variant(cell: Cell) -> str:
-    """Cell.key_on_device, of what is only a glance at one."""
+    """Returns Cell.key_on_device of a glance at a cell."""
     return "/".join((cell.container, cell.strategy, cell.expert_budget, cell.workload, cell.page_cache))
 
 

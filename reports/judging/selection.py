@@ -67,7 +67,7 @@ class Selected:
 
 
 def select(database: ResultsDatabase, baseline: str, candidate: str) -> Selected:
-    """Raises SelectionError, UnknownSweepError."""
+    """Resolves two selectors. Raises SelectionError, UnknownSweepError."""
     before, after = _resolve(database, baseline), _resolve(database, candidate)
     across = {part for part in (DEVICE, STRATEGY) if before.wanted.get(part, 0) != after.wanted.get(part, 0)}
     across &= before.wanted.keys() & after.wanted.keys()
@@ -106,7 +106,7 @@ def _resolve(database: ResultsDatabase, text: str) -> Selection:
 
 
 def _only(part: str, beginning: str, find: Callable[[str], list[tuple[str, str]]]) -> tuple[str, str]:
-    """(the hash that begins so, the newest sweep that it measured)."""
+    """Returns (the hash that begins so, the newest sweep that it measured)."""
     found = find(beginning)
     if not found:
         raise SelectionError(f"{part}:{beginning}: nothing was measured by such {_A[part]}: see `results show --json`")

@@ -27,7 +27,7 @@ POWER = 0.80  # with which a change of the minimum detectable size is found
 
 @dataclass(frozen=True)
 class Summary:
-    """Of one metric over several runs, in the metric's unit."""
+    """Median and quartiles of one metric over several runs, in the metric's unit."""
 
     median: float
     low_quartile: float
@@ -49,7 +49,7 @@ class Ratio:
 
     @property
     def conclusive(self) -> bool:
-        """Whether the interval leaves out 1, which is no difference."""
+        """Returns whether the interval excludes 1, which is no difference."""
         return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
 
     @property
@@ -58,7 +58,7 @@ class Ratio:
         return Ratio(1 / self.ratio, low, high, self.error, self.freedom, self.blocks)
 
     def minimum_detectable(self, margin: float = 0.0) -> float | None:
-        """The change, as a share, that is found with POWER: conclusive, and larger than `margin`."""
+        """Returns the change, as a share, that is found with POWER: conclusive, and larger than `margin`."""
         if self.error is None:
             return None
         power = student(POWER, self.freedom) * self.error
@@ -67,19 +67,19 @@ class Ratio:
 
 
 def summarize(metric: Metric, runs: Iterable[Run]) -> Summary | None:
-    """Of all samples. None where no run can tell."""
+    """Returns the summary of all samples, None where no run has a value."""
     by_run = [values for run in runs if (values := metric.values(run))]
     return _summary([value for values in by_run for value in values], len(by_run)) if by_run else None
 
 
 def summarize_runs(metric: Metric, runs: Iterable[Run]) -> Summary | None:
-    """Of the runs' values: the medians that ratios are made of."""
+    """Returns the summary of the runs' values, of which ratios are made."""
     values = [value for run in runs if (value := run_value(metric, run)) is not None]
     return _summary(values, len(values)) if values else None
 
 
 def run_value(metric: Metric, run: Run) -> float | None:
-    """Of each prompt the median of its repetitions; of those the geometric mean, as prompts may differ tenfold."""
+    """Returns the geometric mean of the prompts' medians over repetitions: prompts may differ tenfold."""
     if metric.per_sample is None:
         return metric.of(run)
     by_prompt: dict[int, list[float]] = defaultdict(list)
@@ -94,7 +94,7 @@ def run_value(metric: Metric, run: Run) -> float | None:
 
 
 def ratio(metric: Metric, baseline: Sequence[Run], candidate: Sequence[Run]) -> Ratio | None:
-    """Candidate over baseline: of the blocks in which both ran, or of all runs where that is less than two blocks.
+    """Returns candidate over baseline, from the blocks in which both ran, or from all runs if those are less than two.
 
     None where a side has no value, or one that has no logarithm.
     """
@@ -106,7 +106,7 @@ def ratio(metric: Metric, baseline: Sequence[Run], candidate: Sequence[Run]) -> 
 
 
 def speed_up(baseline: Sequence[Run], candidate: Sequence[Run]) -> Ratio | None:
-    """Baseline over candidate of the time per token, from the blocks in which both ran: above 1 it is faster."""
+    """Returns baseline over candidate of the time per token, from the blocks in which both ran: above 1 is faster."""
     tpot = METRICS["tpot_s"]
     before, after = _logarithms(tpot, baseline), _logarithms(tpot, candidate)
     shared = sorted(before.keys() & after.keys())
@@ -114,7 +114,7 @@ def speed_up(baseline: Sequence[Run], candidate: Sequence[Run]) -> Ratio | None:
 
 
 def paired_ratio(differences: Sequence[float]) -> Ratio:
-    """From the logarithms of the blocks' ratios: their median, with the interval of scipy.stats.ttest_1samp."""
+    """Returns the median of ratios, from their logarithms by block, with the interval of scipy.stats.ttest_1samp."""
     n, typical = len(differences), median(differences)
     if n < 2:
         return Ratio(math.exp(typical), blocks=n)
@@ -124,7 +124,7 @@ def paired_ratio(differences: Sequence[float]) -> Ratio:
 
 
 def unpaired_ratio(before: Sequence[float], after: Sequence[float]) -> Ratio:
-    """From the logarithms of the runs' values: the difference of their medians, with the interval of Welch's test."""
+    """Returns the ratio of medians, from the logarithms of the runs' values, with the interval of Welch's test."""
     typical = median(after) - median(before)
     if min(len(before), len(after)) < 2:
         return Ratio(math.exp(typical))
@@ -136,16 +136,16 @@ def unpaired_ratio(before: Sequence[float], after: Sequence[float]) -> Ratio:
 
 
 def student(share: float, freedom: float) -> float:
-    """The quantile of Student's distribution."""
+    """Returns a quantile of Student's distribution."""
     from scipy.special import stdtrit  # takes longer to import than most commands take
 
     return float(stdtrit(freedom, share))
 
 
 def _with_interval(typical: float, middle: float, error: float, freedom: float, blocks: int | None) -> Ratio:
-    """The interval is about the mean, the estimate the median, which a run that something else disturbed moves less.
+    """Returns the median with the interval about the mean: a disturbed run moves the median less.
 
-    It lies outside the interval in rare, lopsided cases: these are widened.
+    In rare, lopsided cases the median lies outside the interval, which is then widened to it.
     """
     half = student((1 + CONFIDENCE) / 2, freedom) * error
     low, high = min(middle - half, typical), max(middle + half, typical)
@@ -153,7 +153,7 @@ def _with_interval(typical: float, middle: float, error: float, freedom: float, 
 
 
 def _logarithms(metric: Metric, runs: Iterable[Run]) -> dict[tuple[str, int], float]:
-    """By sweep and block. Without values that have no logarithm."""
+    """Returns logarithms by sweep and block, without values that have none."""
     values = {(run.sweep_id, run.block): run_value(metric, run) for run in runs}
     return {block: math.log(value) for block, value in values.items() if value is not None and value > 0}
 

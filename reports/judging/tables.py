@@ -15,6 +15,7 @@ from reports import units
 from reports.judging.judgement import ANSWER, RESULT, Comparison, Judged, Mark, exit_code
 from reports.metrics import METRICS
 from reports.records import Cell
+from reports.text import harmless, inert, markdown, marked
 
 _MARKS = {
     Mark.BETTER: "✓",
@@ -34,7 +35,7 @@ _LATEX = {
 
 
 def pairs(comparison: Comparison) -> list[dict[str, Any]]:
-    """A row for each cell and metric, with plain values."""
+    """Returns a row for each cell and metric, with plain values."""
     return [
         {
             **to_json(judged.cell),
@@ -75,29 +76,26 @@ def as_csv(comparison: Comparison) -> str:
     writer = csv.DictWriter(text, names, lineterminator="\r\n")  # RFC 4180; a lone \r of a text is quoted, too
     writer.writeheader()
     for row in rows:
-        writer.writerow({k: units.inert(units.plain(v)) if isinstance(v, str) else v for k, v in row.items()})
+        writer.writerow({k: inert(marked(v)) if isinstance(v, str) else v for k, v in row.items()})
     return text.getvalue()
 
 
 def as_markdown(comparison: Comparison) -> str:
-    sides = (f"**{units.markdown(name)}**" for name in (comparison.candidate, comparison.baseline))
+    sides = (f"**{markdown(name)}**" for name in (comparison.candidate, comparison.baseline))
     lines = [f"{' against '.join(sides)}: {totals(comparison)}"]
     lines += ["", f"| {' | '.join(HEADINGS)} |", "|" + "---|" * 3 + "---:|" * 4 + "---|---|"]
-    lines += [f"| {' | '.join(map(units.markdown, cells(judged)))} |" for judged in comparison.judged]
+    lines += [f"| {' | '.join(map(markdown, cells(judged)))} |" for judged in comparison.judged]
     if comparison.incomparable:
         lines += ["", "Not comparable:", ""]
-        lines += [f"- {units.markdown(cell)}: {units.markdown(reason)}" for cell, reason in comparison.incomparable]
+        lines += [f"- {markdown(cell)}: {markdown(reason)}" for cell, reason in comparison.incomparable]
     if comparison.environment:
         lines += ["", "Different, too:", ""]
-        lines += [
-            f"- {units.markdown(what)}: {units.markdown(a)} → {units.markdown(b)}"
-            for what, a, b in comparison.environment
-        ]
+        lines += [f"- {markdown(what)}: {markdown(a)} → {markdown(b)}" for what, a, b in comparison.environment]
     return "\n".join(lines) + "\n"
 
 
 def as_latex(comparison: Comparison) -> str:
-    """A table for \\usepackage{booktabs}; what could not be compared stands in comments."""
+    """Returns a table for \\usepackage{booktabs}; what could not be compared stands in comments."""
     lines = [f"% {_one_line(comparison.candidate)} against {_one_line(comparison.baseline)}: {totals(comparison)}"]
     lines += [f"% not comparable: {_one_line(cell)}: {_one_line(reason)}" for cell, reason in comparison.incomparable]
     lines += [f"% {_one_line(what)}: {_one_line(a)} -> {_one_line(b)}" for what, a, b in comparison.environment]
@@ -121,7 +119,7 @@ HEADINGS = ("device", "cell", "metric", "baseline", "candidate", "ratio", "95 % 
 
 
 def cells(judged: Judged) -> tuple[str, ...]:
-    """The text of a row under HEADINGS."""
+    """Returns the texts of a row under HEADINGS."""
     cell = judged.cell
     before, after = judged.baseline, judged.candidate
     metric = METRICS.get(judged.metric)
@@ -146,7 +144,7 @@ def cells(judged: Judged) -> tuple[str, ...]:
 
 
 def totals(comparison: Comparison) -> str:
-    """How many of each mark there are, in words."""
+    """Returns how many of each mark there are, in words."""
     counts = Counter(judged.mark for judged in comparison.judged)
     parts = [f"{counts[mark]} {mark.value}" for mark in Mark if counts[mark]]
     if comparison.incomparable:
@@ -155,7 +153,7 @@ def totals(comparison: Comparison) -> str:
 
 
 def _ratio(value: float) -> str:
-    """A change of one in a thousand is seen, where it is small at all."""
+    """Returns a ratio in which a change of one in a thousand can be seen, if it is small."""
     return f"{value:.3f}" if 0.1 < value < 1.995 else units.ratio(value)
 
 
@@ -164,7 +162,7 @@ def _interval(low: float, high: float) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(units.plain(text).split())
+    return " ".join(harmless(text).split())
 
 
 def _latex(text: str) -> str:

@@ -12,10 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from reports import units
-from reports.judging.judgement import ACCURACY, ANSWER, RESULT, Comparison, Judged, Mark
+from reports.judging.judgement import ACCURACY, ANSWER, RESULT, Comparison, Judged, Mark, Side, compare_sides
+from reports.judging.noise import Noise
 from reports.metrics import METRICS
 from reports.nights.night import Finding, Kind
 from reports.records import Fault, Run, RunStatus, Sweep, by_cell, last_attempts
+from reports.results.database import ResultsDatabase
 
 Limits = Mapping[str, float]  # by metric, the share by which it may get worse
 _FACTS = (RESULT, ANSWER, ACCURACY)
@@ -31,6 +33,19 @@ class Measured:
     @classmethod
     def of(cls, sweep: Sweep, runs: Iterable[Run]) -> Measured:
         return cls(sweep, tuple(last_attempts(runs)))
+
+    @classmethod
+    def read(cls, database: ResultsDatabase, sweep: Sweep) -> Measured:
+        """Reads the last attempts of a sweep."""
+        return cls.of(sweep, database.runs(sweep_id=sweep.id))
+
+
+def against_baseline(
+    baseline_name: str, baseline: Measured, candidate: Measured, limits: Limits, noise: Noise
+) -> Comparison:
+    """Compares a sweep with the pinned baseline; `noise` is that of the sweeps before it."""
+    sides = Side(baseline_name, baseline.runs), Side(candidate.sweep.id, candidate.runs)
+    return compare_sides(*sides, limits, noise=noise)
 
 
 def worse_share(metric: str, ratio: float) -> float:

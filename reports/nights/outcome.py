@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 
 from reports.errors import UnknownSweepError
 from reports.judging.judgement import ACCURACY, GATED, Comparison, Mark
+from reports.judging.noise import Noise
 from reports.nights.confirmation import Suspicion, decide, paired_ratios
-from reports.nights.gate import Limits, Measured, describe, findings_of, hard_findings, suspects
+from reports.nights.gate import Limits, Measured, against_baseline, describe, findings_of, hard_findings, suspects
 from reports.nights.night import Confirmation, Finding, Kind, Night, Trend, exit_code, with_history
-from reports.nights.trends import NIGHTS, recent_worsening
+from reports.nights.trends import NIGHTS, recent_worsening, trends
 from reports.records import Run, Sweep, by_cell
 from reports.results.baselines import Acknowledgement, NightRecord
 from reports.results.database import ResultsDatabase
@@ -30,6 +31,36 @@ class Context:
     limits: Limits = field(default_factory=lambda: GATED)
     rounds: int = ROUNDS
     acknowledgements: Sequence[Acknowledgement] = ()
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a night before anything is measured again."""
+
+    candidate: Measured  # the night itself
+    baseline_name: str
+    baseline: Measured | None  # None where none is pinned
+    noise: Noise  # of each device, from the sweeps before
+    earlier: Sequence[Night]  # the nights before
+
+
+def judge_night(
+    name: str, evidence: Evidence, context: Context, again: Again, is_kept: Callable[[str], bool], at: str
+) -> Night:
+    """Returns the night, judged against its baseline and the nights before; doubts go to `again`.
+
+    `is_kept` tells whether an engine, by its hash, can still be deployed; `at` is now, UTC.
+    """
+    candidate, baseline = evidence.candidate, evidence.baseline
+    lines = trends(candidate, context.limits, evidence.earlier)
+    if baseline is None:
+        hint = (
+            f"no baseline {evidence.baseline_name} is pinned, so nothing was compared: "
+            f"`edgemoe-farm baseline pin {evidence.baseline_name} {candidate.sweep.id}`"
+        )
+        return without_baseline(name, candidate, lines, hint, at)
+    comparison = against_baseline(evidence.baseline_name, baseline, candidate, context.limits, evidence.noise)
+    return _judge_against(name, comparison, baseline, candidate, lines, context, again, is_kept, at)
 
 
 def load_night(database: ResultsDatabase, record: NightRecord) -> Night:
@@ -65,7 +96,7 @@ def judge_sweep(name: str, comparison: Comparison, candidate: Measured, context:
     return _night(name, comparison, candidate, findings, context, at)
 
 
-def judge_night(
+def _judge_against(
     name: str,
     comparison: Comparison,
     baseline: Measured,

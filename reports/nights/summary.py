@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
-from reports import units
+from reports import text
 from reports.judging.judgement import Mark
 from reports.nights.night import Finding, Kind, Night
 from reports.records import Cell
@@ -25,7 +25,6 @@ _ELEMENTS = {
     Kind.INCONCLUSIVE: "skipped",
 }
 _MOST_SHOWN = 50  # of one kind
-_NO_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def summary_line(night: Night) -> str:
@@ -39,16 +38,14 @@ def summary_line(night: Night) -> str:
 
 def markdown(night: Night) -> str:
     """For a job's summary, a chat or a mail."""
-    lines = [f"## {units.markdown(summary_line(night))}", ""]
+    lines = [f"## {text.markdown(summary_line(night))}", ""]
     for kind, title in TITLES.items():
         lines += _section(title, _of(night.findings, kind))
     lines += _section("Acknowledged", night.acknowledged)
     if night.confirmations:
         lines += ["### Measured again", "", "| cell | metric | result |", "|---|---|---|"]
         rows = night.confirmations[:_MOST_SHOWN]
-        lines += [f"| {_code(c.cell.key)} | {units.markdown(c.metric)} | {units.markdown(c.note)} |" for c in rows] + [
-            ""
-        ]
+        lines += [f"| {_code(c.cell.key)} | {text.markdown(c.metric)} | {text.markdown(c.note)} |" for c in rows] + [""]
     if night.comparison is not None:
         better = [j for j in night.comparison.judged if j.mark is Mark.BETTER]
         if better:
@@ -59,7 +56,7 @@ def markdown(night: Night) -> str:
             lines += ["### Differences of environment", ""]
             changes = night.comparison.environment[:_MOST_SHOWN]
             lines += [
-                f"- {units.markdown(what)}: {units.markdown(before)} → {units.markdown(after)}"
+                f"- {text.markdown(what)}: {text.markdown(before)} → {text.markdown(after)}"
                 for what, before, after in changes
             ] + [""]
     return "\n".join(lines).rstrip() + "\n"
@@ -134,16 +131,16 @@ def _section(title: str, findings: Sequence[Finding]) -> list[str]:
     lines = [f"### {title}", ""]
     for finding in findings[:_MOST_SHOWN]:
         where = f"{_code(finding.cell.key)}: " if finding.cell else ""
-        metric = f"{units.markdown(finding.metric)}: " if finding.metric else ""
-        lines.append(f"- {where}{metric}{units.markdown(finding.reason)}")
+        metric = f"{text.markdown(finding.metric)}: " if finding.metric else ""
+        lines.append(f"- {where}{metric}{text.markdown(finding.reason)}")
     if len(findings) > _MOST_SHOWN:
         lines.append(f"- and {len(findings) - _MOST_SHOWN} more")
     return [*lines, ""]
 
 
-def _code(text: str) -> str:
-    return "`" + "".join(c if c.isprintable() and c not in "`|" else " " for c in text) + "`"
+def _code(name: str) -> str:
+    return "`" + re.sub("[`|]", " ", text.harmless(name)) + "`"
 
 
-def _xml(text: str) -> str:
-    return _NO_XML.sub("\ufffd", text)
+def _xml(content: str) -> str:
+    return text.marked(content)

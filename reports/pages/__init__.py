@@ -57,7 +57,5 @@ def page(database: ResultsDatabase, sweep_ids: Sequence[str], kind: PageKind = "
 
 def _night(database: ResultsDatabase, record: NightRecord, sweep: Sweep) -> str:
     night = load_night(database, record)
-    tonight, *behind = (
-        Measured.of(each, database.runs(sweep_id=each.id)) for each in (sweep, *sweeps_behind(database, record))
-    )
+    tonight, *behind = (Measured.read(database, each) for each in (sweep, *sweeps_behind(database, record)))
     return night_page(night, tonight, behind, record.baseline_sweep_id)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from reports import units
 from reports.charts.devices import pareto_chart, roofline_chart
 from reports.charts.plot import Plot
-from reports.judging.groups import Group, Row, Variant, budget_text, compare, emulated_conditions
+from reports.judging.groups import Group, Row, Variant, budget_text, compare
 from reports.judging.headline import across_devices
 from reports.metrics import METRICS
 from reports.nights.gate import Measured
@@ -18,7 +18,7 @@ from reports.pages.layout import counted, self_contained, words
 from reports.pages.raw import Raw, raw_samples
 from reports.pages.strategies import common, drawn_rows, in_plan_order, place_of, series_of
 from reports.pages.table import COLUMNS, ComparisonTable, comparison_table
-from reports.records import Run, RunStatus, Verdict
+from reports.records import Run, RunStatus, Verdict, emulated_in
 
 _LEVELS = 8  # of shade in page.css
 _MOST_DRAWN = 40  # pairs of charts
@@ -145,7 +145,7 @@ def _map(
         rows=tuple(
             HeatRow(
                 device,
-                emulated_conditions(run for found in variants.values() for run in found),
+                emulated_in(run for found in variants.values() for run in found),
                 tuple(
                     _heat_cell(rows.get((device, *variant)), variants.get(variant, []), scale, shades, raw)
                     for variant in columns
@@ -153,7 +153,7 @@ def _map(
             )
             for device, variants in tried.items()
         ),
-        emulated=emulated_conditions(runs),
+        emulated=emulated_in(runs),
         table=comparison_table(groups, series, raw),
         charts=tuple(charts),
     )

@@ -1,7 +1,7 @@
 """One self-contained HTML file: style and script inside, no network, the same bytes for the same values.
 
-Whatever a device or a user wrote reaches the page through autoescape and units.plain. The content security policy
-allows the one style sheet and the one script, by their hashes, and nothing else. Without the script a page lacks
+Whatever a device or a user wrote reaches the page through autoescape and reports.text.marked. The content security
+policy allows the one style sheet and the one script, by their hashes, and nothing else. Without the script a page lacks
 filters, sorting and zoom, and no content.
 """
 
@@ -18,7 +18,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from reports import units
-from reports.records import Cell
+from reports.records import Cell, emulation
+from reports.text import marked
 
 
 def self_contained(template: str, **values: Any) -> str:
@@ -63,6 +64,7 @@ def _environment() -> Environment:
     )
     environment.globals.update(moment=units.moment, counted=counted)
     environment.filters["at"] = _at
+    environment.filters["emulation"] = emulation
     return environment
 
 
@@ -72,4 +74,6 @@ def _at(position: float) -> str:
 
 
 def _visible(value: Any) -> Any:
-    return units.plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return marked(value)

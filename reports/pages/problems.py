@@ -6,10 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from reports.judging.groups import emulated_conditions
 from reports.nights.gate import Measured
 from reports.pages.layout import words
-from reports.records import Run, RunStatus, Verdict
+from reports.records import Run, RunStatus, Verdict, emulated_in
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def _recorded(runs: Iterable[Run]) -> list[Problem]:
     return [
         Problem(
             cell,
-            emulated_conditions(found),
+            emulated_in(found),
             mark,
             fault,
             _blocks(run.block for run in found),

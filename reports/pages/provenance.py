@@ -9,8 +9,7 @@ from typing import Any
 
 from engine.protocol import CoreKind, DeviceFacts
 from reports import units
-from reports.judging.groups import emulated_conditions
-from reports.records import Run
+from reports.records import Run, emulated_in
 
 _LABELS = {
     "machine": "architecture", "os": "system", "cpu": "processor", "memory_bytes": "memory",
@@ -50,7 +49,7 @@ def _card(name: str, anchor: str, runs: Sequence[Run]) -> DeviceCard:
         ("containers", _distinct(f"{run.cell.container} sha256 {run.cell.container_sha256}" for run in runs)),
         ("measured", _span(runs)),
     ]
-    return DeviceCard(name, anchor, emulated_conditions(runs), tuple(facts))
+    return DeviceCard(name, anchor, emulated_in(runs), tuple(facts))
 
 
 def _fact(name: str, value: Any) -> str:

@@ -14,9 +14,8 @@ from statistics import median
 
 from engine.protocol import Sample, Steps
 from reports import units
-from reports.judging.groups import emulated_conditions
 from reports.metrics import METRICS
-from reports.records import Cell, Run
+from reports.records import Cell, Run, emulated_in
 
 BUDGET_BYTES = 700_000  # of all the text together
 
@@ -117,7 +116,7 @@ def _cell(anchor: str, sweep: str, runs: Sequence[Run], detail: Detail) -> RawCe
     lines = "\n".join(map(_run_line, runs)) if detail is Detail.RUNS else ""
     if lines:
         lines += f"\n{_engaged(runs[-1])}\n{runs[-1].command}"
-    return RawCell(anchor, runs[0].cell, sweep, emulated_conditions(runs), len(runs), tuple(shown), lines)
+    return RawCell(anchor, runs[0].cell, sweep, emulated_in(runs), len(runs), tuple(shown), lines)
 
 
 def _samples(run: Run, detail: Detail) -> tuple[tuple[str, str], ...]:

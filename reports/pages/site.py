@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from urllib.parse import quote, unquote
 
-from reports import units
 from reports.errors import ReportError, SelectionError, UnknownSweepError
 from reports.pages import KINDS, PageKind, page
 from reports.pages.layout import self_contained
@@ -22,6 +21,7 @@ from reports.records import Sweep
 from reports.results.controllers import Controller
 from reports.results.database import LATEST, ResultsDatabase
 from reports.results.history import Recorded
+from reports.text import marked
 
 REFRESH_S = 10  # of a page while its sweep is measured
 MOST_SWEEPS = 200  # that are listed, the latest
@@ -38,7 +38,7 @@ class Answer:
 
     @classmethod
     def text(cls, status: int, text: str) -> Answer:
-        return cls(status, f"{units.plain(text)}\n".encode(), "text/plain; charset=utf-8")
+        return cls(status, f"{marked(text)}\n".encode(), "text/plain; charset=utf-8")
 
     @cached_property
     def tag(self) -> str:

@@ -10,7 +10,7 @@ from reports.charts.layers import layers_chart
 from reports.charts.plot import Plot
 from reports.charts.samples import PARTS, distribution_chart, latency_charts, memory_chart, time_parts
 from reports.charts.timeline import Pipeline, pipelines
-from reports.judging.groups import Group, Row, compare, emulated_conditions
+from reports.judging.groups import Group, Row, compare
 from reports.judging.headline import headline, sentence
 from reports.metrics import METRICS
 from reports.nights.gate import Measured
@@ -19,7 +19,7 @@ from reports.pages.problems import problems, run_counts
 from reports.pages.provenance import device_cards
 from reports.pages.raw import Raw, raw_samples
 from reports.pages.table import COLUMNS, ComparisonTable, comparison_table, fastest_first
-from reports.records import Run
+from reports.records import Run, emulated_in
 
 _SERIES = 8  # colours in page.css
 _MOST_DRAWN = 8  # strategies in one chart
@@ -74,7 +74,7 @@ def common(sides: Sequence[Measured], runs: Sequence[Run], raw: Raw) -> dict[str
     """What every page about sweeps ends with."""
     return {
         "sweeps": [side.sweep for side in sides],
-        "emulated": emulated_conditions(runs),
+        "emulated": emulated_in(runs),
         "run_counts": run_counts(sides),
         "problems": problems(sides),
         "devices": device_cards(runs),

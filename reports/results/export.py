@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from engine.protocol import DeviceFacts, to_json
-from reports import units
 from reports.errors import ReportError
 from reports.files import replacing
 from reports.metrics import METRICS
-from reports.records import Run, Sweep, run_to_json, sweep_to_json
+from reports.records import Run, Sweep, emulation, run_to_json, sweep_to_json
+from reports.text import inert
 
 if TYPE_CHECKING:  # pandas and pyarrow take half a second to import, which every command would pay
     import pandas as pd
@@ -64,7 +64,7 @@ def _csv(runs: Iterable[Run], file: IO[bytes]) -> int:
     n = 0
     file.write(",".join(_COLUMNS).encode() + b"\n")
     for frame in _frames(runs):
-        file.write(frame.map(units.inert).to_csv(header=False, index=False).encode())
+        file.write(frame.map(inert).to_csv(header=False, index=False).encode())
         n += len(frame)
     return n
 
@@ -120,7 +120,7 @@ def _rows(runs: Iterable[Run]) -> Iterator[dict[str, Any]]:
         values = {name: getattr(run, name) for name in _COLUMNS if hasattr(run, name)}
         values |= to_json(run.cell)
         values |= {"status": run.status.value, "verdict": run.verdict.value}
-        values |= {"reasons": "; ".join(run.reasons), "emulated": "; ".join(run.emulated)}
+        values |= {"reasons": "; ".join(run.reasons), "emulated": emulation(run.emulated)}
         values |= {f"facts_{name}": getattr(run.facts, name, None) for name in _FACTS}
         values |= {name: metric.of(run) for name, metric in METRICS.items()}
         values |= {name: json.dumps(to_json(getattr(run, name)), allow_nan=False) for name in _RAW}

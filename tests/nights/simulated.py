@@ -19,13 +19,12 @@ from pathlib import Path
 from statistics import median
 
 from engine.protocol import DeviceFacts, Load, Passage, RunRequest, Sample, Steps, Totals
-from reports.judging.judgement import GATED, Side, compare_sides
+from reports.judging.judgement import GATED
 from reports.judging.noise import SWEEPS, noise_floors
 from reports.nights.confirmation import Suspicion
 from reports.nights.gate import Limits, Measured
 from reports.nights.night import Night
-from reports.nights.outcome import ROUNDS, Context, judge_night
-from reports.nights.trends import trends
+from reports.nights.outcome import ROUNDS, Context, Evidence, judge_night
 from reports.records import Cell, Run, RunStatus, Sweep, Verdict
 from reports.results.baselines import Acknowledgement
 
@@ -115,14 +114,8 @@ class SimulatedFarm:
         candidate = self._measure(engine, changes, drift)
         floors = noise_floors(chain.from_iterable(side.runs for side in self._sides), self._limits)
         self._sides.append(candidate)
-        comparison = compare_sides(
-            Side("main", self.baseline.runs),
-            Side(candidate.sweep.id, candidate.runs),
-            self._limits,
-            noise=floors,
-        )
         night = judge_night(
-            "simulated", comparison, self.baseline, candidate, trends(candidate, self._limits, self.nights),
+            "simulated", Evidence(candidate, "main", self.baseline, floors, self.nights),
             Context(self._limits, ROUNDS, acknowledgements),
             lambda found, _: self._again(found, engine, changes, drift), kept.__contains__, candidate.sweep.started_at,
         )  # fmt: skip

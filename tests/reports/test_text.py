@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reports.text import harmless
+from reports.text import harmless, inert, markdown
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,11 @@ def test_no_more_than_the_limit() -> None:
     assert harmless("x" * 100_000, limit=400) == "x" * 400
     assert harmless("x\n" * 100_000, limit=3) == "x x"
     assert harmless("\x1b[1m" * 100_000, limit=10) == " " * 10
+
+
+def test_markdown_has_no_marks_of_a_stranger() -> None:
+    assert markdown("a|b\n*c* <d> @e") == r"a\|b \*c\* \<d\> \@e"
+
+
+def test_a_cell_of_a_spreadsheet_is_no_formula() -> None:
+    assert [inert(value) for value in ("=1+1", "@x", "a=1", 3, None)] == ["'=1+1", "'@x", "a=1", 3, None]

@@ -51,11 +51,6 @@ def test_an_interval_that_reads_as_one_number_is_one():
     assert units.interval(2.01, 2.02) == "2.0"
 
 
-def test_invisible_characters_become_visible():
-    assert units.plain("a\x1b[31mb\u202ec\0d\ud800e\u200bf") == "a\ufffd[31mb\ufffdc\ufffdd\ufffde\ufffdf"
-    assert units.plain(f"ü 漢 字\n\t1{THIN}000") == f"ü 漢 字\n\t1{THIN}000"
-
-
 def test_a_moment_is_short():
     assert units.moment("2026-11-23T22:15:00.123456+00:00") == "2026-11-23 22:15:00 UTC"
     assert units.moment("") == "–"

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from reports import units
 from reports.judging.judgement import GATED, Side, compare_sides
 from reports.judging.tables import FORMATS, totals
+from reports.text import marked
 from tests.reports.judging.test_judgement import AFTER, other_tokens, steady
 from tests.security.hostile import SNIPPETS
 
@@ -83,9 +83,10 @@ def test_what_strangers_say_stays_text(comparison, text):
     output = {name: write(hostile) for name, write in FORMATS.items()}
     assert all(found.encode() for found in output.values())  # half a surrogate pair has none
     assert json.loads(output["json"])["pairs"][0]["reason"] == text
+    shown = marked(text)
     rows = list(csv.DictReader(io.StringIO(output["csv"], newline="")))
     assert len(rows) == len(comparison.judged)
-    assert rows[0]["reason"] in (units.plain(text), f"'{units.plain(text)}")
+    assert rows[0]["reason"] in (shown, f"'{shown}")
     assert not any(row[name].startswith(("=", "+", "-", "@")) for row in rows for name in ("reason", "strategy"))
     for name in ("markdown", "latex"):
         assert len(output[name].splitlines()) == len(FORMATS[name](comparison).splitlines())

@@ -1,14 +1,11 @@
-"""`estimate`: what to expect of each strategy; and the same for each cell of a `run`, beside what is measured."""
+"""`estimate`: what to expect of each strategy, before anything is measured."""
 
 from __future__ import annotations
 
 import sys
 import tempfile
-import threading
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
-from statistics import mean
 from typing import TYPE_CHECKING
 
 import click
@@ -19,12 +16,11 @@ from rich.table import Table
 from engine.container import Container
 from engine.errors import EngineError
 from engine.experts.profile import PathProfile
-from engine.protocol import BACKENDS, ArithmeticTimes, ExpertBudget, RunRequest, StorageRates
+from engine.protocol import BACKENDS, ArithmeticTimes, ExpertBudget, StorageRates
 from engine.strategies import STRATEGIES, strategy_named
 from harness.cli.bar import progress_bar
 from harness.cli.options import (
     Budget,
-    cache_folder,
     inventory_option,
     json_option,
     known_hosts_option,
@@ -33,21 +29,17 @@ from harness.cli.options import (
     printable,
     read_text,
 )
-from harness.device.deploy import ENGINE_SOURCE
+from harness.device.deploy import ENGINE_SOURCE, cache_folder
 from harness.device.opening import open_session
 from harness.device.probe import Python, read_arithmetic
-from harness.device.session import Session
-from harness.errors import DeviceError, UsageError
-from harness.sweep.matrix import ContainerFile
-from harness.sweep.plan import Measurement
+from harness.errors import UsageError
+from harness.sweep.estimator import demand_of, file_bytes
 from harness.transport.local import LocalTransport
-from reports.records import RunEstimate
 
 if TYPE_CHECKING:
     from engine.offline.routing.estimate import Demand, Estimate, Machine
 
 _TEXT_TOKENS = 1024  # of --text that are traced
-_RUN_TOKENS = 96  # replayed for a cell of a run: it must take well under a second
 
 
 @click.command()
@@ -120,7 +112,7 @@ def estimate(
     strategies = [strategy_named(name) for name in names] or list(STRATEGIES.values())
     opened = Container.open(str(container))
     known = None if profile is None else PathProfile.load(str(profile))
-    demand = _demand(opened, trace_file, text, known)
+    demand = demand_of(opened, trace_file, known) if text is None else _traced(opened, text)
     if device_name is not None:
         machine = _remote(
             container, device_name, deploy, backend, inventory_path, known_hosts, storage_too=storage_rate is None
@@ -134,7 +126,7 @@ def estimate(
     rows = [
         estimate_one(
             opened, strategy, machine, demand, profile=known, expert_budget=expert_budget,
-            prompt_tokens=prompt_tokens, new_tokens=new_tokens, profile_file_bytes=_file_bytes(profile),
+            prompt_tokens=prompt_tokens, new_tokens=new_tokens, profile_file_bytes=file_bytes(profile),
         )
         for strategy in strategies
     ]  # fmt: skip
@@ -149,90 +141,14 @@ def estimate(
     _show(rows, basis)
 
 
-class CellEstimator:
-    """Estimates a cell before its run: asks a device once for its times of a container, replays once for each cell.
-
-    Whatever goes wrong, there is no estimate, and the run goes on: it is not what the run is for.
-    """
-
-    def __init__(self) -> None:
-        self._times: dict[tuple[str, str, str, int], ArithmeticTimes | None] = {}
-        self._cells: dict[str, RunEstimate | None] = {}
-        self._lock = threading.Lock()  # devices are measured side by side
-        self._demand = lru_cache(_demand_of_run)
-
-    def __call__(self, session: Session, measurement: Measurement, request: RunRequest) -> RunEstimate | None:
-        key = measurement.cell.key
-        if key not in self._cells:
-            try:
-                self._cells[key] = self._estimate(session, measurement, request)
-            except (DeviceError, EngineError):
-                self._cells[key] = None
-        return self._cells[key]
-
-    def _estimate(self, session: Session, measurement: Measurement, request: RunRequest) -> RunEstimate | None:
-        from engine.offline.routing.estimate import Machine, estimate
-        from engine.offline.routing.simulation import Storage
-
-        rate, strategy = request.emulated_read_bytes_per_s, strategy_named(request.strategy)
-        if rate is None and strategy.residency != "all":
-            return None
-        times = self._times_of(session, measurement, request)
-        if times is None:
-            return None
-        machine = Machine(
-            times, "timed on the device", None if rate is None else Storage.emulated(rate),
-            "no storage" if rate is None else f"emulated storage, {rate / 1e6:g} MB/s",
-        )  # fmt: skip
-        container = measurement.container
-        with self._lock:
-            opened, profile, demand = self._demand(container)
-        found = estimate(
-            opened, strategy, machine, demand, profile=profile, expert_budget=request.expert_budget,
-            prompt_tokens=round(mean(map(len, request.prompts))), new_tokens=request.max_new_tokens,
-            profile_file_bytes=_file_bytes(container.profile), most_tokens=_RUN_TOKENS,
-        )  # fmt: skip
-        if found.token_s is None or found.floor_s is None or found.hit_rate is None or found.read_bytes is None:
-            return None
-        return RunEstimate(
-            found.token_s, found.floor_s, found.hit_rate, found.read_bytes, found.memory_bytes or 0,
-            f"arithmetic {machine.times_from}; {machine.storage_from}; routing {demand.source}",
-        )  # fmt: skip
-
-    def _times_of(self, session: Session, measurement: Measurement, request: RunRequest) -> ArithmeticTimes | None:
-        key = (measurement.cell.device, measurement.cell.container_sha256, request.backend, request.threads)
-        if key not in self._times:
-            try:
-                self._times[key] = session.arithmetic(
-                    request.container, backend=request.backend, threads=request.threads
-                )
-            except DeviceError:
-                self._times[key] = None
-        return self._times[key]
-
-
-def _demand_of_run(file: ContainerFile) -> tuple[Container, PathProfile | None, Demand]:
-    container = Container.open(str(file.path))
-    profile = None if file.profile is None else PathProfile.load(str(file.profile))
-    return container, profile, _demand(container, file.trace, None, profile)
-
-
-def _demand(container: Container, trace_file: Path | None, text: Path | None, profile: PathProfile | None) -> Demand:
-    from engine.offline.routing.estimate import Demand, drawn_from, uniform
-    from engine.offline.routing.trace import Trace, record_trace
+def _traced(container: Container, text: Path) -> Demand:
+    from engine.offline.routing.estimate import Demand
+    from engine.offline.routing.trace import record_trace
     from engine.offline.tokenizer import Tokenizer
 
-    if trace_file is not None:
-        return Demand(Trace.load(str(trace_file)), f"replayed from {trace_file}")
-    if text is not None:
-        tokens = Tokenizer.from_container(container.path).encode(read_text(text))[:_TEXT_TOKENS]
-        with progress_bar("windows") as progress:
-            return Demand(record_trace(container, tokens, progress=progress), f"traced on {text}")
-    return uniform(container) if profile is None else drawn_from(profile, container)
-
-
-def _file_bytes(path: Path | None) -> int:
-    return 0 if path is None else path.stat().st_size
+    tokens = Tokenizer.from_container(container.path).encode(read_text(text))[:_TEXT_TOKENS]
+    with progress_bar("windows") as progress:
+        return Demand(record_trace(container, tokens, progress=progress), f"traced on {text}")
 
 
 # --- machines -------------------------------------------------------------------------------------------------------

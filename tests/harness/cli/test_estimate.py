@@ -12,8 +12,8 @@ from device_inventory import Device, Inventory
 from engine.offline.importing.importer import import_checkpoint
 from engine.strategies import STRATEGIES
 from harness.cli import main
-from harness.cli.estimating import CellEstimator
 from harness.errors import UnreachableError
+from harness.sweep.estimator import CellEstimator
 from harness.sweep.matrix import parse_matrix
 from harness.sweep.plan import make_plan
 from reports.records import Run, RunStatus, run_from_json, run_to_json
