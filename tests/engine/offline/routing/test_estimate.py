@@ -15,11 +15,11 @@ from engine.experts.eviction import POLICIES, LeastRecentlyUsed
 from engine.experts.profile import PathProfile
 from engine.experts.provision import Provision
 from engine.generate import Engine
+from engine.models import model_config
 from engine.offline.routing.estimate import (
     Demand,
     Estimate,
     Machine,
-    cache_bytes,
     drawn_from,
     estimate,
     times_by_hand,
@@ -213,11 +213,10 @@ def test_every_strategy_has_an_estimate_or_says_what_it_needs(container: Contain
         if row.token_s is not None:
             assert row.floor_s is not None
             assert row.floor_s <= row.token_s * (1 + 1e-9), name
-            assert row.tokens_per_s == 1 / row.token_s
     slot = container.primary[0, 0].slot_bytes
     assert found["full-load"].arithmetic_s == pytest.approx(ARITHMETIC_S)
-    assert found["full-load"].memory_bytes == 1500 + 12 * slot + cache_bytes(container, 2, 4)
-    assert found["edgemoe-buffer"].memory_bytes == 1500 + 5 * slot + cache_bytes(container, 2, 4)
+    assert found["full-load"].memory_bytes == 1500 + 12 * slot + model_config(container).state_bytes(2 + 4)
+    assert found["edgemoe-buffer"].memory_bytes == 1500 + 5 * slot + model_config(container).state_bytes(2 + 4)
     assert found["naive-swap"].read_bytes == 6 * slot
     assert found["naive-swap"].hit_rate == 0
     assert {name for name, row in found.items() if row.needs} == {
