@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from device_inventory import Device
-from engine.protocol import to_json
+from engine.codec import to_json
 from harness.cli.devices_health import health, health_in_words, known_health, prune
 from harness.cli.devices_locks import locks, unlock
 from harness.cli.options import (

@@ -10,7 +10,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from engine.protocol import MOST_LANES, PAGE_CACHES, READERS, ExpertBudget, RunRequest, Sample, Sampling, to_json
+from engine.codec import to_json
+from engine.protocol import MOST_LANES, PAGE_CACHES, READERS, ExpertBudget, RunRequest, Sample, Sampling
 from harness.cli.adapting import adapt
 from harness.cli.bar import progress_bar
 from harness.cli.evaluating import evaluate_command, profile

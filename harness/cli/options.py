@@ -12,8 +12,9 @@ from typing import Any
 import click
 
 from device_inventory import Inventory
+from engine.codec import to_json
 from engine.errors import RequestError
-from engine.protocol import ExpertBudget, to_json
+from engine.protocol import ExpertBudget
 from harness.deadlines import parse_duration
 from harness.device.kinds import kind_of
 from harness.errors import UsageError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from engine.protocol import to_json
+from engine.codec import to_json
 from harness.cli.options import json_option, print_json, printable
 from harness.errors import UsageError
 

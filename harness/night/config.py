@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from engine.codec import from_json, loads, to_json
 from engine.errors import ProtocolError
-from engine.protocol import from_json, loads, to_json
 from harness.deadlines import parse_duration
 from harness.errors import LockedError, UsageError
 from harness.process import owner
