@@ -21,6 +21,7 @@ import traceback
 from typing import Any, Dict, List, Optional
 
 from engine import __version__
+from engine.codec import from_json, loads, to_json
 from engine.errors import EngineError, RequestError
 from engine.options import add_generation_options, generation_request
 from engine.protocol import (
@@ -28,9 +29,6 @@ from engine.protocol import (
     RunRequest,
     Settle,
     encode_event,
-    from_json,
-    loads,
-    to_json,
 )
 
 MAX_REQUEST_BYTES = 64 << 20

@@ -17,25 +17,15 @@ from engine.experts.predictors import OraclePredictor, Predictor, Sources, predi
 from engine.experts.profile import PathProfile
 from engine.experts.provision import Provision
 from engine.experts.store import ExpertStore
-from engine.experts.supply import Counters
+from engine.experts.supply import Counters, steps_of
 from engine.experts.timeline import TimelineRecorder
 from engine.kernels import Kernels, make_kernels
 from engine.models import load_model
 from engine.models.interface import Model, Observer, check_tokens
-from engine.protocol import (
-    ExpertBudget,
-    Load,
-    Passage,
-    RunRequest,
-    Sample,
-    Sampling,
-    Steps,
-    StorageRates,
-    Timeline,
-    Totals,
-)
+from engine.protocol import ExpertBudget, Load, Passage, RunRequest, Sample, Sampling, Steps, StorageRates, Totals
 from engine.sampling import Sampler, log_probabilities
 from engine.slowdown import slowdown
+from engine.spans import Timeline
 from engine.storage import choose_reading
 from engine.strategies import Strategy, strategy_named
 
@@ -189,7 +179,7 @@ class Engine:
                 break
             if deadline is not None and end > deadline:
                 raise DeadlineError(f"stopped at its deadline, {len(tokens)} of {max_new_tokens} tokens into a prompt")
-        return tuple(tokens), Steps(tuple(times), *(tuple(column) for column in zip(*counters)))
+        return tuple(tokens), steps_of(times, counters)
 
     def predict(self, passage: Passage, *, deadline: Optional[float] = None) -> Iterator[np.ndarray]:
         """The logits (vocab,) from which each token of the continuation is predicted, one pass each as in decoding.

@@ -12,6 +12,10 @@ The controller writes one RunRequest as JSON. The engine answers with JSON lines
 Every message is checked on arrival: an unknown key, a missing key, a wrong type or an unknown version is a
 ProtocolError that names the place. Units stand in the names.
 
+A field that is added has a default, and VERSION stays. A pinned baseline is measured with the engine of its day: with
+a higher version, or a new field that must be there, it could not be measured any more. VERSION rises only if a field
+changes its meaning or goes.
+
 History of VERSION: 1 first; since then Sample.recall, RunRequest.passages, Totals.passage_nats, Load.variant,
 Load.phases_s, RunRequest.lanes, Load.lanes, Load.storage, the reader "auto", RunRequest.memory_limit_bytes,
 RunRequest.settle, the event "settling", the fields of DeviceFacts from core_kinds on, RunRequest.timeline_steps,
@@ -21,15 +25,15 @@ Sample.timeline, Sample.layers and Watched.resident were added, which may be mis
 from __future__ import annotations
 
 import dataclasses
-import enum
-import functools
 import json
-import sys
 from dataclasses import field
-from typing import Any, Dict, FrozenSet, Optional, Tuple, Type, TypeVar, Union, get_type_hints
+from typing import Any, Dict, Optional, Tuple, Union
 
+from engine.codec import MOST_S, decode, loads, one_of, require, same_keys, shown, to_json
 from engine.dataclass import dataclass
 from engine.errors import ProtocolError
+from engine.sizes import size_of
+from engine.spans import MOST_TIMELINE_STEPS, Timeline
 
 VERSION = 1
 READERS = ("pread", "direct", "mmap")
@@ -37,15 +41,8 @@ MOST_LANES = 2
 PAGE_CACHES = ("cold", "warm")
 BACKENDS = ("auto", "native", "numpy")
 LIMIT_METHODS = ("cgroup-v2", "cgroup-v1", "rlimit-data", "none")  # see engine.device.limits
-MAX_LINE_BYTES = 16 << 20  # of one event: anything longer is damage or malice, never a sample
 MOST_CHARACTERS = 4096  # of one fact about a device
-MOST_S = 1e9  # longer than anything that is measured: sums of such times are still numbers
-MOST_TIMELINE_STEPS, MOST_SPANS = 64, 8192  # of one timeline; spans of each of its two tables
 MOST_SERIES_POINTS = 200
-COMPUTED = ("attention", "experts", "stall", "head")  # the kinds of ComputeSpans
-LOADED = ("demanded", "preloaded", "late", "broken-off")  # the kinds of LoadSpans
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,8 +53,8 @@ class ExpertBudget:
     experts: Optional[int] = None
 
     def __post_init__(self) -> None:
-        _require((self.bytes is None) != (self.experts is None), "expert_budget: give bytes or experts, not both")
-        _require((self.bytes or self.experts or 0) > 0, "expert_budget must be positive")
+        require((self.bytes is None) != (self.experts is None), "expert_budget: give bytes or experts, not both")
+        require((self.bytes or self.experts or 0) > 0, "expert_budget must be positive")
 
     def __str__(self) -> str:
         return f"{self.experts}-experts" if self.bytes is None else str(self.bytes)
@@ -76,25 +73,6 @@ class ExpertBudget:
         return cls(bytes=size)
 
 
-def size_of(text: str) -> Optional[int]:
-    """`16777216`, `64MiB`, `64 MB` -> bytes; None where it is not a size."""
-    number, factor = text.strip().lower().replace(" ", "").replace("_", ""), 1
-    for suffix, value in _BYTE_SUFFIXES:
-        if number.endswith(suffix):
-            number, factor = number[: -len(suffix)], value
-            break
-    try:
-        size = float(number) * factor
-    except ValueError:
-        return None
-    return int(size) if 0 < size < 1 << 62 else None
-
-
-_BYTE_SUFFIXES = (
-    ("kib", 1 << 10), ("mib", 1 << 20), ("gib", 1 << 30), ("kb", 10**3), ("mb", 10**6), ("gb", 10**9), ("b", 1),
-)  # fmt: skip
-
-
 @dataclass(frozen=True)
 class Sampling:
     """Greedy when temperature is 0; otherwise seeded nucleus sampling (Holtzman et al., 2020)."""
@@ -104,9 +82,9 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(0 <= self.temperature <= 100, "sampling.temperature must be between 0 and 100")
-        _require(0 < self.top_p <= 1, "sampling.top_p must be above 0 and at most 1")
-        _require(0 <= self.seed < 1 << 63, "sampling.seed must be between 0 and 2**63 - 1")
+        require(0 <= self.temperature <= 100, "sampling.temperature must be between 0 and 100")
+        require(0 < self.top_p <= 1, "sampling.top_p must be above 0 and at most 1")
+        require(0 <= self.seed < 1 << 63, "sampling.seed must be between 0 and 2**63 - 1")
 
 
 @dataclass(frozen=True)
@@ -121,9 +99,9 @@ class Passage:
 
     def __post_init__(self) -> None:
         for name, tokens in (("prompt", self.prompt), ("continuation", self.continuation)):
-            _require(bool(tokens), f"passage: the {name} is empty")
+            require(bool(tokens), f"passage: the {name} is empty")
             valid = all(0 <= token < 1 << 31 for token in tokens)
-            _require(valid, f"passage: the {name} has a token id outside 0 .. 2**31 - 1")
+            require(valid, f"passage: the {name} has a token id outside 0 .. 2**31 - 1")
 
 
 @dataclass(frozen=True)
@@ -137,7 +115,7 @@ class Settle:
     governor: Optional[str] = None  # waited for by nobody: it does not come by itself
 
     def __post_init__(self) -> None:
-        _require(0 <= self.max_wait_s <= 86400, "settle.max_wait_s must be between 0 and 86400")
+        require(0 <= self.max_wait_s <= 86400, "settle.max_wait_s must be between 0 and 86400")
 
 
 @dataclass(frozen=True)
@@ -168,27 +146,27 @@ class RunRequest:
     timeline_steps: int = 0  # of a timeline, for which the last prompt is begun once more after all that is timed
 
     def __post_init__(self) -> None:
-        _require(bool(self.run_id), "run_id is empty")
-        _require(bool(self.container), "container is empty")
-        _require(bool(self.prompts), "prompts is empty")
+        require(bool(self.run_id), "run_id is empty")
+        require(bool(self.container), "container is empty")
+        require(bool(self.prompts), "prompts is empty")
         for i, prompt in enumerate(self.prompts):
-            _require(bool(prompt), f"prompts[{i}] is empty: a prompt needs at least one token")
-            _require(all(0 <= t < 1 << 31 for t in prompt), f"prompts[{i}] has a token id outside 0 .. 2**31 - 1")
-        _require(1 <= self.max_new_tokens <= 1 << 20, "max_new_tokens must be between 1 and 1048576")
-        _require(0 <= self.warmups <= 1000, "warmups must be between 0 and 1000")
-        _require(1 <= self.repetitions <= 10000, "repetitions must be between 1 and 10000")
-        _require(0 <= self.threads <= 1024, "threads must be between 0 and 1024")
-        _require(0 < self.deadline_s <= 30 * 86400, "deadline_s must be above 0 and at most 30 days")
-        _one_of(self.reader, ("auto", *READERS), "reader")
-        _require(0 <= self.lanes <= MOST_LANES, f"lanes must be between 0 and {MOST_LANES}")
-        _one_of(self.page_cache, PAGE_CACHES, "page_cache")
-        _one_of(self.backend, BACKENDS, "backend")
+            require(bool(prompt), f"prompts[{i}] is empty: a prompt needs at least one token")
+            require(all(0 <= t < 1 << 31 for t in prompt), f"prompts[{i}] has a token id outside 0 .. 2**31 - 1")
+        require(1 <= self.max_new_tokens <= 1 << 20, "max_new_tokens must be between 1 and 1048576")
+        require(0 <= self.warmups <= 1000, "warmups must be between 0 and 1000")
+        require(1 <= self.repetitions <= 10000, "repetitions must be between 1 and 10000")
+        require(0 <= self.threads <= 1024, "threads must be between 0 and 1024")
+        require(0 < self.deadline_s <= 30 * 86400, "deadline_s must be above 0 and at most 30 days")
+        one_of(self.reader, ("auto", *READERS), "reader")
+        require(0 <= self.lanes <= MOST_LANES, f"lanes must be between 0 and {MOST_LANES}")
+        one_of(self.page_cache, PAGE_CACHES, "page_cache")
+        one_of(self.backend, BACKENDS, "backend")
         rate = self.emulated_read_bytes_per_s
-        _require(rate is None or 1e3 <= rate <= 1e12, "emulated_read_bytes_per_s must be between 1e3 and 1e12")
+        require(rate is None or 1e3 <= rate <= 1e12, "emulated_read_bytes_per_s must be between 1e3 and 1e12")
         limit = self.memory_limit_bytes
-        _require(limit is None or 1 << 20 <= limit < 1 << 62, "memory_limit_bytes must be at least 1048576")
+        require(limit is None or 1 << 20 <= limit < 1 << 62, "memory_limit_bytes must be at least 1048576")
         within = 0 <= self.timeline_steps <= MOST_TIMELINE_STEPS
-        _require(within, f"timeline_steps must be between 0 and {MOST_TIMELINE_STEPS}")
+        require(within, f"timeline_steps must be between 0 and {MOST_TIMELINE_STEPS}")
 
     @property
     def timeline_tokens(self) -> int:
@@ -239,7 +217,7 @@ class DeviceFacts:
         for fact in dataclasses.fields(self):
             value = getattr(self, fact.name)
             short = not isinstance(value, str) or len(value) <= MOST_CHARACTERS
-            _require(short, f"facts: {fact.name} is longer than {MOST_CHARACTERS} characters")
+            require(short, f"facts: {fact.name} is longer than {MOST_CHARACTERS} characters")
 
 
 @dataclass(frozen=True)
@@ -256,7 +234,7 @@ class ArithmeticTimes:
 
     def __post_init__(self) -> None:
         times = (self.layer_s, self.head_s, *self.expert_s.values())
-        _require(all(0 < seconds < 1e6 for seconds in times), "arithmetic: a time is not positive")
+        require(all(0 < seconds < 1e6 for seconds in times), "arithmetic: a time is not positive")
 
 
 @dataclass(frozen=True)
@@ -270,10 +248,10 @@ class ReadingRate:
     most_bytes_per_s: float
 
     def __post_init__(self) -> None:
-        _one_of(self.reader, READERS, "storage: reader")
-        _require(1 <= self.lanes <= MOST_LANES, f"storage: lanes must be 1 to {MOST_LANES}")
+        one_of(self.reader, READERS, "storage: reader")
+        require(1 <= self.lanes <= MOST_LANES, f"storage: lanes must be 1 to {MOST_LANES}")
         ordered = 0 < self.least_bytes_per_s <= self.bytes_per_s <= self.most_bytes_per_s < 1e15
-        _require(ordered, "storage: a rate is not positive, or not between the least and the most")
+        require(ordered, "storage: a rate is not positive, or not between the least and the most")
 
 
 @dataclass(frozen=True)
@@ -338,10 +316,10 @@ class Steps:
 
     def __post_init__(self) -> None:
         lengths = {len(getattr(self, f.name)) for f in dataclasses.fields(self)}
-        _require(len(lengths) == 1, "steps: the columns differ in length")
-        _require(all(0 <= t < MOST_S for t in self.time_s + self.stall_s), "steps: a time is negative or absurd")
+        require(len(lengths) == 1, "steps: the columns differ in length")
+        require(all(0 <= t < MOST_S for t in self.time_s + self.stall_s), "steps: a time is negative or absurd")
         counts = (self.hits, self.late, self.misses, self.read_bytes, self.prefetched_bytes, self.wasted_bytes)
-        _require(all(n >= 0 for column in counts for n in column), "steps: a count is negative")
+        require(all(n >= 0 for column in counts for n in column), "steps: a count is negative")
 
 
 @dataclass(frozen=True)
@@ -364,78 +342,8 @@ class LayerCounts:
 
     def __post_init__(self) -> None:
         columns = (self.hits, self.late, self.misses)
-        _require(len(set(map(len, columns))) == 1, "layers: the columns differ in length")
-        _require(all(n >= 0 for column in columns for n in column), "layers: a count is negative")
-
-
-@dataclass(frozen=True)
-class ComputeSpans:
-    """What the thread that computes did, one entry a span, in columns. What no span covers is the engine's own work.
-
-    `kind` is an index into COMPUTED: attention is all of a layer up to its router's answer, with whatever layers
-    without experts stand before it; head is all after the last layer's experts, sampling included.
-    """
-
-    kind: Tuple[int, ...]
-    layer: Tuple[int, ...]  # MoE layer; of the head the last one's
-    start_us: Tuple[int, ...]
-    time_us: Tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        _check_spans(self, COMPUTED, "compute")
-
-
-@dataclass(frozen=True)
-class LoadSpans:
-    """Experts that were read, one entry each, in columns. Where two lanes read, each of them reads a part of each.
-
-    `kind` is an index into LOADED: demanded by the router, preloaded before it asked, late if it asked meanwhile, or
-    broken off for something more urgent.
-    """
-
-    kind: Tuple[int, ...]
-    layer: Tuple[int, ...]
-    expert: Tuple[int, ...]
-    start_us: Tuple[int, ...]  # negative for one that was under way when the first step began
-    time_us: Tuple[int, ...]
-    read_bytes: Tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        _check_spans(self, LOADED, "loads")
-
-
-def _check_spans(spans: Union[ComputeSpans, LoadSpans], kinds: Tuple[str, ...], what: str) -> None:
-    columns = {f.name: getattr(spans, f.name) for f in dataclasses.fields(spans)}
-    _require(len(set(map(len, columns.values()))) == 1, f"timeline: the columns of {what} differ in length")
-    _require(len(spans.kind) <= MOST_SPANS, f"timeline: {what} has over {MOST_SPANS} spans")
-    _require(all(kind < len(kinds) for kind in spans.kind), f"timeline: {what} has an unknown kind")
-    for name, column in columns.items():
-        _require(name == "start_us" or all(n >= 0 for n in column), f"timeline: {what} has a negative {name}")
-        _require(all(abs(n) < MOST_S * 1e6 for n in column), f"timeline: {what} has an absurd {name}")
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """Loads against compute in a sample's last decode steps: times in microseconds since the first of them began.
-
-    `phases_s` is of all the sample's decode steps: by COMPUTED, and under "dequantise" the part of "experts" in which
-    weights were expanded, None where that is no step of its own: native kernels do it within their products.
-    """
-
-    first_step: int  # of Steps
-    step_start_us: Tuple[int, ...]
-    step_time_us: Tuple[int, ...]
-    compute: ComputeSpans
-    loads: LoadSpans
-    phases_s: Dict[str, Optional[float]]
-
-    def __post_init__(self) -> None:
-        steps = self.step_start_us, self.step_time_us
-        _require(len(steps[0]) == len(steps[1]) <= MOST_TIMELINE_STEPS, "timeline: its steps are of unequal number")
-        valid = all(0 <= n < MOST_S * 1e6 for column in steps for n in column)
-        _require(valid and self.first_step >= 0, "timeline: a step is negative or absurd")
-        times = [seconds for seconds in self.phases_s.values() if seconds is not None]
-        _require(all(0 <= seconds < MOST_S for seconds in times), "timeline: a phase is negative or absurd")
+        require(len(set(map(len, columns))) == 1, "layers: the columns differ in length")
+        require(all(n >= 0 for column in columns for n in column), "layers: a count is negative")
 
 
 @dataclass(frozen=True)
@@ -457,11 +365,11 @@ class Sample:
     timeline: Optional[Timeline] = None  # None: none was asked of this repetition
 
     def __post_init__(self) -> None:
-        _require(len(self.tokens) == len(self.steps.time_s), "sample: one step a generated token is expected")
+        require(len(self.tokens) == len(self.steps.time_s), "sample: one step a generated token is expected")
         for name in ("hits", "late", "misses") if self.layers is not None else ():
             same = sum(getattr(self.layers, name)) == sum(getattr(self.steps, name)[1:])
-            _require(same, f"sample: {name} by layer and by step do not add up to the same")
-        _require(self.timeline is None or self.warmup, "sample: a timeline of what was timed")
+            require(same, f"sample: {name} by layer and by step do not add up to the same")
+        require(self.timeline is None or self.warmup, "sample: a timeline of what was timed")
 
 
 @dataclass(frozen=True)
@@ -476,9 +384,9 @@ class Totals:
     passage_nats: Tuple[float, ...] = ()  # of each of RunRequest.passages: -ln of its continuation's probability
 
     def __post_init__(self) -> None:
-        _require(0 <= self.wall_s < MOST_S, "totals: wall_s is negative or absurd")
+        require(0 <= self.wall_s < MOST_S, "totals: wall_s is negative or absurd")
         valid = all(0 <= nats < 1e12 for nats in self.passage_nats)
-        _require(valid, "totals: passage_nats has a negative or absurd entry")
+        require(valid, "totals: passage_nats has a negative or absurd entry")
 
 
 @dataclass(frozen=True)
@@ -499,9 +407,9 @@ class Series:
     values: Tuple[int, ...]
 
     def __post_init__(self) -> None:
-        _require(len(self.time_s) == len(self.values) <= MOST_SERIES_POINTS, "series: too long, or of unequal columns")
+        require(len(self.time_s) == len(self.values) <= MOST_SERIES_POINTS, "series: too long, or of unequal columns")
         valid = all(0 <= t < MOST_S for t in self.time_s) and all(value >= 0 for value in self.values)
-        _require(valid, "series: a time or a value is negative or absurd")
+        require(valid, "series: a time or a value is negative or absurd")
 
 
 @dataclass(frozen=True)
@@ -540,57 +448,7 @@ class Watched:
 
     def __post_init__(self) -> None:
         times = (self.period_s, self.watched_s, self.cpu_s, self.waited_s, self.energy_j or 0.0)
-        _require(self.readings >= 0 and all(t >= 0 for t in times), "watched: a count, a time or an energy is negative")
-
-
-_PLAIN = (int, float, str, bool, type(None))
-
-
-# --- JSON -----------------------------------------------------------------------------------------------------------
-
-
-def to_json(value: Any) -> Any:
-    """Dataclasses, tuples, dictionaries and enums -> what json.dumps takes."""
-    if type(value) in _PLAIN:  # by far the most
-        return value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, (list, tuple)):
-        return [to_json(v) for v in value]
-    if isinstance(value, dict):
-        return {str(k): to_json(v) for k, v in value.items()}
-    return value.value if isinstance(value, enum.Enum) else value
-
-
-def to_sparse_json(value: Any) -> Any:
-    """As to_json, without the fields that have their defaults: an engine that does not know them yet needs none."""
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        return to_json(value)
-    said = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    return {f.name: to_sparse_json(said[f.name]) for f in dataclasses.fields(value) if said[f.name] != _default(f)}
-
-
-def _default(field_: Any) -> Any:
-    return field_.default if field_.default_factory is dataclasses.MISSING else field_.default_factory()
-
-
-def from_json(cls: Type[T], value: Any, where: str = "") -> T:
-    """What json.loads gave -> an instance of the dataclass `cls`, or a ProtocolError that names the place."""
-    result: T = _decode(cls, value, where or cls.__name__)
-    return result
-
-
-def loads(line: Union[str, bytes]) -> Dict[str, Any]:
-    """One JSON object from text that a stranger may have written."""
-    if len(line) > MAX_LINE_BYTES:
-        raise ProtocolError(f"a message of {len(line)} bytes is over the limit of {MAX_LINE_BYTES}")
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ProtocolError(f"expected a JSON object, got {type(value).__name__}")
-    return value
+        require(self.readings >= 0 and all(t >= 0 for t in times), "watched: a count, a time or an energy is negative")
 
 
 def encode_event(event: str, **content: Any) -> str:
@@ -603,13 +461,13 @@ def decode_event(line: Union[str, bytes]) -> Tuple[str, Dict[str, Any]]:
     message = loads(line)
     version = message.pop("v", None)
     if version != VERSION:
-        raise ProtocolError(f"protocol version {_shown(version)} where {VERSION} is spoken: deploy the engine again")
+        raise ProtocolError(f"protocol version {shown(version)} where {VERSION} is spoken: deploy the engine again")
     event = message.pop("event", None)
     if not isinstance(event, str) or event not in _CONTENT:
-        raise ProtocolError(f"unknown event {_shown(event)}")
+        raise ProtocolError(f"unknown event {shown(event)}")
     types = _CONTENT[event]
-    _same_keys(message, set(types), set(types), event)
-    return event, {key: _decode(types[key], message[key], f"{event}.{key}") for key in types}
+    same_keys(message, set(types), set(types), event)
+    return event, {key: decode(types[key], message[key], f"{event}.{key}") for key in types}
 
 
 _CONTENT: Dict[str, Dict[str, Any]] = {
@@ -620,80 +478,3 @@ _CONTENT: Dict[str, Dict[str, Any]] = {
     "finished": {"totals": Totals},
     "failed": {"kind": str, "message": str},
 }
-
-
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    if kind is str and type(value) is str:
-        return value  # by far the most
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise ProtocolError(f"{where}: expected an object, got {type(value).__name__}")
-        hints, needed = _fields(kind)  # type: ignore[arg-type]
-        if not needed <= value.keys() <= hints.keys():
-            _same_keys(value, needed, hints.keys(), where)
-        return kind(**{name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})  # type: ignore[operator]
-    origin: Any = getattr(kind, "__origin__", None)
-    arguments: Tuple[Any, ...] = getattr(kind, "__args__", ())
-    if type(None) in arguments:  # Optional[T] or T | None: the only unions that messages and records use
-        return None if value is None else _decode(arguments[0], value, where)
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ProtocolError(f"{where}: expected a list, got {type(value).__name__}")
-        if arguments[-1] is not Ellipsis:
-            if len(value) != len(arguments):
-                raise ProtocolError(f"{where}: expected {len(arguments)} entries, got {len(value)}")
-            return tuple(_decode(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(arguments, value)))
-        if arguments[0] is int and all(type(item) is int and -(1 << 63) < item < 1 << 63 for item in value):
-            return tuple(value)  # columns of steps
-        if arguments[0] is float and all(type(item) is float and abs(item) <= sys.float_info.max for item in value):
-            return tuple(value)
-        return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ProtocolError(f"{where}: expected an object, got {type(value).__name__}")
-        return {key: _decode(arguments[1], item, f"{where}.{key[:40]!r}") for key, item in value.items()}
-    if kind is float:
-        # Of whole numbers JSON knows larger ones than a float can be.
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
-            return float(value)
-    elif kind is int:
-        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63:
-            return value
-    elif issubclass(kind, enum.Enum):
-        if value in [member.value for member in kind]:
-            return kind(value)
-    elif isinstance(value, kind):
-        return value
-    raise ProtocolError(f"{where}: expected {kind.__name__}, got {_shown(value)}")
-
-
-def _shown(value: Any) -> str:
-    """In a message: short, and of no depth that could not be written."""
-    if isinstance(value, (list, dict)):
-        return type(value).__name__
-    return repr(value[:40]) if isinstance(value, str) else str(value)[:40]
-
-
-@functools.lru_cache(maxsize=None)
-def _fields(kind: Any) -> Tuple[Dict[str, Any], FrozenSet[str]]:
-    """(type of each, which must be given)."""
-    hints, fields = get_type_hints(kind), dataclasses.fields(kind)
-    needed = [f for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
-    return {f.name: hints[f.name] for f in fields}, frozenset(f.name for f in needed)
-
-
-def _same_keys(value: Dict[str, Any], needed: Any, known: Any, where: str) -> None:
-    missing, unknown = sorted(set(needed) - set(value)), sorted(set(value) - set(known))
-    if missing:
-        raise ProtocolError(f"{where}: {missing[0]!r} is missing")
-    if unknown:
-        raise ProtocolError(f"{where}: unknown key {unknown[0][:40]!r} (known: {', '.join(sorted(known))})")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ProtocolError(message)
-
-
-def _one_of(value: str, allowed: Tuple[str, ...], name: str) -> None:
-    _require(value in allowed, f"{name} {value!r} is not one of {', '.join(allowed)}")

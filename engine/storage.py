@@ -19,12 +19,13 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import numpy as np
 
 from engine import __version__
+from engine.codec import from_json, loads, to_json
 from engine.container import Container
 from engine.device import meters
 from engine.errors import ProtocolError, StorageError
 from engine.experts.lanes import ReadingLanes, new_slab
 from engine.files import replacing
-from engine.protocol import ReadingRate, RunRequest, StorageRates, from_json, loads, to_json
+from engine.protocol import ReadingRate, RunRequest, StorageRates
 
 # From the simplest on: one thread before two, past the page cache before through it.
 WAYS = (("direct", 1), ("pread", 1), ("mmap", 1), ("direct", 2), ("pread", 2), ("mmap", 2))

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ProtocolError
-from engine.protocol import ExpertBudget, size_of
+from engine.protocol import ExpertBudget
+from engine.sizes import size_of
 from harness.errors import UsageError
 
 DEFAULT_BUDGET = "default"  # the strategy's own

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
+from engine.codec import from_json, to_json
 from engine.errors import ProtocolError
-from engine.protocol import DeviceFacts, Load, RunRequest, Sample, Totals, Watched, from_json, to_json
+from engine.protocol import DeviceFacts, Load, RunRequest, Sample, Totals, Watched
 from reports.errors import RecordError
 
 VERSION = 1

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence,
 from engine.device.sensors import UNDER_VOLTAGE, Reading, Sensors
 
 if TYPE_CHECKING:
-    from engine.protocol import Course, Series, Settle, Watched  # which takes 40 ms: see `watch`
+    from engine.protocol import Course, Series, Settle, Watched
 
 PERIOD_S = 0.5
 MOST_OF_A_CORE = 0.01  # that watching may take: where a reading costs more, it is done less often
@@ -54,7 +54,6 @@ def watch(
     waited_s = clock() - began
     before = sensors.read()
     ready()
-    from engine.protocol import encode_event  # noqa: F401 - costly, and the engine is starting meanwhile
 
     seen, resident, period_s = _Seen(before, clock()), _Series(clock()), PERIOD_S
     while not pause(period_s):
@@ -230,7 +229,9 @@ class _Series:
         """None where there was nothing to be read."""
         from engine.protocol import Series
 
-        return Series(*(tuple(column) for column in zip(*self._points))) if self._points else None
+        if not self._points:
+            return None
+        return Series(time_s=tuple(time_s for time_s, _ in self._points), values=tuple(map(_value, self._points)))
 
 
 def _value(point: Tuple[float, int]) -> int:
@@ -363,7 +364,7 @@ def _serve(settle: Any, result: str, say: int, stop: int) -> None:
         ready=ready,
         resident_bytes=lambda: _resident_bytes(engine[-1]) if engine else None,
     )
-    from engine.protocol import to_json
+    from engine.codec import to_json
 
     with open(result + ".part", "w") as file:
         json.dump(to_json(watched), file, allow_nan=False)

@@ -15,7 +15,7 @@ from engine.experts.relief import ExactRelief, Relief
 from engine.experts.slabs import Slabs
 from engine.experts.timeline import ATTENTION, EXPERTS, STALL, TimelineRecorder
 from engine.models.interface import ExpertGroup
-from engine.protocol import LayerCounts, Recall
+from engine.protocol import LayerCounts, Recall, Steps
 from engine.quantize import Packed
 
 NO_RECALL = Recall(0, 0, 0, 0)
@@ -31,6 +31,12 @@ class Counters(NamedTuple):
     read_bytes: int
     prefetched_bytes: int
     wasted_bytes: int
+
+
+def steps_of(time_s: Sequence[float], counters: Sequence[Counters]) -> Steps:
+    """Returns the columns of steps that took so long and counted so much."""
+    columns = {name: tuple(getattr(each, name) for each in counters) for name in Counters._fields}
+    return Steps(time_s=tuple(time_s), **columns)
 
 
 class ExpertSupply:
@@ -193,7 +199,8 @@ class ExpertSupply:
     def take_layer_counts(self) -> LayerCounts:
         """Of what was decoded since the last time, by MoE layer."""
         counts, self._decode_counts = self._decode_counts, _no_counts(self._layers)
-        return LayerCounts(*(tuple(column) for column in zip(*counts)))
+        hits, late, misses = (tuple(column) for column in zip(*counts))
+        return LayerCounts(hits=hits, late=late, misses=misses)
 
     def record(self, recorder: Optional[TimelineRecorder]) -> None:
         """From now on `recorder` is told what happens while decoding; nobody is where it is None."""

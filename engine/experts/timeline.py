@@ -6,7 +6,7 @@ from collections import deque
 from typing import Callable, Deque, Iterable, NamedTuple, Optional, Tuple
 
 from engine.experts.buffer import Entry
-from engine.protocol import COMPUTED, LOADED, MOST_SPANS, ComputeSpans, LoadSpans, Timeline
+from engine.spans import COMPUTED, LOADED, MOST_SPANS, ComputeSpans, LoadSpans, Timeline
 
 ATTENTION, EXPERTS, STALL, HEAD = range(len(COMPUTED))
 _DEMANDED, _PRELOADED, _LATE, _BROKEN_OFF = range(len(LOADED))

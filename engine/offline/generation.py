@@ -11,8 +11,9 @@ import sys
 from dataclasses import dataclass
 
 from engine import errors
+from engine.codec import to_json
 from engine.errors import DeadlineError, EngineError
-from engine.protocol import DeviceFacts, Load, RunRequest, Sample, Totals, decode_event, to_json
+from engine.protocol import DeviceFacts, Load, RunRequest, Sample, Totals, decode_event
 
 _GRACE_S = 60.0  # beyond the deadline that the engine itself holds
 

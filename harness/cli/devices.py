@@ -10,7 +10,7 @@ from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
-from engine.protocol import to_json
+from engine.codec import to_json
 from harness.cli.devices_health import health, health_in_words, known_health, prune
 from harness.cli.devices_locks import locks, unlock
 from harness.cli.options import (

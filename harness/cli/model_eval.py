@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from engine.protocol import ExpertBudget, to_json
+from engine.codec import to_json
+from engine.protocol import ExpertBudget
 from harness.cli.bar import progress_bar
 from harness.cli.options import (
     PAIRS_HELP,

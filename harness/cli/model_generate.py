@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from engine.codec import to_json
 from engine.options import generation_request
-from engine.protocol import Sample, to_json
+from engine.protocol import Sample
 from harness.cli.options import (
     TokenIds,
     container_argument,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from engine.protocol import to_json
+from engine.codec import to_json
 from harness.cli.options import container_argument, json_option, print_json, profile_option
 from harness.errors import UsageError
 from reports.text import harmless

@@ -13,8 +13,9 @@ import click
 
 from device_inventory import Inventory
 from engine import options as engine_options
+from engine.codec import to_json
 from engine.errors import RequestError
-from engine.protocol import BACKENDS, ExpertBudget, to_json
+from engine.protocol import BACKENDS, ExpertBudget
 from harness.deadlines import parse_duration
 from harness.device.kinds import kind_of
 from harness.errors import UsageError

@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 
 from device_inventory import Device
-from engine.protocol import to_json
+from engine.codec import to_json
 from harness.cli.options import (
     inventory_option,
     json_option,

@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from engine.protocol import to_json
+from engine.codec import to_json
 from harness.cli.options import Moment, json_option, open_results, print_json, results_option
 from harness.cli.results_keeping import bundle_sweeps, import_results, migrate, prune
 from harness.errors import UsageError

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from engine.protocol import to_json
+from engine.codec import to_json
 from harness.cli.options import (
     Moment,
     json_option,

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from engine.codec import from_json, loads
 from engine.errors import ProtocolError
-from engine.protocol import from_json, loads
 from harness.device.deploy import FarmFolder, HashCache, put_blob
 from harness.device.probe import PROBE_DEADLINE_S, Python, find_python
 from harness.errors import PythonMissingError

@@ -8,18 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from engine.codec import MAX_LINE_BYTES
 from engine.errors import ProtocolError
-from engine.protocol import (
-    LIMIT_METHODS,
-    MAX_LINE_BYTES,
-    DeviceFacts,
-    Load,
-    RunRequest,
-    Sample,
-    Totals,
-    Watched,
-    decode_event,
-)
+from engine.protocol import LIMIT_METHODS, DeviceFacts, Load, RunRequest, Sample, Totals, Watched, decode_event
 from harness.device.lease import Owner, lost_to
 from reports.records import Conditions, Fault, RunStatus
 from reports.text import harmless

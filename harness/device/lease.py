@@ -16,8 +16,8 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import NoReturn
 
+from engine.codec import from_json, loads, to_json
 from engine.errors import ProtocolError
-from engine.protocol import from_json, loads, to_json
 from harness.device.deploy import safe_name
 from harness.errors import DeviceBusyError, DeviceError, LeaseLostError, RemoteCommandError
 from harness.process import identity, lives, owner

@@ -8,8 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from engine.codec import from_json, loads
 from engine.errors import ProtocolError
-from engine.protocol import ArithmeticTimes, DeviceFacts, StorageRates, from_json, loads
+from engine.protocol import ArithmeticTimes, DeviceFacts, StorageRates
 from harness.errors import PythonMissingError, RemoteCommandError
 from harness.transport import Transport
 

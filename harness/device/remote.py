@@ -13,18 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from device_inventory import Device
+from engine.codec import from_json, loads, to_json, to_sparse_json
 from engine.errors import ProtocolError
-from engine.protocol import (
-    ArithmeticTimes,
-    DeviceFacts,
-    RunRequest,
-    Settle,
-    StorageRates,
-    from_json,
-    loads,
-    to_json,
-    to_sparse_json,
-)
+from engine.protocol import ArithmeticTimes, DeviceFacts, RunRequest, Settle, StorageRates
 from harness import agent
 from harness.device.bootstrap import WheelCache, bootstrap
 from harness.device.collect import Collector, Ending, OnEvent, classify, conditions, log_tail

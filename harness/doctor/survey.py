@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from engine.codec import from_json, loads
 from engine.errors import ProtocolError
-from engine.protocol import from_json, loads
 from harness.errors import RemoteCommandError
 from harness.transport import Transport
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from engine.codec import from_json, loads, to_json
 from engine.errors import ProtocolError
-from engine.protocol import from_json, loads, to_json
 from harness.errors import LockedError, UsageError
 from harness.night.config import NightlyConfig
 from harness.process import owner

@@ -13,20 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from engine.protocol import (
-    Course,
-    DeviceFacts,
-    Load,
-    RunRequest,
-    Sample,
-    Steps,
-    Totals,
-    Watched,
-    encode_event,
-    from_json,
-    loads,
-    to_json,
-)
+from engine.codec import from_json, loads, to_json
+from engine.protocol import Course, DeviceFacts, Load, RunRequest, Sample, Steps, Totals, Watched, encode_event
 from harness.scripted.faults import FaultKind, ScriptedFault
 
 THROTTLED, SLOW_DISK = 2.5, 8.0  # times as long

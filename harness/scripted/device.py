@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from device_inventory import Device
-from engine.protocol import DeviceFacts, from_json, loads, to_json
+from engine.codec import from_json, loads, to_json
+from engine.protocol import DeviceFacts
 from harness.errors import UnreachableError
 from harness.scripted.course import ScriptedCourse, course
 from harness.scripted.faults import FaultKind, FaultScript, ScriptedFault

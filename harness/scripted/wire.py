@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from device_inventory import Device
-from engine.protocol import to_json
+from engine.codec import to_json
 from harness.device.deploy import IS_THERE, PREPARE, REMOVE, SIZE
 from harness.device.probe import IN_FOLDER, SEARCH
 from harness.doctor.survey import Survey

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.protocol import BACKENDS, MOST_LANES, MOST_TIMELINE_STEPS, PAGE_CACHES, READERS, Sampling, Settle
+from engine.protocol import BACKENDS, MOST_LANES, PAGE_CACHES, READERS, Sampling, Settle
+from engine.spans import MOST_TIMELINE_STEPS
 from harness.errors import UsageError
 from harness.tables import DEFAULT_BUDGET, Table, cause, distinct, read_toml
 

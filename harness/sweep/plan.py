@@ -10,7 +10,9 @@ from functools import cached_property
 from pathlib import Path
 
 from device_inventory.inventory import Device, Inventory
-from engine.protocol import ExpertBudget, Passage, RunRequest, Sampling, size_of, to_json
+from engine.codec import to_json
+from engine.protocol import ExpertBudget, Passage, RunRequest, Sampling
+from engine.sizes import size_of
 from engine.strategies import STRATEGIES, Strategy
 from harness.errors import UsageError
 from harness.sweep.matrix import ContainerFile, Matrix, Workload

@@ -17,7 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from engine.protocol import Sample, to_json
+from engine.codec import to_json
+from engine.protocol import Sample
 from harness.sweep.plan import Measurement
 from reports.metrics import METRICS, tpot_s
 from reports.records import Run, RunStatus, Verdict

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.protocol import COMPUTED, LOADED, Timeline
+from engine.spans import COMPUTED, LOADED, Timeline
 from reports import units
 from reports.charts.axes import Tick, nice_ticks, tick_label
 from reports.judging.groups import Row

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from engine.protocol import to_json
+from engine.codec import to_json
 from reports import units
 from reports.judging.judgement import ANSWER, RESULT, Comparison, Judged, Mark, exit_code
 from reports.metrics import METRICS

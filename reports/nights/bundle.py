@@ -26,8 +26,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
+from engine.codec import MAX_LINE_BYTES, from_json, loads, to_json
 from engine.errors import ProtocolError
-from engine.protocol import MAX_LINE_BYTES, DeviceFacts, from_json, loads, to_json
+from engine.protocol import DeviceFacts
 from reports.errors import BundleError, RecordError
 from reports.files import replacing
 from reports.nights.outcome import sweeps_behind

@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from engine.codec import from_json, to_json
 from engine.errors import ProtocolError
-from engine.protocol import from_json, to_json
 from reports.errors import RecordError
 from reports.judging.judgement import Comparison, Mark
 from reports.records import Cell, require_utc

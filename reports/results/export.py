@@ -14,7 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from engine.protocol import DeviceFacts, to_json
+from engine.codec import to_json
+from engine.protocol import DeviceFacts
 from reports.errors import ReportError
 from reports.files import replacing
 from reports.metrics import METRICS

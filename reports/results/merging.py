@@ -16,8 +16,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from engine.codec import MAX_LINE_BYTES, loads
 from engine.errors import ProtocolError
-from engine.protocol import MAX_LINE_BYTES, loads
 from reports.errors import RecordError, ReportError
 from reports.records import Run, Sweep, run_from_json, run_to_json, sweep_from_json
 from reports.results import schema

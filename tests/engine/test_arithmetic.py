@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from engine.arithmetic import measure_arithmetic
+from engine.codec import from_json
 from engine.container import Container
 from engine.errors import ContainerError
-from engine.protocol import ArithmeticTimes, from_json
+from engine.protocol import ArithmeticTimes
 from engine.quantize import Format
 from engine.selftest import all_formats, write_random_model
 

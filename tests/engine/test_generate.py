@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import engine
+from engine.codec import to_json
 from engine.container import Container
 from engine.device import meters
 from engine.device.facts import device_facts
@@ -20,7 +21,7 @@ from engine.errors import DeadlineError, RequestError
 from engine.experts.profile import PathProfile
 from engine.generate import Engine, run
 from engine.models.mixtral import PREFILL_CHUNK
-from engine.protocol import Passage, RunRequest, Sampling, decode_event, to_json
+from engine.protocol import Passage, RunRequest, Sampling, decode_event
 from engine.sampling import Sampler
 from engine.strategies import STRATEGIES
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.codec import MAX_LINE_BYTES, from_json, loads, to_json, to_sparse_json
 from engine.errors import ProtocolError
 from engine.protocol import (
     BACKENDS,
-    MAX_LINE_BYTES,
     PAGE_CACHES,
     READERS,
     DeviceFacts,
@@ -21,10 +21,6 @@ from engine.protocol import (
     Steps,
     decode_event,
     encode_event,
-    from_json,
-    loads,
-    to_json,
-    to_sparse_json,
 )
 
 budgets = st.one_of(
@@ -87,7 +83,10 @@ def test_noise_is_an_error(line: bytes | str) -> None:
         decode_event(line)
 
 
-STEPS = Steps((0.5, 0.1), (0.0, 0.05), (1, 2), (0, 0), (3, 0), (7, 0), (0, 0), (0, 0))
+STEPS = Steps(
+    time_s=(0.5, 0.1), stall_s=(0.0, 0.05), hits=(1, 2), late=(0, 0), misses=(3, 0), read_bytes=(7, 0),
+    prefetched_bytes=(0, 0), wasted_bytes=(0, 0),
+)  # fmt: skip
 SAMPLE = Sample(0, 1, False, (5, 6), STEPS, 3, None)
 
 

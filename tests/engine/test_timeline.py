@@ -7,26 +7,14 @@ from typing import Any
 
 import pytest
 
+from engine.codec import from_json, to_json
 from engine.container import Container
 from engine.errors import DeadlineError, ProtocolError
 from engine.experts.profile import PathProfile
 from engine.experts.timeline import EXPERTS, HEAD, STALL, TimelineRecorder
 from engine.generate import Engine, run
-from engine.protocol import (
-    COMPUTED,
-    LOADED,
-    MOST_SPANS,
-    ComputeSpans,
-    ExpertBudget,
-    LayerCounts,
-    RunRequest,
-    Sample,
-    Sampling,
-    Steps,
-    Timeline,
-    from_json,
-    to_json,
-)
+from engine.protocol import ExpertBudget, LayerCounts, RunRequest, Sample, Sampling, Steps
+from engine.spans import COMPUTED, LOADED, MOST_SPANS, ComputeSpans, Timeline
 from engine.strategies import STRATEGIES, Strategy
 
 PROMPT = (1, 17, 5, 80, 33)
@@ -182,6 +170,9 @@ def test_a_timeline_that_cannot_be_is_refused() -> None:
     ):
         with pytest.raises(ProtocolError, match=message):
             ComputeSpans(*columns)
-    steps = Steps((0.5, 0.1), (0.0, 0.05), (1, 2), (0, 0), (3, 0), (7, 0), (0, 0), (0, 0))
+    steps = Steps(
+        time_s=(0.5, 0.1), stall_s=(0.0, 0.05), hits=(1, 2), late=(0, 0), misses=(3, 0), read_bytes=(7, 0),
+        prefetched_bytes=(0, 0), wasted_bytes=(0, 0),
+    )  # fmt: skip
     with pytest.raises(ProtocolError, match="hits by layer"):
         Sample(0, 1, False, (5, 6), steps, 3, None, layers=LayerCounts((3,), (0,), (0,)))

@@ -68,7 +68,8 @@ def load_of(request: RunRequest, **changes: Any) -> Load:
 
 def samples_of(request: RunRequest, shift: int = 0) -> tuple[Sample, ...]:
     n = request.max_new_tokens
-    steps = Steps(*((0.5,) * n, (0.0,) * n, *((0,) * n for _ in range(6))))
+    nothing = dict.fromkeys(Steps.__dataclass_fields__, (0,) * n)
+    steps = Steps(**{**nothing, "time_s": (0.5,) * n, "stall_s": (0.0,) * n})
     return tuple(
         Sample(prompt, repetition, False, tuple(100 * prompt + shift + i for i in range(n)), steps, 0, 1)
         for prompt, repetition in itertools.product(range(len(request.prompts)), range(request.repetitions))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from device_inventory import Device
-from engine.protocol import from_json, loads
+from engine.codec import from_json, loads
 from harness.device.probe import KernelReport
 from harness.doctor import controller, device
 from harness.doctor.device import Examined, examine, refuse_unfit

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from engine.codec import to_json
 from engine.container import Container
 from engine.device.limits import MemoryLimit, best_method
 from engine.offline.importing.importer import import_checkpoint
-from engine.protocol import ExpertBudget, RunRequest, Totals, decode_event, to_json
+from engine.protocol import ExpertBudget, RunRequest, Totals, decode_event
 from engine.quantize import Format
 from engine.selftest import profile_of
 from tests.golden.checkpoints import SHIPPED

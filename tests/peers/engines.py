@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from engine.protocol import ExpertBudget, Passage, RunRequest, decode_event, to_json
+from engine.codec import to_json
+from engine.protocol import ExpertBudget, Passage, RunRequest, decode_event
 
 Enter = Callable[[], None]  # what a process does before it becomes an engine: goes onto cores, under limits
 DEADLINE_S = 1200

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from engine.protocol import ComputeSpans, LoadSpans, Steps, Timeline
+from engine.protocol import Steps
+from engine.spans import ComputeSpans, LoadSpans, Timeline
 from reports.judging.answers import answers, first_change
 from reports.judging.groups import compare
 from reports.metrics import METRICS
@@ -16,7 +17,7 @@ TIMELINE = Timeline(
 
 def with_timeline(run):
     first = run.samples[1]
-    steps = Steps(*(column[:3] for column in vars(first.steps).values()))
+    steps = Steps(**{name: column[:3] for name, column in vars(first.steps).items()})
     short = replace(first, repetition=7, warmup=True, tokens=first.tokens[:3], steps=steps, timeline=TIMELINE)
     return replace(run, samples=(*run.samples, short))
 

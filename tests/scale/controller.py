@@ -21,7 +21,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from engine.protocol import RunRequest, to_json
+from engine.codec import to_json
+from engine.protocol import RunRequest
 from harness.demo.faults import write_model
 from harness.device.remote import RemoteSession
 from harness.transport.ssh import SshTransport

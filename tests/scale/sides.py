@@ -9,19 +9,8 @@ import random
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from engine.protocol import (
-    COMPUTED,
-    LOADED,
-    ComputeSpans,
-    Course,
-    LayerCounts,
-    LoadSpans,
-    Sample,
-    Series,
-    Steps,
-    Timeline,
-    Totals,
-)
+from engine.protocol import Course, LayerCounts, Sample, Series, Steps, Totals
+from engine.spans import COMPUTED, LOADED, ComputeSpans, LoadSpans, Timeline
 from reports.judging.judgement import GATED, Side, compare_sides
 from reports.nights.gate import Measured
 from reports.nights.night import ChangePoint, Confirmation, Finding, Kind, Night, Trend, TrendPoint
@@ -101,7 +90,7 @@ def complete(measured: Run) -> Run:
     behaviour = STRATEGIES[measured.cell.strategy]
     samples = tuple(replace(each, layers=_layers(each.steps)) for each in measured.samples)
     last = samples[-1]
-    short = Steps(*(column[:9] for column in vars(last.steps).values()))
+    short = Steps(**{name: column[:9] for name, column in vars(last.steps).items()})
     extra = replace(
         last,
         repetition=99,

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from engine.codec import from_json, loads, to_json
 from engine.errors import ProtocolError
 from engine.protocol import (
     ArithmeticTimes,
@@ -29,10 +30,7 @@ from engine.protocol import (
     Steps,
     Totals,
     encode_event,
-    from_json,
-    loads,
-    to_json,
-)  # fmt: skip
+)
 from harness.device.collect import Collector, Ending, classify, log_tail
 from harness.device.probe import Python, find_python, read_facts
 from harness.device.remote import RemoteSession
@@ -50,7 +48,10 @@ REQUEST = RunRequest("r", "c", "s", prompts=((1,),), max_new_tokens=2, repetitio
 TEXT = json.dumps(to_json(REQUEST))
 FACTS = DeviceFacts("h", "m", "k", None, "model", None, 1, None, 4096, None, "3.11", "2", None, "1")
 LOAD = Load(0.1, 1, 1, None, 10, 1, 0.0, {"residency": "x"}, "pread", "numpy", warnings=("w",))
-STEPS = Steps((0.1, 0.2), (0.0, 0.1), (1, 1), (0, 1), (1, 1), (9, 9), (1, 1), (0, 0))
+STEPS = Steps(
+    time_s=(0.1, 0.2), stall_s=(0.0, 0.1), hits=(1, 1), late=(0, 1), misses=(1, 1), read_bytes=(9, 9),
+    prefetched_bytes=(1, 1), wasted_bytes=(0, 0),
+)  # fmt: skip
 SAMPLES = [Sample(0, i, False, (7, 8), STEPS, 1, 1, Recall(1, 1, 1, 1)) for i in (0, 1)]
 EVENTS = [
     json.loads(line)

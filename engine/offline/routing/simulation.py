@@ -26,7 +26,7 @@ from engine.experts.profile import ExpertSet, PathProfile
 from engine.experts.provision import Provision
 from engine.experts.slabs import Slabs
 from engine.experts.store import ExpertStore
-from engine.experts.supply import Counters
+from engine.experts.supply import Counters, steps_of
 from engine.offline.routing.trace import Trace
 from engine.protocol import Steps
 from engine.quantize import Packed
@@ -156,7 +156,7 @@ def simulate(
             if row >= sequence.first_decoded:
                 supply.decoded(times[-1])
             counters.append(supply.take_counters())
-        done.append(Steps(tuple(times), *(tuple(column) for column in zip(*counters, strict=True))))
+        done.append(steps_of(times, counters))
     return Simulated(tuple(done), supply.buffer.held_bytes)
 
 

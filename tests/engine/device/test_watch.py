@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.codec import from_json, to_json
 from engine.device.sensors import Sensors
 from engine.device.watch import MOST_OF_A_CORE, MOST_POINTS, PERIOD_S, Watcher, watch
-from engine.protocol import MOST_SERIES_POINTS, Course, Settle, Watched, decode_event, from_json, to_json
+from engine.protocol import MOST_SERIES_POINTS, Course, Settle, Watched, decode_event
 from tests.engine.boards.boards import Board
 
 TEMPERATURE = "/sys/class/thermal/thermal_zone0/temp"

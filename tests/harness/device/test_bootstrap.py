@@ -9,8 +9,8 @@ import sys
 import pytest
 from packaging.tags import platform_tags
 
+from engine.codec import from_json
 from engine.errors import ProtocolError
-from engine.protocol import from_json
 from harness.device.bootstrap import _TAGS, Interpreter, WheelCache, WheelError
 
 

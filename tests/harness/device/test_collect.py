@@ -6,23 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from engine.codec import from_json
 from engine.errors import ProtocolError
-from engine.protocol import (
-    MOST_SPANS,
-    ComputeSpans,
-    Course,
-    DeviceFacts,
-    Load,
-    LoadSpans,
-    RunRequest,
-    Sample,
-    Steps,
-    Timeline,
-    Totals,
-    Watched,
-    encode_event,
-    from_json,
-)
+from engine.protocol import Course, DeviceFacts, Load, RunRequest, Sample, Steps, Totals, Watched, encode_event
+from engine.spans import MOST_SPANS, ComputeSpans, LoadSpans, Timeline
 from harness.device.collect import Collector, Ending, LimitHeld, classify, conditions, log_tail
 from harness.device.lease import Owner
 from reports.records import Fault, RunStatus
@@ -31,7 +18,8 @@ REQUEST = RunRequest("r", "c", "s", prompts=((1,),), max_new_tokens=1, repetitio
 TEXT = '{"some": "text"}'
 FACTS = DeviceFacts("h", "m", "k", None, None, None, 1, None, 4096, None, "3.11", "2", None, "1")
 LOAD = Load(0.1, 1, 1, None, 10, 1, None, {}, "pread", "numpy")
-SAMPLE = Sample(0, 0, False, (7,), Steps((0.1,), (0.0,), (0,), (0,), (0,), (0,), (0,), (0,)), None, None)
+STEPS = Steps(**{**dict.fromkeys(Steps.__dataclass_fields__, (0,)), "time_s": (0.1,), "stall_s": (0.0,)})
+SAMPLE = Sample(0, 0, False, (7,), STEPS, None, None)
 STARTED = encode_event("started", facts=FACTS, request_sha256=hashlib.sha256(TEXT.encode()).hexdigest())
 LOADED, SAMPLED = encode_event("loaded", load=LOAD), encode_event("sample", sample=SAMPLE)
 FINISHED = encode_event("finished", totals=Totals(1.0, None, None, None, None))

@@ -7,17 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from engine.protocol import (
-    ComputeSpans,
-    Course,
-    ExpertBudget,
-    LoadSpans,
-    Passage,
-    RunRequest,
-    Sampling,
-    Steps,
-    Timeline,
-)
+from engine.protocol import Course, ExpertBudget, Passage, RunRequest, Sampling, Steps
+from engine.spans import ComputeSpans, LoadSpans, Timeline
 from harness.sweep.verify import Answers, incomplete, judge, malformed_samples
 from reports.records import Cell, Conditions, Verdict
 from tests.harness.conftest import load_of, ok, samples_of
@@ -149,7 +140,7 @@ def test_a_sample_for_the_timeline_is_cut_short_and_no_other_answer() -> None:
     spans = ((),) * 4
     timeline = Timeline(1, (0,), (1,), ComputeSpans(*spans), LoadSpans(*spans, (), ()), {})
     samples = samples_of(REQUEST)
-    steps = Steps(*((0,) * 2 for _ in range(8)))
+    steps = Steps(**dict.fromkeys(Steps.__dataclass_fields__, (0,) * 2))
     short = replace(samples[0], repetition=0, warmup=True, tokens=samples[0].tokens[:2], steps=steps, timeline=timeline)
     assert Answers().disagreement("r", CELL, REQUEST, load_of(REQUEST), (*samples, short)) is None
     assert incomplete(REQUEST, replace(ok(REQUEST), samples=(*samples, short))) is None

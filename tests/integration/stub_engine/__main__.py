@@ -24,7 +24,8 @@ import signal
 import sys
 import time
 
-from engine.protocol import DeviceFacts, Load, RunRequest, Sample, Steps, Totals, encode_event, from_json, to_json
+from engine.codec import from_json, to_json
+from engine.protocol import DeviceFacts, Load, RunRequest, Sample, Steps, Totals, encode_event
 
 FACTS = DeviceFacts("stub", platform.machine(), "6.1", None, None, None, 1, None, 4096, None, "3", "2", None, "stub")
 LOAD = Load(0.1, 1, 1, None, 10, 1, None, {"name": "stub"}, "pread", "numpy")
@@ -91,7 +92,7 @@ def main():
     for prompt in range(len(request.prompts)):
         for n in range(request.warmups + request.repetitions):
             zero = (0,)
-            steps = Steps((0.1,), (0.0,), zero, zero, zero, zero, zero, zero)
+            steps = Steps(**{**dict.fromkeys(Steps.__dataclass_fields__, zero), "time_s": (0.1,), "stall_s": (0.0,)})
             emit("sample", sample=Sample(prompt, n, n < request.warmups, (7,), steps, None, None))
     emit("finished", totals=Totals(1.0, None, None, None, None))
     return 0

@@ -34,8 +34,9 @@ def sample(
     n = len(time_s)
     zeros = (0,) * n
     layers = changes.get("layers") or LayerCounts((), (), ())
-    counts = ((*zeros[1:], sum(column)) for column in (layers.hits, layers.late, layers.misses))
-    steps = Steps(tuple(time_s), tuple(stall_s or (0.0,) * n), *counts, zeros, zeros, zeros)
+    counts = {name: (*zeros[1:], sum(getattr(layers, name))) for name in ("hits", "late", "misses")}
+    times = {"time_s": tuple(time_s), "stall_s": tuple(stall_s or (0.0,) * n)}
+    steps = Steps(**{**dict.fromkeys(Steps.__dataclass_fields__, zeros), **times, **counts})
     return Sample(**{
         "prompt": 0, "repetition": repetition, "warmup": False, "tokens": (1,) * n, "steps": steps,
         "major_faults": None, "peak_resident_bytes": None, **changes,

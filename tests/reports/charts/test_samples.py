@@ -3,7 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.protocol import ComputeSpans, LoadSpans, Sample, Series, Timeline
+from engine.protocol import Sample, Series
+from engine.spans import ComputeSpans, LoadSpans, Timeline
 from reports import units
 from reports.charts.plot import BOTTOM, LEFT, RIGHT, TOP, Key
 from reports.charts.samples import (

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.protocol import COMPUTED, LOADED, ComputeSpans, LoadSpans, Timeline
+from engine.spans import COMPUTED, LOADED, ComputeSpans, LoadSpans, Timeline
 from reports.charts.timeline import GAP, STEPS_HEIGHT, TRACK, Pipeline, pipelines
 from tests.reports.charts.rows import SERIES, row, sample
 

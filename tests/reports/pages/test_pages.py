@@ -156,7 +156,7 @@ def test_hostile_text_stays_text_everywhere(make, pages):
 
 def test_whatever_a_chart_draws_or_a_table_marks_has_a_style():
     style = (Path(__file__).parents[3] / "reports" / "templates" / "page.css").read_text()
-    from engine.protocol import COMPUTED, LOADED
+    from engine.spans import COMPUTED, LOADED
     from reports.charts.samples import PARTS
     from reports.judging.judgement import Mark
     from reports.nights.night import Kind

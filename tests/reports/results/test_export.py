@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow.parquet as pq
 import pytest
 
-from engine.protocol import to_json
+from engine.codec import to_json
 from reports.errors import ReportError
 from reports.metrics import METRICS
 from reports.records import run_from_json
