@@ -13,7 +13,7 @@ from rich.table import Table
 from device_inventory import Inventory
 from engine.container import Container
 from engine.quantize import Format
-from engine.selftest import profile_of, write_random_model
+from engine.selftest import selftest_profile, write_random_model
 from harness.cli.options import open_results, printable
 from harness.cli.showing import measure_and_show
 from harness.scripted import WHAT_HAPPENS, FaultKind, FaultScript, declare
@@ -76,7 +76,7 @@ def write_model(folder: Path) -> None:
     """tiny.emoe and tiny.profile.json: what a matrix needs where nobody computes with it."""
     container = folder / "tiny.emoe"
     write_random_model(str(container), [Format("int8", 32)])
-    profile_of(Container.open(str(container))).save(str(folder / "tiny.profile.json"))
+    selftest_profile(Container.open(str(container))).save(str(folder / "tiny.profile.json"))
 
 
 def _show(sweep: Sweep, database: ResultsDatabase) -> bool:

@@ -140,9 +140,9 @@ def _grid(values: dict[tuple[int, int], float], layers: int, experts: int) -> Gr
 def _summary(
     path: Path, container: Container, profile: PathProfile | None, trace: Trace | None, loss: str | None
 ) -> tuple[tuple[str, str], ...]:
-    from engine.offline.summary import summarise
+    from engine.offline.summary import container_summary
 
-    known = summarise(str(path))
+    known = container_summary(str(path))
     rows = [
         ("architecture", str(known["architecture"])),
         ("MoE layers", f"{known['moe_layers']} of {known['layers']} layers"),

@@ -11,10 +11,10 @@ import pytest
 from engine.container import Container
 from engine.errors import ContainerError, RequestError
 from engine.experts.profile import PathCounter, PathProfile
-from engine.offline.accuracy.adapt import BEST_FORMATS, PAPER_FORMATS, Plan, _lower_hull, adapt, write_adapted
+from engine.offline.accuracy.adapt import BEST_FORMATS, PAPER_FORMATS, BitwidthPlan, _lower_hull, adapt, write_adapted
 from engine.offline.accuracy.calibration import Calibration, Measuring
 from engine.offline.accuracy.model import OfflineModel
-from engine.offline.accuracy.passages import Pair, cut, passages_of
+from engine.offline.accuracy.passages import TextPair, cut, passages_of
 from engine.offline.accuracy.perplexity import evaluate
 from engine.offline.importing.importer import import_checkpoint
 from engine.offline.routing.activations import profile_texts
@@ -46,7 +46,7 @@ def passages(container: Container, text: list[int]) -> Calibration:
 
 
 @pytest.fixture(scope="module")
-def paper(shipped: Container, calibration: list[int], profile: PathProfile) -> Plan:
+def paper(shipped: Container, calibration: list[int], profile: PathProfile) -> BitwidthPlan:
     return adapt(shipped.path, passages(shipped, calibration), profile=profile, method="paper", tolerance=0.02)
 
 
@@ -55,7 +55,7 @@ def nats(path: str, text: list[int]) -> float:
 
 
 def test_a_mixture_is_measured_as_the_container_that_it_becomes(
-    shipped: Container, calibration: list[int], paper: Plan, tmp_path: Path
+    shipped: Container, calibration: list[int], paper: BitwidthPlan, tmp_path: Path
 ) -> None:
     written = write_adapted(shipped.path, paper, tmp_path / "mixed.emoe")
     assert paper.score.nats_per_token == pytest.approx(nats(written.path, calibration), abs=1e-5)
@@ -81,7 +81,7 @@ def test_layers_before_the_first_change_need_not_be_computed_again(shipped: Cont
     assert with_prefix.divergence > 0.001
 
 
-def test_the_papers_search_keeps_to_its_rules(paper: Plan) -> None:
+def test_the_papers_search_keeps_to_its_rules(paper: BitwidthPlan) -> None:
     assert paper.loss <= 0.02
     used = sorted(set(paper.assignment.values()))
     assert len(used) == 2
@@ -93,7 +93,7 @@ def test_the_papers_search_keeps_to_its_rules(paper: Plan) -> None:
 
 
 def test_the_better_search_loses_less_at_equal_bytes_on_other_text(
-    shipped: Container, calibration: list[int], profile: PathProfile, paper: Plan, tmp_path: Path
+    shipped: Container, calibration: list[int], profile: PathProfile, paper: BitwidthPlan, tmp_path: Path
 ) -> None:
     same_text = passages(shipped, calibration)
     best = adapt(shipped.path, same_text, profile=profile, method="best", budget_bytes=paper.bytes_experts)
@@ -122,7 +122,10 @@ def test_what_cannot_be_adapted(
 
 def test_rouge_2_of_what_a_model_writes(shipped: Container) -> None:
     tokenizer = Tokenizer.from_container(shipped.path)
-    pairs = [Pair("It was the best of times, it was", "the worst of times"), Pair("He said that he was", "not there")]
+    pairs = [
+        TextPair("It was the best of times, it was", "the worst of times"),
+        TextPair("He said that he was", "not there"),
+    ]
     prompts = tuple(passages_of(pairs, tokenizer))
     written = [tokenizer.decode(OfflineModel(shipped).generate(p.prompt, 8)) for p in prompts]
     measuring = Measuring(shipped.path, Calibration(prompts, tuple(written), 8), [Format("int2")])
@@ -178,7 +181,7 @@ def test_formats_worth_having_lose_ever_more_for_a_byte() -> None:
     assert all(not f.symmetric for f in BEST_FORMATS)
 
 
-def test_a_plan_says_what_was_measured(paper: Plan, tmp_path: Path) -> None:
+def test_a_plan_says_what_was_measured(paper: BitwidthPlan, tmp_path: Path) -> None:
     paper.save(tmp_path / "plan.json")
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert sum(plan["precisions"].values()) == len(plan["experts"]) == 128
