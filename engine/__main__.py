@@ -181,7 +181,10 @@ def _selftest(options: argparse.Namespace) -> int:
 
 
 def _limit_threads(threads: int) -> None:
-    """Holds numpy's BLAS to `threads`, or to one: its own would fight with the I/O thread. Before numpy is imported."""
+    """Limits numpy's BLAS to `threads`, or to one. Call before numpy is imported.
+
+    More threads would compete with the I/O thread.
+    """
     threads = threads or 1
     assert "numpy" not in sys.modules or threads == 1 or "pytest" in sys.modules
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"):

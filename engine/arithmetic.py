@@ -1,4 +1,4 @@
-"""How long the arithmetic of a token takes on this device, waiting for nothing: what an estimate starts from."""
+"""Measures how long the arithmetic of a token takes on this device without waiting: the basis of an estimate."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _measure(
 
 
 class _HeldExperts:
-    """Whatever a router chose, it is given the next of those that are in memory; and the time is taken."""
+    """Answers every router with the next of the experts in memory, and takes the time."""
 
     def __init__(self, container: Container, records: Sequence[Record], top_k: int, clock: Callable[[], float]) -> None:
         count = max(top_k, min(len(records), HELD_BYTES // records[0].slot_bytes))
@@ -104,7 +104,7 @@ class _HeldExperts:
         self.begin()
 
     def begin(self) -> None:
-        """A token begins."""
+        """Begins a token."""
         self.between_s: List[float] = []  # from the experts of one layer to those of the next
         self.expert_s: List[float] = []  # an expert, by layer
         self.left_s = self._clock()  # when the last expert was done with

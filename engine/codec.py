@@ -1,4 +1,4 @@
-"""Dataclasses as JSON and back, checked: the form of every message and of every record. Standard library only.
+"""Turns dataclasses into JSON and back, checked: the form of every message and record. Standard library only.
 
 An unknown key, a missing key or a wrong type is a ProtocolError that names the place.
 """

@@ -1,4 +1,4 @@
-"""The expert container: one file that holds a model, laid out for reading experts one at a time.
+"""Reads and writes the expert container: one file that holds a model, laid out for reading single experts.
 
     offset 0    preamble, 64 bytes: magic, version, where the header lies, file length, checksums
     16 KiB      non-expert tensors, each aligned to 64 bytes, read once into ordinary memory
@@ -60,7 +60,7 @@ TENSOR_INT8 = Format("int8", group=32)
 
 
 class Tensor(NamedTuple):
-    """A non-expert tensor in the file."""
+    """Describes a non-expert tensor in the file."""
 
     name: str
     precision: str  # fp32, fp16, bf16; or int8, packed as TENSOR_INT8
@@ -71,7 +71,7 @@ class Tensor(NamedTuple):
 
 
 class Record(NamedTuple):
-    """An expert in one format in the file."""
+    """Describes an expert in one format in the file."""
 
     layer: int
     expert: int
@@ -82,13 +82,13 @@ class Record(NamedTuple):
 
     @property
     def slot_bytes(self) -> int:
-        """With the padding up to the next record: what an aligned read transfers and a slab holds."""
+        """Returns the bytes with the padding up to the next record: what an aligned read transfers and a slab holds."""
         return align(self.bytes, RECORD_ALIGNMENT)
 
 
 @dataclass(frozen=True)
 class Container:
-    """An open container's header; use `read_tensor` for non-experts and engine.experts for experts."""
+    """Holds an open container's header; `read_tensor` reads non-experts, engine.experts reads experts."""
 
     path: str
     architecture: str
@@ -104,7 +104,7 @@ class Container:
 
     @classmethod
     def open(cls, path: str) -> Container:
-        """Raises ContainerError, naming the file, for anything but a sound container."""
+        """Opens a container. Raises ContainerError, which names the file, unless the container is sound."""
         try:
             with open(path, "rb") as file:
                 return _read_header(path, file)
@@ -114,12 +114,12 @@ class Container:
             raise ContainerError(f"{path}: {error}; copy or import it again") from None
 
     def read_tensor(self, name: str) -> np.ndarray:
-        """A non-expert tensor in float32, checked."""
+        """Returns a non-expert tensor in float32, checked."""
         stored = self.read_matrix(name)
         return int8_rows(stored) if isinstance(stored, Packed) else as_float32(stored)
 
     def read_matrix(self, name: str) -> Union[np.ndarray, Packed]:
-        """A non-expert tensor as it is stored, checked: float32, float16, uint16 for bf16, or packed."""
+        """Returns a non-expert tensor as it is stored, checked: float32, float16, uint16 for bf16, or packed."""
         tensor = self.tensors.get(name)
         if tensor is None:
             raise ContainerError(f"{self.path}: tensor {name!r} is missing; import it again")
@@ -129,11 +129,11 @@ class Container:
         return _int8_layout(tensor.shape).unpack(raw)[""]
 
     def read_bytes(self, tensor: Tensor) -> np.ndarray:
-        """A non-expert tensor as uint8, checked."""
+        """Returns a non-expert tensor as uint8, checked."""
         return self._read(tensor.offset, tensor.bytes, tensor.crc32, f"tensor {tensor.name!r}")
 
     def read_expert(self, record: Record) -> np.ndarray:
-        """A whole record as uint8, checked: for offline tools; the engine reads through experts.store."""
+        """Returns a whole record as uint8, checked. For offline tools; the engine reads through experts.store."""
         return self._read(record.offset, record.bytes, record.crc32, f"layer {record.layer} expert {record.expert}")
 
     def tokenizer_json(self) -> Optional[bytes]:
@@ -166,7 +166,7 @@ class Container:
 
     @property
     def expert_bytes(self) -> int:
-        """Of the records of all formats, padding included."""
+        """Returns the bytes of the records of all formats, padding included."""
         return sum(record.slot_bytes for record in self.records)
 
     @property
@@ -224,7 +224,7 @@ class ContainerWriter:
         return self
 
     def add_tensor(self, name: str, array: np.ndarray, *, dtype: Optional[str] = None) -> None:
-        """float32 or float16 as it is; bfloat16 as uint16 halves with dtype="bf16"; float32, packed, with "int8"."""
+        """Adds float32 or float16 as it is, bfloat16 as uint16 with dtype="bf16", or float32 packed with "int8"."""
         if dtype == "int8":
             try:
                 self._put_tensor(name, dtype, array.shape, _int8_layout(array.shape).pack({"": array}).tobytes())
@@ -237,7 +237,7 @@ class ContainerWriter:
         self._put_tensor(name, precision, array.shape, np.ascontiguousarray(array).view(FLOATS[precision]).tobytes())
 
     def copy_tensor(self, container: Container, name: str) -> None:
-        """As it is stored there."""
+        """Copies a tensor as it is stored in the other container."""
         tensor = container.tensors[name]
         data = container.read_bytes(tensor)
         self._put_tensor(name, tensor.precision, tensor.shape, data.tobytes())
@@ -250,7 +250,7 @@ class ContainerWriter:
     def add_expert(
         self, layer: int, expert: int, weights: Dict[str, np.ndarray], formats: Optional[Sequence[int]] = None
     ) -> None:
-        """float32 matrices (output channels, input channels) by name, in the order of consumption.
+        """Adds float32 matrices (output channels, input channels) by name, in the order of consumption.
 
         `formats`: the numbers of those of the container's formats that this expert is written in; None for all.
         """

@@ -1,4 +1,4 @@
-"""`dataclass(frozen=True)` that compiles nothing: the standard library's compiles five functions a class.
+"""Replaces the standard library's `dataclass(frozen=True)` by one that compiles nothing.
 
 That is a millisecond a class, twenty on a Pi's start of every run for what is never called. Here the functions are
 written once and look the fields up. `dataclasses.fields`, `replace` and type checkers see no difference.
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 else:
 
     def dataclass(*, frozen: bool) -> Callable[[Type[T]], Type[T]]:
-        """What a class defines itself stays."""
+        """Returns the decorator. What a class defines itself stays."""
         assert frozen, "the standard library has the others"
         return _frozen
 

@@ -1,4 +1,4 @@
-"""Every error that the engine raises on purpose.
+"""Defines every error that the engine raises on purpose.
 
 EngineError                 one line for a person, naming the file or key and the remedy
 ├── RequestError            what was asked for is malformed or cannot be done          exit 2
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 
 class EngineError(Exception):
-    """A failure that is not a bug: `kind` is what crosses the wire, `exit_code` what the shell sees."""
+    """Reports a failure that is not a bug: `kind` crosses the wire, the shell sees `exit_code`."""
 
     kind = "engine"
     exit_code = 1

@@ -1,4 +1,4 @@
-"""Whole files or none."""
+"""Writes files whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Iterator
 
 @contextmanager
 def replacing(path: str) -> Iterator[Any]:
-    """A binary file beside `path`, its `name` its own, that is synced and takes that place on success.
+    """Yields a binary file beside `path` that is synced and takes its place on success.
 
     On an error nothing of it remains and what was there before stays. Raises OSError.
     """

@@ -1,4 +1,4 @@
-"""Loading, prefill and decode, measured. The only place where the clock is chosen that all others are handed."""
+"""Loads a model and measures prefill and decode. Only here is the clock chosen that all others are handed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.container import Container
 from engine.device import meters
 from engine.errors import DeadlineError
 from engine.experts.loader import Loader
-from engine.experts.predictors import OraclePredictor, Predictor, Sources, predictor_named
+from engine.experts.predictors import OraclePredictor, Predictor, PredictorInputs, predictor_named
 from engine.experts.profile import PathProfile
 from engine.experts.provision import Provision
 from engine.experts.store import ExpertStore
@@ -33,7 +33,7 @@ Emit = Callable[..., None]  # emit(event, **content), see engine.protocol
 
 
 class Engine:
-    """A model with its supply of experts, ready to generate.
+    """Generates with a model and its supply of experts.
 
     Raises EngineError when it is made, and then holds nothing open; else it must be closed.
     """
@@ -105,7 +105,7 @@ class Engine:
         deadline: Optional[float] = None,
         timeline_steps: int = 0,
     ) -> Tuple[Tuple[int, ...], Steps]:
-        """Generated tokens and what each of them cost. `deadline` is a time of this engine's clock (DeadlineError).
+        """Returns the generated tokens and the cost of each. `deadline` is a time of its clock (DeadlineError).
 
         With `timeline_steps`, `take_timeline` has the last so many; to write them down takes a little of their time.
         """
@@ -125,12 +125,12 @@ class Engine:
         return done
 
     def take_timeline(self) -> Optional[Timeline]:
-        """Of what was last generated; None where none was asked for."""
+        """Returns the timeline of what was last generated; None if none was asked for."""
         timeline, self._timeline = self._timeline, None
         return timeline
 
     def _record(self, recorder: Optional[TimelineRecorder]) -> None:
-        """From now on `recorder` is told what happens; nobody is where it is None."""
+        """Tells `recorder` from now on what happens; nobody if it is None."""
         self.supply.record(recorder)
         self._kernels.clock = None if recorder is None else recorder.clock
         if recorder is not None:
@@ -182,7 +182,7 @@ class Engine:
         return tuple(tokens), steps_of(times, counters)
 
     def predict(self, passage: Passage, *, deadline: Optional[float] = None) -> Iterator[np.ndarray]:
-        """The logits (vocab,) from which each token of the continuation is predicted, one pass each as in decoding.
+        """Yields the logits (vocab,) that predict each token of the continuation, one pass each as in decoding.
 
         Raises RequestError for a token id that the model does not have, StorageError, DeadlineError.
         """
@@ -198,7 +198,7 @@ class Engine:
             yield self.model.forward(np.array([token]), state, self.supply)[0]
 
     def nats(self, passage: Passage, *, deadline: Optional[float] = None) -> float:
-        """-ln of the probability of the continuation, in float64 from the logits on. Raises as `predict`."""
+        """Returns -ln of the continuation's probability, in float64 from the logits on. Raises as `predict`."""
         rows = zip(self.predict(passage, deadline=deadline), passage.continuation)
         return -sum(float(log_probabilities(row.astype(np.float64))[token]) for row, token in rows)
 
@@ -207,12 +207,12 @@ class Engine:
 
     @property
     def backend(self) -> str:
-        """That computes: numpy, or native."""
+        """Returns the backend that computes: numpy or native."""
         return self._kernels.backend
 
     @property
     def reader(self) -> str:
-        """The one that engaged."""
+        """Returns the reader that engaged."""
         return self._store.reader
 
     def load_report(
@@ -338,11 +338,11 @@ def _predictor(strategy: Strategy, profile: Optional[PathProfile], model: Model)
         return OraclePredictor()  # which learns from a rehearsal of each prompt
     if strategy.predictor is None:
         return None
-    return predictor_named(strategy.predictor, Sources(profile, model.preview_router))
+    return predictor_named(strategy.predictor, PredictorInputs(profile, model.preview_router))
 
 
 class _Rehearsal:
-    """Writes down what the routers of the decoder choose for the last token of each forward pass."""
+    """Records what the decoder's routers choose for the last token of each forward pass."""
 
     def __init__(self, first_layer: int) -> None:
         self._first_layer = first_layer

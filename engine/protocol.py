@@ -1,4 +1,4 @@
-"""What crosses the wire between the controller and the engine on a device. Standard library only.
+"""Defines the messages between the controller and the engine on a device. Standard library only.
 
 The controller writes one RunRequest as JSON. The engine answers with JSON lines, one event a line:
 
@@ -47,7 +47,7 @@ MOST_SERIES_POINTS = 200
 
 @dataclass(frozen=True)
 class ExpertBudget:
-    """How much memory the expert buffer may hold: bytes, or a number of the container's largest expert records."""
+    """Limits the memory of the expert buffer: bytes, or a number of the container's largest expert records."""
 
     bytes: Optional[int] = None
     experts: Optional[int] = None
@@ -61,7 +61,7 @@ class ExpertBudget:
 
     @classmethod
     def parse(cls, text: str) -> ExpertBudget:
-        """`8-experts`, `16777216`, `64MiB`, `64MB` -> ExpertBudget."""
+        """Returns the budget of `8-experts`, `16777216`, `64MiB` or `64MB`. Raises ProtocolError."""
         word = text.strip().lower().replace(" ", "").replace("_", "")
         if word.endswith(("-experts", "-expert", "experts", "expert")):
             digits = word.split("e", 1)[0].rstrip("-")
@@ -75,7 +75,7 @@ class ExpertBudget:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Greedy when temperature is 0; otherwise seeded nucleus sampling (Holtzman et al., 2020)."""
+    """Says how tokens are chosen: greedy at temperature 0, else seeded nucleus sampling (Holtzman et al., 2020)."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -89,7 +89,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Passage:
-    """Text of which a part is to be predicted, in token ids.
+    """Holds text of which a part is to be predicted, in token ids.
 
     A model with an encoder reads the prompt there; else prompt and continuation are one sequence.
     """
@@ -106,7 +106,7 @@ class Passage:
 
 @dataclass(frozen=True)
 class Settle:
-    """What a device's state should be before the engine starts there, and how long to wait for it."""
+    """Says what a device's state should be before the engine starts there, and how long to wait for it."""
 
     max_wait_s: float = 0.0
     temperature_c: Optional[float] = None  # at most
@@ -120,7 +120,7 @@ class Settle:
 
 @dataclass(frozen=True)
 class RunRequest:
-    """One engine process: a container, a strategy, a workload and the conditions under which to measure it."""
+    """Asks for one engine process: container, strategy, workload, and the conditions of the measurement."""
 
     run_id: str
     container: str  # path on the device
@@ -170,13 +170,13 @@ class RunRequest:
 
     @property
     def timeline_tokens(self) -> int:
-        """That are generated for the timeline: its steps, and as many before them in which the prefill wears off."""
+        """Returns the tokens of the timeline: its steps, and as many before them for the prefill to wear off."""
         return min(self.max_new_tokens, 2 * self.timeline_steps + 1) if self.timeline_steps else 0
 
 
 @dataclass(frozen=True)
 class CoreKind:
-    """Cores of one kind: a big.LITTLE processor has two or three, the fastest first."""
+    """Describes cores of one kind: a big.LITTLE processor has two or three, the fastest first."""
 
     cores: int
     name: Optional[str]  # such as Cortex-A76
@@ -185,7 +185,7 @@ class CoreKind:
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """What the device says of itself. None where it does not say: unknown is never fine."""
+    """Holds what the device says of itself. None if it does not say: unknown is never fine."""
 
     hostname: str
     machine: str  # uname -m
@@ -222,7 +222,7 @@ class DeviceFacts:
 
 @dataclass(frozen=True)
 class ArithmeticTimes:
-    """What `python3 -m engine arithmetic CONTAINER` measured on a device: one token at a time, waiting for nothing."""
+    """Holds what `python3 -m engine arithmetic CONTAINER` measured: one token at a time, without waiting."""
 
     layer_s: float  # a MoE layer but for its experts, and whatever layers without experts stand before it
     head_s: float  # all that comes after the last layer's experts
@@ -239,7 +239,7 @@ class ArithmeticTimes:
 
 @dataclass(frozen=True)
 class ReadingRate:
-    """One way of reading experts, cold, in blocks of a record's size at random places."""
+    """Holds the rate of one way of reading experts, cold, in blocks of a record's size at random places."""
 
     reader: str
     lanes: int
@@ -256,7 +256,7 @@ class ReadingRate:
 
 @dataclass(frozen=True)
 class StorageRates:
-    """Which way of reading experts was chosen, and what it was chosen from; see engine.storage."""
+    """Says which way of reading experts was chosen, and from which rates; see engine.storage."""
 
     reader: str
     lanes: int
@@ -268,14 +268,14 @@ class StorageRates:
 
     @property
     def bytes_per_s(self) -> Optional[float]:
-        """Of the way that was chosen; None where nothing was measured."""
+        """Returns the rate of the chosen way; None if nothing was measured."""
         chosen = [rate for rate in self.rates if (rate.reader, rate.lanes) == (self.reader, self.lanes)]
         return chosen[0].bytes_per_s if chosen else None
 
 
 @dataclass(frozen=True)
 class Load:
-    """What happened before the first token, and what engaged (asked for is no proof of it)."""
+    """Says what happened before the first token, and what engaged: asking for it is no proof."""
 
     load_s: float  # opening, reading the non-experts and, where the strategy says so, experts
     non_expert_bytes: int  # resident
@@ -298,7 +298,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Steps:
-    """One entry a step, in columns of equal length. Step 0 is the prefill (it yields the first token), the rest decode.
+    """Holds one entry per step, in columns of equal length. Step 0 is the prefill, which yields the first token.
 
     `stall_s` is the part of `time_s` in which the arithmetic waited for an expert. When the router answers, an
     expert is a hit (resident), late (a preload of it was under way) or a miss. `wasted_bytes` were preloaded and
@@ -324,7 +324,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Recall:
-    """How good a predictor was while decoding: counts over (token, MoE layer) pairs that it had an opinion on."""
+    """Counts how good a predictor was while decoding, over the (token, MoE layer) pairs that it predicted."""
 
     first: int  # activated experts that it had ranked first
     first_two: int
@@ -334,7 +334,7 @@ class Recall:
 
 @dataclass(frozen=True)
 class LayerCounts:
-    """The hits, late ones and misses of all decode steps together, by MoE layer; see Steps. An encoder's are zero."""
+    """Counts hits, late ones and misses of all decode steps by MoE layer; see Steps. An encoder's are zero."""
 
     hits: Tuple[int, ...]
     late: Tuple[int, ...]
@@ -348,7 +348,7 @@ class LayerCounts:
 
 @dataclass(frozen=True)
 class Sample:
-    """One repetition of one prompt, raw, as the device saw it.
+    """Holds one repetition of one prompt, raw, as the device saw it.
 
     With `warmup` it is not timed: it came before all that is, or after it, for a timeline, and then is cut short.
     """
@@ -374,7 +374,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Totals:
-    """Of the whole process, when all that is timed has ended."""
+    """Holds figures of the whole process, taken when all that is timed has ended."""
 
     wall_s: float
     peak_resident_bytes: Optional[int]
@@ -391,7 +391,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class Course:
-    """A reading just before a run and just after it, and its extremes meanwhile. None where there was none."""
+    """Holds a reading before a run, one after it, and the extremes in between. None if there was none."""
 
     before: Optional[float] = None
     after: Optional[float] = None
@@ -401,7 +401,7 @@ class Course:
 
 @dataclass(frozen=True)
 class Series:
-    """A quantity over time, thinned out: of neighbouring readings the larger is kept."""
+    """Holds a quantity over time, thinned out: of neighbouring readings the larger is kept."""
 
     time_s: Tuple[float, ...]  # since the device was first read, just before the run
     values: Tuple[int, ...]
@@ -414,7 +414,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Watched:
-    """What was seen of a device beside an engine's run, by a process of its own (engine/device/watch.py).
+    """Holds what a process of its own (engine/device/watch.py) saw of a device beside an engine's run.
 
     A field is None where the device has no such sensor, and then `absent` names it, or where the sensor did not answer,
     and then `unknown` does.
@@ -452,12 +452,12 @@ class Watched:
 
 
 def encode_event(event: str, **content: Any) -> str:
-    """One line, without the newline."""
+    """Returns one line, without the newline."""
     return json.dumps({"v": VERSION, "event": event, **to_json(content)}, allow_nan=False, separators=(",", ":"))
 
 
 def decode_event(line: Union[str, bytes]) -> Tuple[str, Dict[str, Any]]:
-    """One line -> (event, its content decoded: facts, load, sample, totals as their types)."""
+    """Returns the event of one line and its decoded content: facts, load, sample, totals as their types."""
     message = loads(line)
     version = message.pop("v", None)
     if version != VERSION:

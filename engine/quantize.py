@@ -1,4 +1,4 @@
-"""Expert weights in a few bits: formats, packing and scales.
+"""Stores expert weights in a few bits: formats, packing and scales.
 
 A weight matrix W has `rows` output channels and `columns` input channels. Its columns are cut into groups; each
 (group, row) has one FP16 scale and, in asymmetric formats, one FP16 offset:
@@ -43,7 +43,7 @@ PART_ALIGNMENT = 64  # bytes, of every array in a record: a cache line, and the 
 
 @dataclass(frozen=True)
 class Format:
-    """How an expert's weights are stored."""
+    """Says how an expert's weights are stored."""
 
     precision: str
     group: int = 0
@@ -59,14 +59,14 @@ class Format:
 
     @property
     def label(self) -> str:
-        """For people: fp16, int4-channel, int4-g32, int2-g32-zero (with a zero point)."""
+        """Returns a name for people: fp16, int4-channel, int4-g32, int2-g32-zero (with a zero point)."""
         if self.precision in FLOATS:
             return self.precision
         return f"{self.precision}-{f'g{self.group}' if self.group else 'channel'}{'' if self.symmetric else '-zero'}"
 
 
 class Packed(NamedTuple):
-    """One matrix as stored, or expanded: views into a record or a slab, nothing copied."""
+    """Holds one matrix as stored, or expanded: views into a record or a slab, nothing copied."""
 
     format: Format
     rows: int
@@ -80,7 +80,7 @@ class Packed(NamedTuple):
 
 
 class Expert(Dict[str, Packed]):
-    """The matrices of an expert by name, and a place for what kernels make of their addresses once."""
+    """Holds the matrices of an expert by name, and what kernels make of their addresses once."""
 
     __slots__ = ("prepared",)
 
@@ -89,8 +89,8 @@ class Expert(Dict[str, Packed]):
         self.prepared: Any = None
 
 
-class Part(NamedTuple):
-    """One array in a record."""
+class RecordPart(NamedTuple):
+    """Describes one array in a record."""
 
     name: str  # of the field of Packed
     dtype: np.dtype
@@ -106,11 +106,11 @@ class MatrixShape(NamedTuple):
 
 @dataclass(frozen=True)
 class RecordLayout:
-    """Where the arrays of an expert lie in its record; follows from the format and the shapes alone."""
+    """Places the arrays of an expert in its record; follows from the format and the shapes alone."""
 
     format: Format
     matrices: Tuple[MatrixShape, ...]  # in the order in which the arithmetic consumes them
-    parts: Tuple[Tuple[Part, ...], ...]
+    parts: Tuple[Tuple[RecordPart, ...], ...]
     bytes: int
     is_expanded: bool = False
 
@@ -120,13 +120,13 @@ class RecordLayout:
         for shape in matrices:
             parts = []
             for name, dtype, dims in _expanded_parts(fmt, shape) if is_expanded else _parts(fmt, shape):
-                parts.append(Part(name, dtype, dims, offset))
+                parts.append(RecordPart(name, dtype, dims, offset))
                 offset = align(offset + dtype.itemsize * math.prod(dims), PART_ALIGNMENT)
             all_parts.append(tuple(parts))
         return cls(fmt, tuple(matrices), tuple(all_parts), offset, is_expanded)
 
     def expanded(self) -> RecordLayout:
-        """The same expert in memory, with every code, scale and offset a float32: engine.kernels fills it.
+        """Returns the layout in memory with every code, scale and offset a float32; engine.kernels fills it.
 
         The scales stay beside the codes instead of multiplied into them, so that a product with the expanded expert
         does the same arithmetic as one with the record, and gives the same bits.
@@ -134,7 +134,7 @@ class RecordLayout:
         return RecordLayout.of(self.format, self.matrices, is_expanded=True)
 
     def unpack(self, record: np.ndarray) -> Expert:
-        """A record (uint8, at least `bytes` long) -> its matrices as views."""
+        """Returns the matrices of a record (uint8, at least `bytes` long) as views."""
         result = {}
         for shape, parts in zip(self.matrices, self.parts):
             arrays: Dict[str, np.ndarray] = {}
@@ -148,7 +148,7 @@ class RecordLayout:
         return Expert(result)
 
     def pack(self, weights: Dict[str, np.ndarray]) -> np.ndarray:
-        """float32 matrices (rows, columns) by name -> a record (uint8, `bytes` long)."""
+        """Returns a record (uint8, `bytes` long) of float32 matrices (rows, columns) by name."""
         assert not self.is_expanded  # which is no form of storage
         record = np.zeros(self.bytes, np.uint8)
         views = self.unpack(record)
@@ -167,7 +167,7 @@ def align(value: int, to: int) -> int:
 
 
 def group_size(fmt: Format, columns: int) -> int:
-    """Columns of one group, padding included: a multiple of 32, so that every packing comes out even."""
+    """Returns the columns of one group, padding included: a multiple of 32, so that every packing comes out even."""
     return fmt.group or align(columns, 32)
 
 
@@ -178,14 +178,14 @@ def bf16_from_float32(values: np.ndarray) -> np.ndarray:
 
 
 def as_float32(stored: np.ndarray) -> np.ndarray:
-    """An array in a float format, bf16 as uint16 -> float32."""
+    """Returns an array in a float format, bf16 as uint16, in float32."""
     if stored.dtype == np.uint16:
         return (stored.astype(np.uint32) << 16).view(np.float32)
     return stored.astype(np.float32, copy=False)
 
 
 def int8_rows(packed: Packed, numbers: Optional[np.ndarray] = None) -> np.ndarray:
-    """Rows (n,) int of an INT8 matrix, or all of them -> (n, columns) float32."""
+    """Returns rows (n,) int of an INT8 matrix, or all of them, as (n, columns) float32."""
     assert packed.format.precision == "int8" and packed.scales is not None
     block, row = np.divmod(np.arange(packed.rows) if numbers is None else numbers, BLOCK)
     words = np.ascontiguousarray(packed.codes[block, :, :, row])  # (n, groups, words)
@@ -282,7 +282,7 @@ def _quantise(weight: np.ndarray, into: Packed, name: str) -> None:
 
 
 def _pack_fields(values: np.ndarray, bits: int, into: np.ndarray) -> None:
-    """The low `bits` of values (groups, size, rows) -> words (blocks, groups, words, BLOCK); see the module."""
+    """Packs the low `bits` of values (groups, size, rows) into words (blocks, groups, words, BLOCK); see the module."""
     groups, size, rows = values.shape
     fields = values.reshape(groups, bits * size // 32, 16 // bits, 2, rows // BLOCK, BLOCK)
     fields = fields.transpose(2, 3, 4, 0, 1, 5)  # (field, half, blocks, groups, words, BLOCK)
@@ -293,10 +293,10 @@ def _pack_fields(values: np.ndarray, bits: int, into: np.ndarray) -> None:
 
 
 def in_blocks(values: np.ndarray) -> np.ndarray:
-    """(groups, padded rows) -> (blocks, groups, BLOCK)."""
+    """Turns (groups, padded rows) into (blocks, groups, BLOCK)."""
     return values.reshape(len(values), -1, BLOCK).transpose(1, 0, 2)
 
 
 def in_rows(values: np.ndarray) -> np.ndarray:
-    """(blocks, groups, BLOCK) -> (groups, padded rows)."""
+    """Turns (blocks, groups, BLOCK) into (groups, padded rows)."""
     return values.transpose(1, 0, 2).reshape(values.shape[1], -1)

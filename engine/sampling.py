@@ -1,4 +1,4 @@
-"""From logits to tokens and probabilities."""
+"""Turns logits into tokens and probabilities."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from engine.protocol import Sampling
 
 
 def log_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis, in the precision of `logits`."""
+    """Returns log probabilities over the last axis, in the precision of `logits`."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return shifted
 
 
 class Sampler:
-    """Greedy at temperature 0, else nucleus sampling; the same seed gives the same tokens on every device."""
+    """Chooses greedily at temperature 0, else by nucleus sampling; a seed gives the same tokens on every device."""
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
         self._random = np.random.Generator(np.random.PCG64(sampling.seed))
 
     def choose(self, logits: np.ndarray) -> int:
-        """logits (vocab,) -> token id; the lowest id among equals."""
+        """Returns a token id for logits (vocab,); the lowest id among equals."""
         temperature, top_p = self._sampling.temperature, self._sampling.top_p
         if temperature == 0:
             return int(np.argmax(logits))

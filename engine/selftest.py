@@ -54,7 +54,7 @@ def all_formats() -> List[Format]:
 def write_random_model(
     path: str, formats: List[Format], *, mixed: bool = False, seed: int = 0, architecture: str = "mixtral"
 ) -> None:
-    """A small model with random weights, strong enough that its experts matter.
+    """Writes a small model with random weights, strong enough that its experts matter.
 
     Its experts stand in all formats, or with `mixed` in one each, by turns.
     """
@@ -117,8 +117,8 @@ def _switch_tensors() -> Iterator[Tuple[str, Tuple[int, ...]]]:
     yield "head", (c["vocab_size"], hidden)
 
 
-def profile_of(container: Container) -> PathProfile:
-    """A profile of what the self-test itself generates."""
+def selftest_profile(container: Container) -> PathProfile:
+    """Returns a profile of what the self-test itself generates."""
     engine = Engine(container, STRATEGIES["full-load"])
     try:
         tokens, _ = engine.generate(_PROMPT, _NEW_TOKENS, Sampling())
@@ -140,7 +140,7 @@ def profile_of(container: Container) -> PathProfile:
 
 
 def _check_arithmetic(scratch: str) -> Tuple[bool, str]:
-    """Products with packed weights against float64 products with the same weights, for every format."""
+    """Compares products with packed weights with float64 products of the same weights, for every format."""
     random = np.random.default_rng(1)
     weight = random.standard_normal((24, 72)).astype(np.float32)
     x = random.standard_normal((9, 72)).astype(np.float32)
@@ -165,7 +165,7 @@ def _check_arithmetic(scratch: str) -> Tuple[bool, str]:
 
 
 def _check_strategies(scratch: str) -> Tuple[bool, str]:
-    """Every strategy, reader and budget gives the tokens of full-load on the same records."""
+    """Checks that every strategy, reader and budget gives the tokens of full-load on the same records."""
     done = 0
     floats, integers = Format("fp32"), [Format(p, 32, symmetric=False) for p in ("int8", "int4", "int2")]
     for formats, mixed, architecture, readers in (
@@ -176,7 +176,7 @@ def _check_strategies(scratch: str) -> Tuple[bool, str]:
         path = os.path.join(scratch, "model.emoe")
         write_random_model(path, formats, mixed=mixed, architecture=architecture)
         container = Container.open(path)
-        profile = profile_of(container)
+        profile = selftest_profile(container)
         expected: Dict[str, Tuple[int, ...]] = {}
         for strategy in STRATEGIES.values():
             if strategy.relief is not None or (mixed and strategy.precision != "stored"):
@@ -199,7 +199,7 @@ def _check_strategies(scratch: str) -> Tuple[bool, str]:
 
 
 def _check_damage(scratch: str) -> Tuple[bool, str]:
-    """One flipped bit in an expert is noticed."""
+    """Checks that one flipped bit in an expert is noticed."""
     path = os.path.join(scratch, "damaged.emoe")
     write_random_model(path, [Format("int8", 32)])
     container = Container.open(path)

@@ -1,4 +1,4 @@
-"""A slow-down on purpose: what a test of the nightly gate puts into an engine, for the gate to find.
+"""Slows an engine down on purpose, for a test of the nightly gate to find.
 
 EDGEMOE_TEST_DELAY, or the file `test_delay` beside this one, says what is lengthened and by which share of its time:
 
@@ -20,7 +20,7 @@ VARIABLE, FILE = "EDGEMOE_TEST_DELAY", "test_delay"
 
 
 def slowdown(strategy: str) -> Tuple[float, Tuple[str, ...]]:
-    """The share by which steps of `strategy` are lengthened here, and what a record has to say of that.
+    """Returns the share by which steps of `strategy` are lengthened here, and a note on that for the record.
 
     Raises RequestError where it is not written as above.
     """

@@ -1,4 +1,4 @@
-"""The timeline of a sample: what computed and what was read, and when. Part of the messages of engine.protocol."""
+"""Defines the timeline of a sample: what computed, what was read, and when. Part of engine.protocol's messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOADED = ("demanded", "preloaded", "late", "broken-off")  # the kinds of LoadSpa
 
 @dataclass(frozen=True)
 class ComputeSpans:
-    """What the thread that computes did, one entry a span, in columns. What no span covers is the engine's own work.
+    """Holds what the computing thread did, one entry per span, in columns. The engine's own work has no span.
 
     `kind` is an index into COMPUTED: attention is all of a layer up to its router's answer, with whatever layers
     without experts stand before it; head is all after the last layer's experts, sampling included.
@@ -32,7 +32,7 @@ class ComputeSpans:
 
 @dataclass(frozen=True)
 class LoadSpans:
-    """Experts that were read, one entry each, in columns. Where two lanes read, each of them reads a part of each.
+    """Holds experts that were read, one entry each, in columns. With two lanes, each reads a part of each expert.
 
     `kind` is an index into LOADED: demanded by the router, preloaded before it asked, late if it asked meanwhile, or
     broken off for something more urgent.
@@ -61,7 +61,7 @@ def _check_spans(spans: Union[ComputeSpans, LoadSpans], kinds: Tuple[str, ...], 
 
 @dataclass(frozen=True)
 class Timeline:
-    """Loads against compute in a sample's last decode steps: times in microseconds since the first of them began.
+    """Holds loads and compute in a sample's last decode steps, in microseconds since the first of them began.
 
     `phases_s` is of all the sample's decode steps: by COMPUTED, and under "dequantise" the part of "experts" in which
     weights were expanded, None where that is no step of its own: native kernels do it within their products.

@@ -1,4 +1,4 @@
-"""How experts are read best here: a probe of the storage, two seconds at most, kept beside the container.
+"""Finds how experts are read best here: a probe of two seconds at most, kept beside the container.
 
 Every reader with one lane and with two takes turns at reading blocks of a record's size, at random places of the
 container that are not in the page cache, and leaves nothing there. The simplest of those that nothing beats beyond the
@@ -43,7 +43,7 @@ MAX_BYTES = 64 << 10
 def choose_reading(
     container: Container, request: RunRequest, *, clock: Callable[[], float] = time.perf_counter
 ) -> Tuple[str, int, Optional[StorageRates]]:
-    """Reader and lanes for a run, and how they were chosen; nothing where the request says the reader.
+    """Returns reader and lanes for a run, and how they were chosen; nothing if the request says the reader.
 
     Raises StorageError.
     """
@@ -66,7 +66,7 @@ def storage_rates(
     clock: Callable[[], float] = time.perf_counter,
     now: Callable[[], float] = time.time,
 ) -> StorageRates:
-    """What was measured of this container on this device not long ago, else (or with `again`) now. StorageError."""
+    """Returns a recent measurement of this container here, else (or with `again`) a new one. StorageError."""
     path = f"{container.path}.storage.json"
     key = _key(container)
     kept = None if again else _kept(path, key, now())
@@ -83,7 +83,7 @@ def storage_rates(
 
 
 def measure_storage(container: Container, *, clock: Callable[[], float] = time.perf_counter) -> StorageRates:
-    """Reads for two seconds, or less where the container is small. Leaves nothing in the page cache. StorageError."""
+    """Reads for two seconds, less if the container is small. Leaves nothing in the page cache. StorageError."""
     block_bytes = min(container.largest_slot_bytes, MOST_BLOCK_BYTES)
     offsets = [
         record.offset + start
@@ -120,7 +120,7 @@ def measure_storage(container: Container, *, clock: Callable[[], float] = time.p
 
 
 def choose(measured: StorageRates, lanes: int = 0) -> StorageRates:
-    """The simplest way that nothing beats beyond the noise, of those with so many lanes (0: any)."""
+    """Returns the simplest way that nothing beats beyond the noise, of those with so many lanes (0: any)."""
     rates = {(rate.reader, rate.lanes): rate for rate in measured.rates if lanes in (0, rate.lanes)}
     fastest = max(rates.values(), key=lambda rate: rate.bytes_per_s)
     chosen = next(rates[way] for way in WAYS if way in rates and _as_good(rates[way], fastest))
@@ -142,7 +142,7 @@ def _as_good(rate: ReadingRate, fastest: ReadingRate) -> bool:
 def _turn(
     way: ReadingLanes, view: memoryview, offsets: List[int], order: random.Random, clock: Callable[[], float]
 ) -> float:
-    """Bytes a second, of blocks that no page cache holds: what was there is forgotten before the time starts."""
+    """Returns bytes a second of blocks that no page cache holds: it is emptied before the time starts."""
     done, spent_s = 0, 0.0
     for _ in offsets:
         offset = order.choice(offsets)
@@ -161,13 +161,13 @@ def _unprobed(request: RunRequest, why: str) -> Tuple[str, int, StorageRates]:
 
 
 def _key(container: Container) -> Dict[str, Any]:
-    """What must be the same for a measurement to hold."""
+    """Returns what must be the same for a measurement to hold."""
     device = os.stat(container.path).st_dev
     return {"device": device, "bytes": container.file_bytes, "kernel": os.uname().release, "engine": __version__}
 
 
 def _kept(path: str, key: Dict[str, Any], now_s: float) -> Optional[StorageRates]:
-    """None for a file that is missing, damaged, of something else, or too old."""
+    """Returns the kept measurement; None for a file that is missing, damaged, of something else, or too old."""
     try:
         with open(path, "rb") as file:
             content = loads(file.read(MAX_BYTES))

@@ -1,4 +1,4 @@
-"""The table of strategies: each a row of parts."""
+"""Lists the strategies: each is a row of parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.protocol import ExpertBudget
 
 @dataclass(frozen=True)
 class Strategy:
-    """Who holds experts and when they arrive. What a part does is described where it is implemented, in experts/."""
+    """Says who holds experts and when they arrive. Each part is described where it is implemented, in experts/."""
 
     name: str
     summary: str
@@ -50,16 +50,16 @@ class Strategy:
 
     @property
     def has_budget(self) -> bool:
-        """An expert budget means something to it."""
+        """Tells whether an expert budget means something to it."""
         return self.residency in ("buffer", "stream")
 
     @property
     def threaded(self) -> bool:
-        """Experts are read on a thread of their own."""
+        """Tells whether experts are read on a thread of their own."""
         return self.predictor is not None or self.residency == "stream"
 
     def describe(self) -> Dict[str, Any]:
-        """The row, for people and machines."""
+        """Returns the row, for people and machines."""
         return {
             "name": self.name,
             "summary": self.summary,

@@ -1,1 +1,1 @@
-"""What the device is, and how it is at this moment: facts, sensors, limits, cores, and what watches a run."""
+"""Says what the device is and how it is now: facts, sensors, limits, cores, and the watch beside a run."""

@@ -1,4 +1,4 @@
-"""Which cores this process may use, of which kinds they are, and how many of them the arithmetic should."""
+"""Finds the cores that this process may use, their kinds, and how many of them the arithmetic should use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_THREADS = 4  # beyond which cores wait for memory, on the devices that this
 
 
 def arithmetic_threads() -> int:
-    """One for each fast core but one, which is left for reading; at most MOST_THREADS.
+    """Returns one thread for each fast core but one, which is left for reading; at most MOST_THREADS.
 
     Where cores differ (big.LITTLE), those of less than half the speed of the fastest are not counted: a product is as
     fast as its slowest share.
@@ -30,7 +30,7 @@ def arithmetic_threads() -> int:
 
 
 def _speed(core: int) -> Optional[float]:
-    """Relative to other cores: the kernel's capacity on ARM, else the highest frequency."""
+    """Returns a core's speed relative to the others: the kernel's capacity on ARM, else the highest frequency."""
     folder = f"{CPUS}/cpu{core}"
     for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
         try:
@@ -42,7 +42,7 @@ def _speed(core: int) -> Optional[float]:
 
 
 def core_kinds(sources: Sources) -> Tuple[CoreKind, ...]:
-    """All cores of the device, by name and highest frequency, the fastest kind first."""
+    """Returns all cores of the device, by name and highest frequency, the fastest kind first."""
     names = _core_names(sources.text("/proc/cpuinfo") or "")
     present = [int(n[3:]) for n in sources.names(CPUS) if re.match(r"cpu\d+$", n)] or sorted(names)
     counts: Dict[Tuple[Optional[str], Optional[float]], int] = {}
@@ -58,7 +58,7 @@ def core_kinds(sources: Sources) -> Tuple[CoreKind, ...]:
 
 
 def _core_names(cpuinfo: str) -> Dict[int, str]:
-    """By core; ARM tells an implementer and a part, others a model's name."""
+    """Returns names by core; ARM tells an implementer and a part, others a model's name."""
     names = {}
     for block in cpuinfo.split("\n\n"):
         told = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", block, re.MULTILINE))

@@ -1,4 +1,4 @@
-"""What a device is: board, cores, memory, storage, system, Python and numpy. None where it does not say."""
+"""Finds what a device is: board, cores, memory, storage, system, Python and numpy. None means that it does not say."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ _MEMORY = ("tmpfs", "ramfs")
 def device_facts(
     sources: Optional[Sources] = None, *, folder: str = os.path.dirname(__file__), now: bool = False
 ) -> DeviceFacts:
-    """`folder`: whose storage is meant, the engine's own by default; `now`: with sensors, and how limits are held."""
+    """Returns the device's facts.
+
+    `folder`: whose storage is meant, the engine's own by default. `now`: also read sensors and test memory limits.
+    """
     s = sources or Sources()
     names = platform.uname()
     memory = s.text("/proc/meminfo")
@@ -91,7 +94,7 @@ def _power_mode(s: Sources) -> Optional[str]:
 
 
 def _blas_name(s: Sources) -> Optional[str]:
-    """The library that numpy has really loaded: its build configuration names another on some systems."""
+    """Returns the library that numpy has loaded; its build configuration names another one on some systems."""
     for line in (s.text("/proc/self/maps") or "").splitlines():
         name = os.path.basename(line.rsplit(" ", 1)[-1])
         if re.match(r"lib(scipy_)?(openblas|mkl_rt|blis|atlas|blas)", name):
@@ -137,7 +140,7 @@ def _disk_kind(s: Sources, disk: str) -> str:
 
 
 def _disk(s: Sources, folder: str) -> Optional[str]:
-    """The folder below /sys of the disk on which a folder lies, beneath partitions and device mappers."""
+    """Returns the folder below /sys of the disk on which a folder lies, beneath partitions and device mappers."""
     _, number, source = _mount(s, folder)
     found = s.real(f"/sys/dev/block/{number}") if number else None
     if found is None and source.startswith("/dev/"):  # file systems over several disks have a number of no disk
@@ -156,7 +159,7 @@ def _disk(s: Sources, folder: str) -> Optional[str]:
 
 
 def _mount(s: Sources, folder: str) -> Tuple[str, str, str]:
-    """Of the file system on which a folder lies: its type, its device's number, and what was mounted."""
+    """Returns the type, the device number and the source of the file system on which a folder lies."""
     best, found = "", ("", "", "")
     path = s.real(folder) or folder
     for line in (s.text("/proc/self/mountinfo") or "").splitlines():

@@ -24,10 +24,10 @@ _SYSTEMD_DEADLINE_S = 5.0
 
 
 class MemoryLimit:
-    """A limit, made and ready for one process: `command` is what to start, `enter` what to call before its exec."""
+    """Holds a limit that is ready for one process. Start `command`; call `enter` before its exec."""
 
     def __init__(self, limit_bytes: int, name: str, root: str = "/") -> None:
-        """`name`: of the control group, where one is made."""
+        """Makes the limit. `name` is that of the control group, if one is made."""
         self.limit_bytes = limit_bytes
         self.method = "none"
         self._folder: Optional[str] = None  # of the control group
@@ -45,7 +45,7 @@ class MemoryLimit:
         return [*self._prefix, *arguments]
 
     def enter(self) -> None:
-        """In the process that is to be limited. Raises OSError where it cannot be."""
+        """Applies the limit to the calling process. Raises OSError if that is impossible."""
         if self._folder is not None:
             with open(os.path.join(self._folder, "cgroup.procs"), "w") as file:
                 file.write(str(os.getpid()))
@@ -53,7 +53,7 @@ class MemoryLimit:
             resource.setrlimit(resource.RLIMIT_DATA, (self.limit_bytes, self.limit_bytes))
 
     def peak(self) -> Tuple[Optional[int], Optional[str]]:
-        """Most bytes in use, and by which counter: the group's, which has the page cache in it, or the process's."""
+        """Returns the most bytes in use and the counter: the group's, which includes page cache, or the process's."""
         for name in ("memory.peak", "memory.max_usage_in_bytes"):
             text = self._read(name)
             if text is not None and text.strip().isdigit():
@@ -62,7 +62,7 @@ class MemoryLimit:
         return (kilobytes << 10, "ru_maxrss") if kilobytes else (None, None)
 
     def kills(self) -> Optional[int]:
-        """How often the kernel killed in this group for want of memory; None where no group of ours counts it."""
+        """Returns how often the kernel killed in this group for lack of memory; None if no group of ours counts it."""
         for name in ("memory.events", "memory.oom_control"):
             match = re.search(r"^oom_kill (\d+)$", self._read(name) or "", re.MULTILINE)
             if match:
@@ -70,7 +70,7 @@ class MemoryLimit:
         return None
 
     def close(self) -> None:
-        """Once nothing runs in it."""
+        """Removes the limit, once nothing runs in it."""
         if self._folder is not None:
             _remove(self._folder)
 
@@ -85,7 +85,7 @@ class MemoryLimit:
 
 
 def best_method(root: str = "/") -> str:
-    """By which a limit would be held here: a large one is made, and removed."""
+    """Returns the strictest method that works here; probes by creating and removing a large limit."""
     limit = MemoryLimit(1 << 40, f"edgemoe-farm-probe-{os.getpid()}", root)
     limit.close()
     return limit.method
@@ -95,7 +95,7 @@ def best_method(root: str = "/") -> str:
 
 
 def _make_v2(sources: Sources, limit_bytes: int, name: str) -> Optional[Tuple[str, str]]:
-    """A group below the nearest ancestor of ours that divides its memory and lets us make one; the folder."""
+    """Makes a group below the nearest ancestor that divides its memory and allows it; returns its folder."""
     for mount in _mounts(sources, "cgroup2"):
         for above in _ancestors(sources, mount, _own_group(sources, "")):
             if "memory" not in _words(sources, f"{above}/cgroup.controllers"):
@@ -123,7 +123,7 @@ def _make_v1(sources: Sources, limit_bytes: int, name: str) -> Optional[Tuple[st
 
 
 def _make(sources: Sources, path: str, limits: Tuple[Tuple[str, int], Tuple[str, int]]) -> Optional[str]:
-    """A group whose memory limit was seen to be set; the second limit, of swap, is one that not every kernel has."""
+    """Makes a group and checks that its memory limit is set. Not every kernel has the second limit, of swap."""
     folder = sources.at(path)
     _remove(folder)  # left by a run whose supervisor was killed
     try:
@@ -141,7 +141,7 @@ def _make(sources: Sources, path: str, limits: Tuple[Tuple[str, int], Tuple[str,
 
 
 def _can_be_entered(folder: str) -> bool:
-    """A process of ours tries: moving needs rights over where it comes from, too."""
+    """Tells whether a process can enter the group, by trying. Moving needs rights over the old group, too."""
     child = os.fork()
     if child == 0:
         try:
@@ -163,7 +163,7 @@ def _mounts(sources: Sources, kind: str, option: Optional[str] = None) -> List[s
 
 
 def _own_group(sources: Sources, controller: str) -> str:
-    """`controller`: of version 1, or nothing for version 2."""
+    """Returns the path of our own group. `controller`: of version 1, or nothing for version 2."""
     for line in (sources.text("/proc/self/cgroup") or "").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -173,7 +173,10 @@ def _own_group(sources: Sources, controller: str) -> str:
 
 
 def _ancestors(sources: Sources, mount: str, path: str) -> List[str]:
-    """Of a group, itself first. In a container the mount shows only the lower part of the path, or none of it."""
+    """Yields the folders of a group and its ancestors, itself first.
+
+    In a container the mount shows only the lower part of the path, or none of it.
+    """
     parts = [part for part in path.split("/") if part not in ("", "..")]
     paths = ["/".join([mount, *parts[:n]]) for n in range(len(parts), 0, -1)]
     return [*(p for p in paths if sources.names(p)), mount]
@@ -202,7 +205,7 @@ def _systemd_scope(limit_bytes: int) -> List[str]:
 
 
 def _systemd_holds(sources: Sources, limit_bytes: int) -> bool:
-    """Whether the user's own systemd puts a command under the limit: one is asked to tell its own."""
+    """Tells whether the user's own systemd puts a command under the limit; asks one command for its limit."""
     if not _mounts(sources, "cgroup2") or sources.root != "/":
         return False
     tell = 'cat "$1$(sed -n s/^0:://p /proc/self/cgroup)/memory.max"'
@@ -217,7 +220,7 @@ def _systemd_holds(sources: Sources, limit_bytes: int) -> bool:
 
 
 def _data_limit_allowed(limit_bytes: int) -> bool:
-    """Whether RLIMIT_DATA may be set so, and counts what is allocated with mmap, as Linux does from 4.7 on."""
+    """Tells whether RLIMIT_DATA may be set and counts what mmap allocates, as Linux does from 4.7 on."""
     try:
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         version = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])

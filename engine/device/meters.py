@@ -1,4 +1,4 @@
-"""What the operating system says of this process, and of the page cache. None where it does not say."""
+"""Reads what the operating system says of this process and of the page cache. None means that it does not say."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.device.sensors import kilobytes
 
 
 def major_faults() -> Optional[int]:
-    """Page faults of this process that had to wait for storage."""
+    """Returns this process's page faults that had to wait for storage."""
     try:
         return int(_text("/proc/self/stat").rsplit(")", 1)[1].split()[9])
     except (IndexError, ValueError):
@@ -24,7 +24,7 @@ def peak_resident_bytes() -> Optional[int]:
 
 
 def storage_read_bytes() -> Optional[int]:
-    """What the kernel really fetched from storage for this process."""
+    """Returns the bytes that the kernel fetched from storage for this process."""
     match = re.search(r"^read_bytes: (\d+)$", _text("/proc/self/io"), re.MULTILINE)
     return int(match.group(1)) if match else None
 
@@ -33,7 +33,7 @@ def storage_read_bytes() -> Optional[int]:
 
 
 def evict_from_page_cache(path: str) -> None:
-    """Asks the kernel to forget a file's pages; works on clean pages that no process maps. Needs no root."""
+    """Asks the kernel to forget a file's pages. Works on clean pages that no process maps; needs no root."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
@@ -50,7 +50,7 @@ def read_into_page_cache(path: str) -> None:
 
 
 def page_cache_resident_fraction(path: str) -> Optional[float]:
-    """The share of a file's pages that is in memory, by mincore(2): what was asked for is no proof of it."""
+    """Returns the share of a file's pages that is in memory, measured with mincore(2)."""
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         with open(path, "rb") as file:

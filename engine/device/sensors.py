@@ -1,4 +1,4 @@
-"""What a device's sensors say now, each from the source that its kind has. Standard library only.
+"""Reads a device's sensors, each from the source that its kind of device has. Standard library only.
 
 Raspberry Pi: the firmware's throttle word (sysfs or `vcgencmd get_throttled`) and, on a Pi 5, `vcgencmd pmic_read_adc`.
 Jetson: INA power monitors in hwmon, over-current counters, `tegrastats` where those are not to be read. Android:
@@ -37,7 +37,7 @@ _TEGRASTATS_DEADLINE_S = 1.0
 
 
 def board(sources: Sources) -> Optional[str]:
-    """Whose own sources a device has: raspberry-pi, jetson, android, or None for any other Linux."""
+    """Returns the kind of board whose own sources exist: raspberry-pi, jetson, android; None for any other Linux."""
     if "com.termux" in sources.environment.get("PREFIX", "") or sources.real("/system/bin/app_process64") is not None:
         return "android"
     if "Raspberry Pi" in (sources.text("/proc/device-tree/model") or ""):
@@ -71,7 +71,7 @@ class Reading(NamedTuple):
 
 
 class Sensors:
-    """Of one device. `read` asks all; those that take long only when told to."""
+    """Reads the sensors of one device."""
 
     def __init__(self, sources: Optional[Sources] = None) -> None:
         self._sources = sources or Sources()
@@ -81,7 +81,7 @@ class Sensors:
         self._monitors = self._power_monitors()
 
     def read(self, *, slow: bool = True) -> Reading:
-        """`slow`: also those that take a second or start an app, and change slowly."""
+        """Reads all sensors. With `slow` also those that take a second or start an app, and change slowly."""
         self._unknown = []
         causes, events = self._ask("throttled", self._throttling) or ((), None)
         power, battery, battery_w = self._ask("battery", lambda: self._supplies(slow)) or (None, None, None)
@@ -106,12 +106,12 @@ class Sensors:
         )
 
     def waiting_tasks(self) -> Optional[int]:
-        """Tasks other than this one that want a processor at this moment; None where the system does not say."""
+        """Returns how many other tasks want a processor now; None if the system does not say."""
         match = re.match(r"(?:\S+ ){3}(\d+)/", self._sources.text("/proc/loadavg") or "")
         return max(0, int(match.group(1)) - 1) if match else None
 
     def stalled_s(self) -> Optional[float]:
-        """Time, since the device started, in which a task waited for memory."""
+        """Returns how long tasks have waited for memory since the device started."""
         match = re.search(r"^some .*total=(\d+)", self._sources.text("/proc/pressure/memory") or "", re.MULTILINE)
         return int(match.group(1)) / 1e6 if match else None
 
@@ -125,7 +125,7 @@ class Sensors:
     # --- temperature, frequency, governor, load -----------------------------------------------------------------------
 
     def _cpu_zones(self) -> List[str]:
-        """The files that tell the processor's temperature: its thermal zones, else its hwmon, else any zone."""
+        """Returns the files with the processor's temperature: its thermal zones, else its hwmon, else any zone."""
         s = self._sources
         zones = [f"{THERMAL}/{name}" for name in s.names(THERMAL) if name.startswith("thermal_zone")]
         kinds = {zone: s.text(f"{zone}/type") or "" for zone in zones}
@@ -188,7 +188,7 @@ class Sensors:
     # --- throttling ---------------------------------------------------------------------------------------------------
 
     def _throttling(self) -> Optional[Tuple[List[str], Dict[str, int]]]:
-        """What slows the device now, and how often each cause has since it started; None where nothing tells."""
+        """Returns what slows the device now, and how often each cause has since it started; None if nothing tells."""
         causes: List[str] = []
         events: Dict[str, int] = {}
         s = self._sources
@@ -215,7 +215,7 @@ class Sensors:
         return (causes, events) if events else None
 
     def _throttle_word(self) -> int:
-        """Of a Raspberry Pi's firmware. It has one: where nobody tells it, that is an answer missing."""
+        """Reads the throttle word of a Raspberry Pi's firmware. If it cannot be read, an answer is missing."""
         text = self._sources.text(FIRMWARE_THROTTLED)
         if text is None:
             text = self._vcgencmd("get_throttled")
@@ -235,7 +235,7 @@ class Sensors:
     # --- power --------------------------------------------------------------------------------------------------------
 
     def _supplies(self, slow: bool) -> Optional[Tuple[Optional[str], Optional[float], Optional[float]]]:
-        """Mains or battery, the battery's charge, and what it gives while it discharges, in watts."""
+        """Returns mains or battery, the battery's charge, and the watts it gives while it discharges."""
         s = self._sources
         online = False
         for name in s.names(SUPPLIES):
@@ -269,7 +269,7 @@ class Sensors:
         return ("battery" if plugged == "UNPLUGGED" else "mains"), charge, None
 
     def _power_monitors(self) -> List[Tuple[str, str, str]]:
-        """(rail, folder, channel) of INA power monitors: the rail that feeds all others, else all that there are."""
+        """Returns (rail, folder, channel) of INA monitors: the rail that feeds all others, else all rails."""
         s = self._sources
         found = []
         for name in s.names(HWMON):
@@ -284,7 +284,7 @@ class Sensors:
         return whole[:1] or found
 
     def _power(self, battery_w: Optional[float], tegra: Dict[str, float]) -> Optional[Tuple[float, str]]:
-        """Watts that the board draws, and the sensor."""
+        """Returns the watts that the board draws, and the sensor."""
         s = self._sources
         if self._monitors:
             watts = 0.0
@@ -308,7 +308,7 @@ class Sensors:
         return re.search(r"Raspberry Pi (5|500|Compute Module 5)\b", model) is not None
 
     def _pmic(self) -> Optional[Tuple[float, str]]:
-        """The sum over the rails of a Pi 5's power chip: what it gives, not what its 5 V devices take beside it."""
+        """Returns the sum over the rails of a Pi 5's power chip. Its 5 V devices are not included."""
         answer = self._vcgencmd("pmic_read_adc")
         if answer is None:
             return None
@@ -322,7 +322,7 @@ class Sensors:
         return sum(amperes[rail] * volts[rail] for rail in sorted(rails)), "pmic_read_adc"
 
     def _tegrastats(self) -> Dict[str, float]:
-        """Temperature and power, where the files are not to be read."""
+        """Returns temperature and power from tegrastats, for use when the files cannot be read."""
         try:
             answer = self._sources.command("tegrastats", "--interval", "200", deadline_s=_TEGRASTATS_DEADLINE_S) or ""
         except SilentError:
@@ -339,6 +339,6 @@ class Sensors:
 
 
 def kilobytes(text: Optional[str], key: str) -> Optional[int]:
-    """A line such as `MemTotal:   123 kB` of /proc -> bytes."""
+    """Returns the bytes of a line of /proc such as `MemTotal:   123 kB`."""
     match = re.search(rf"^{key}:\s+(\d+) kB$", text or "", re.MULTILINE)
     return int(match.group(1)) << 10 if match else None

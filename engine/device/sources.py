@@ -1,4 +1,4 @@
-"""Where a device's facts come from: files below a root, and its own commands. Standard library only.
+"""Reads a device's facts at their source: files below a root, and its own commands. Standard library only.
 
 Both are parameters, so that everything which reads a device can be shown a captured one.
 """
@@ -18,11 +18,11 @@ _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EOPNOTS
 
 
 class SilentError(Exception):
-    """Something that is there did not answer."""
+    """Reports that something exists and did not answer."""
 
 
 def run_command(arguments: List[str], deadline_s: float) -> str:
-    """What a command prints. Raises FileNotFoundError where there is none, SilentError where it does not answer."""
+    """Returns what a command prints. Raises FileNotFoundError without it, SilentError if it does not answer."""
     import shutil
     import subprocess  # here only: an engine's start should not wait for them
 
@@ -52,7 +52,7 @@ def run_command(arguments: List[str], deadline_s: float) -> str:
 
 
 def _end(process: Any) -> None:
-    """With whatever it started, which may hold its output open."""
+    """Ends a process and whatever it started, which may hold its output open."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except OSError:
@@ -63,7 +63,7 @@ def _end(process: Any) -> None:
 
 
 class Sources:
-    """Files and commands of one device. A command that was silent once is not asked again: it costs its deadline."""
+    """Reads files and commands of one device. A command that was silent once is not asked again."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Sources:
         self._silent: Dict[Tuple[str, ...], str] = {}  # command -> why
 
     def sensor(self, path: str) -> Optional[str]:
-        """A file's text; None where it is not there or not for us. Raises SilentError where it is, and fails."""
+        """Returns a file's text; None if it is absent or unreadable to us. Raises SilentError if reading it fails."""
         try:
             with open(self.at(path), encoding="utf-8", errors="replace") as file:
                 return file.read(MAX_BYTES)
@@ -87,14 +87,14 @@ class Sources:
             raise SilentError(f"{path}: {error.strerror}") from None
 
     def text(self, path: str) -> Optional[str]:
-        """The same, without frills at its ends, and None where it fails or is empty."""
+        """Returns a file's text, stripped; None if it is absent, unreadable or empty."""
         try:
             return (self.sensor(path) or "").strip("\0\n\t ") or None
         except SilentError:
             return None
 
     def number(self, path: str) -> Optional[float]:
-        """Raises SilentError where the file fails or holds no number."""
+        """Returns the number in a file. Raises SilentError if the file fails or holds no number."""
         text = self.sensor(path)
         try:
             return None if text is None else float(text)
@@ -102,14 +102,14 @@ class Sources:
             raise SilentError(f"{path}: {text!r:.40} is no number") from None
 
     def names(self, folder: str) -> List[str]:
-        """What is in a folder, sorted; nothing where it is not there or not for us."""
+        """Returns the names in a folder, sorted; nothing if it is absent or unreadable to us."""
         try:
             return sorted(os.listdir(self.at(folder)))
         except OSError:
             return []
 
     def real(self, path: str) -> Optional[str]:
-        """The path, below the root, to which links lead."""
+        """Returns the path, below the root, to which links lead."""
         found = os.path.realpath(self.at(path))
         if not os.path.exists(found):
             return None
@@ -119,7 +119,7 @@ class Sources:
         return os.path.join(self.root, path.lstrip("/"))
 
     def command(self, *arguments: str, deadline_s: float = COMMAND_DEADLINE_S) -> Optional[str]:
-        """What a command prints, None where there is no such command. Raises SilentError."""
+        """Returns what a command prints; None if there is no such command. Raises SilentError."""
         if arguments in self._silent:
             raise SilentError(self._silent[arguments])
         try:

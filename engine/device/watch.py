@@ -1,4 +1,4 @@
-"""What happens to a device beside an engine's run: first it settles, then its sensors are read, at most twice a second.
+"""Watches a device beside an engine's run: it lets it settle, then reads its sensors at most twice a second.
 
 That is done by a process of its own, a child of the engine's supervisor, so that no sensor which hangs and no reading
 disturbs what is timed. Its own cost is measured and recorded. Standard library only.
@@ -75,7 +75,7 @@ def watch(
 
 
 def _settle(settle: Settle, sensors: Sensors, pause: Pause, say: Say, clock: Callable[[], float]) -> List[str]:
-    """What does still not hold when the wait is over, in words."""
+    """Waits for the device to settle; returns in words what still does not hold at the end."""
     began = clock()
     said = began - SAY_PERIOD_S
     stalled: Optional[Tuple[float, float]] = None  # when, and for how long until then
@@ -99,7 +99,7 @@ def _settle(settle: Settle, sensors: Sensors, pause: Pause, say: Say, clock: Cal
 def _unsettled(
     settle: Settle, reading: Reading, pressure: Optional[float], sensors: Sensors, pause: Pause
 ) -> Tuple[List[str], List[str]]:
-    """What may pass if one waits, and what will not."""
+    """Returns what may pass if one waits, and what will not."""
     passing, lasting = [], []
     celsius = reading.temperature_c
     if settle.temperature_c is not None and celsius is not None and celsius > settle.temperature_c:
@@ -118,7 +118,7 @@ def _unsettled(
 
 
 def _waiting_tasks(sensors: Sensors, pause: Pause) -> Optional[float]:
-    """Now, on average over a fifth of a second; the mean of a minute would still hold the run before."""
+    """Returns the waiting tasks, averaged over 0.2 s; the mean of a minute would include the run before."""
     first = sensors.waiting_tasks()
     if not first:
         return first
@@ -138,7 +138,7 @@ _STATES = {"governor": "governor", "throttled": "throttled", "power": "battery"}
 
 
 class _Seen:
-    """Readings, reduced as they come: a run of hours takes no more memory than one of seconds."""
+    """Reduces readings as they come: hours take no more memory than seconds."""
 
     def __init__(self, before: Reading, at: float) -> None:
         self._before = self._last = before
@@ -163,7 +163,7 @@ class _Seen:
         self._last, self._at = reading, at
 
     def watched(self, unknown: Tuple[str, ...] = (), **others: Any) -> Watched:
-        """`unknown`: what is so besides; `others`: fields that are not of readings."""
+        """Returns the message. `unknown`: what else is unknown; `others`: fields that no reading has."""
         from engine.protocol import Watched
 
         before, after = self._before, self._last
@@ -204,7 +204,7 @@ class _Seen:
 
 
 class _Series:
-    """Points, reduced as they come: where there are too many, of each two the larger stays."""
+    """Reduces points as they come: if there are too many, the larger of each two stays."""
 
     def __init__(self, began: float) -> None:
         self._began = began
@@ -226,7 +226,7 @@ class _Series:
         self._waiting = (self._waiting + 1) % self._of_each
 
     def series(self) -> Optional[Series]:
-        """None where there was nothing to be read."""
+        """Returns the series; None if nothing could be read."""
         from engine.protocol import Series
 
         if not self._points:
@@ -239,7 +239,7 @@ def _value(point: Tuple[float, int]) -> int:
 
 
 def _resident_bytes(pid: int) -> Optional[int]:
-    """None where there is no such process any more."""
+    """Returns the resident bytes of a process; None if it no longer exists."""
     try:
         with open(f"/proc/{pid}/statm") as file:
             return int(file.read().split()[1]) * resource.getpagesize()
@@ -248,12 +248,12 @@ def _resident_bytes(pid: int) -> Optional[int]:
 
 
 def _names(reading: Reading, words: str) -> bool:
-    """Whether a reading says of this sensor that it did not answer."""
+    """Tells whether a reading says that this sensor did not answer."""
     return any(text.startswith(f"{words}:") for text in reading.unknown)
 
 
 def _cpu_s() -> float:
-    """Of this process and of the commands that it ran."""
+    """Returns the processor time of this process and of the commands that it ran."""
     used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(u.ru_utime + u.ru_stime for u in used)
 
@@ -266,7 +266,10 @@ class Watcher:
     the engine, and ends it when it is closed."""
 
     def __init__(self, settle: Dict[str, Any], result: str, *, not_for_it: Sequence[int] = ()) -> None:
-        """`result`: the file that it writes at its end, a Watched; `not_for_it`: handles that it must not hold."""
+        """Starts the watching process. It writes a Watched to the file `result` at its end.
+
+        `not_for_it`: handles that it must not hold.
+        """
         self._deadline_s = settle["max_wait_s"] + READY_GRACE_S
         self._said, say = os.pipe()
         stop, self._stop = os.pipe()
@@ -291,7 +294,7 @@ class Watcher:
         os.close(stop)
 
     def wait_until_ready(self, relay: Callable[[bytes], None]) -> Optional[str]:
-        """Hands on the events that it says, line by line; returns why it will not watch, None where it will.
+        """Passes on its events, line by line. Returns why it will not watch, or None if it will.
 
         Raises InterruptedError where somebody ended it meanwhile: the run is not wanted any more.
         """
@@ -314,12 +317,12 @@ class Watcher:
         return f"no sensor answered within {self._deadline_s:g} s"
 
     def follow(self, engine: int) -> None:
-        """The engine runs, as this process."""
+        """Tells the watcher that the engine runs, as this process."""
         with contextlib.suppress(BrokenPipeError):  # it has died: `stop` will find that out
             os.write(self._stop, b"%d\n" % engine)
 
     def stop(self) -> None:
-        """Returns when it has written its result, or was killed for not doing so in time."""
+        """Returns when it has written its result, or was killed because it did not in time."""
         os.close(self._stop)
         end = time.monotonic() + STOP_DEADLINE_S
         while time.monotonic() < end:

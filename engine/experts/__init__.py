@@ -1,4 +1,4 @@
-"""Who holds experts, and when they arrive.
+"""Decides which experts are held in memory, and when they arrive.
 
 lanes.py       reads blocks of a file, by the reader and in as many lanes as were chosen (see engine/storage.py)
 store.py       reads expert records that way, and checks them

@@ -1,4 +1,4 @@
-"""The expert buffer: which experts are in memory, within a hard byte budget."""
+"""Holds experts in memory, within a hard byte budget: the expert buffer."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from engine.experts.lanes import new_slab
 from engine.quantize import Packed
 
 
-class Entry:
-    """An expert in the buffer, or on its way there."""
+class BufferEntry:
+    """Describes an expert in the buffer, or on its way there."""
 
     __slots__ = ("key", "pins", "ready", "record", "slab", "speculative", "wanted", "weights")
 
@@ -30,7 +30,7 @@ class Entry:
 
 
 class ExpertBuffer:
-    """Slabs of memory and the experts in them. Not locked: whoever shares it between threads holds the lock.
+    """Holds slabs of memory and the experts in them. Not locked: threads that share it hold the lock.
 
     A slab is as long as the expert in it takes; freed slabs are kept and used again, and count against the budget
     until they are given back to the system. `held_bytes` never exceeds `budget_bytes`.
@@ -43,7 +43,7 @@ class ExpertBuffer:
                 f"raise the budget to at least 1-experts"
             )
         self.budget_bytes = budget_bytes
-        self.entries: Dict[ExpertKey, Entry] = {}
+        self.entries: Dict[ExpertKey, BufferEntry] = {}
         self.held_bytes = 0
         self.wasted_bytes = 0  # of experts that were preloaded and evicted unused
         self._policy = policy
@@ -58,25 +58,25 @@ class ExpertBuffer:
         layer: int,
         speculative: bool,
         keep: AbstractSet[ExpertKey],
-    ) -> Optional[Entry]:
-        """A place for an expert that is not in the buffer, evicting others if it must. None if none may leave.
+    ) -> Optional[BufferEntry]:
+        """Makes room for an expert that is not in the buffer, if need be by evicting others. None if none may leave.
 
         `keep`: experts that must not leave for this one, besides those that are pinned or on their way.
         """
         slab = self._slab(slab_bytes, layer, keep)
         if slab is None:
             return None
-        entry = self.entries[key] = Entry(key, record, slab, speculative)
+        entry = self.entries[key] = BufferEntry(key, record, slab, speculative)
         self._policy.inserted(key)
         return entry
 
-    def touch(self, entry: Entry) -> None:
-        """The expert is used now."""
+    def touch(self, entry: BufferEntry) -> None:
+        """Notes that the expert is used now."""
         entry.speculative = False
         self._policy.used(entry.key)
 
-    def drop(self, entry: Entry) -> None:
-        """The expert leaves; its slab stays for the next one."""
+    def drop(self, entry: BufferEntry) -> None:
+        """Removes the expert; its slab stays for the next one."""
         del self.entries[entry.key]
         self._policy.removed(entry.key)
         self._free.setdefault(entry.slab.nbytes, []).append(entry.slab)
@@ -103,7 +103,7 @@ class ExpertBuffer:
         return entry.ready and not entry.pins
 
     def _release_one(self) -> bool:
-        """Gives one unused slab (of another size than is needed) back to the system."""
+        """Gives one unused slab, of another size than is needed, back to the system."""
         for size, slabs in self._free.items():
             if slabs:
                 slabs.pop()

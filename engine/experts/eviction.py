@@ -1,4 +1,4 @@
-"""Which expert leaves the buffer when another needs its place.
+"""Chooses the expert that leaves the buffer when another one needs its room.
 
 A policy is told what comes in, is used and goes, and keeps its own order of that: no choice looks at every expert.
 A new one is a class and a row of POLICIES. `edgemoe-farm model replay` drives the same classes over a recorded trace.
@@ -23,18 +23,18 @@ class EvictionPolicy:
     """Chooses among the experts that it was told are in the buffer."""
 
     def inserted(self, key: ExpertKey) -> None:
-        """The expert has got a place in the buffer, where it was not before."""
+        """Notes that the expert has got a place in the buffer."""
         raise NotImplementedError
 
     def used(self, key: ExpertKey) -> None:
-        """The arithmetic has used the expert, which is in the buffer."""
+        """Notes that the arithmetic has used the expert, which is in the buffer."""
 
     def removed(self, key: ExpertKey) -> None:
-        """The expert has lost its place."""
+        """Notes that the expert has lost its place."""
         raise NotImplementedError
 
     def victim(self, may_go: MayGo, layer: int) -> Optional[ExpertKey]:
-        """The expert that leaves, of those that may, while MoE layer `layer` computes; None if none may."""
+        """Returns the expert that leaves, of those that may, while MoE layer `layer` computes; None if none may."""
         raise NotImplementedError
 
 
@@ -58,7 +58,7 @@ class LeastRecentlyUsed(FirstInFirstOut):
 
 
 class RandomEviction(EvictionPolicy):
-    """Any of them, by a seed: what a policy must beat."""
+    """Evicts any expert, by a seed: the baseline that a policy must beat."""
 
     def __init__(self, seed: int = 0) -> None:
         self._random = random.Random(seed)  # noqa: S311 - no secret depends on it
@@ -87,7 +87,7 @@ class RandomEviction(EvictionPolicy):
 
 
 class LeastFrequentlyUsed(EvictionPolicy):
-    """The fewest uses since the engine started, also of former stays in the buffer; ties by recency."""
+    """Evicts the expert with the fewest uses since the engine started, earlier stays included; ties by recency."""
 
     def __init__(self) -> None:
         self._worth: Dict[ExpertKey, float] = {}  # of every expert ever used
@@ -133,7 +133,7 @@ class LeastFrequentlyUsed(EvictionPolicy):
 
 
 class LeastFrequentRecentlyUsed(LeastFrequentlyUsed):
-    """Uses count the less the longer ago they were: half after HALF_LIFE_TOKENS tokens. The lowest sum leaves.
+    """Evicts the lowest sum of uses, each of which counts half after HALF_LIFE_TOKENS tokens.
 
     Between LFU (never forgets) and LRU (only the last use counts), as the weighted mixtures of recency and frequency
     in MoE offloading (HOBBIT, 2024, and others); in this closed form by Lee et al., LRFU, IEEE ToC 2001. Kept as the
@@ -155,7 +155,7 @@ class LeastFrequentRecentlyUsed(LeastFrequentlyUsed):
 
 
 class ForwardDistance(EvictionPolicy):
-    """EdgeMoE's policy in the reading of its prose: evict what is used seldom and needed late.
+    """Evicts what is used seldom and needed late: EdgeMoE's policy as its prose describes it.
 
     The paper prints L = -f / ((S - i + I) mod S) with f the activation frequency, i the expert's layer, I the current
     layer and S the number of layers. As printed it evicts the experts that are needed next and divides by zero at
@@ -166,7 +166,7 @@ class ForwardDistance(EvictionPolicy):
     """
 
     def __init__(self, layers: int, frequency: Mapping[ExpertKey, float], first_layer: int = 0) -> None:
-        """`frequency`: the share of tokens that activate an expert; 0 where it has none."""
+        """Makes the policy. `frequency` is the share of tokens that activate an expert; 0 if it has none."""
         self._first, self._round = first_layer, max(1, layers - first_layer)
         self._frequency = frequency
         # Within a layer the distance is the same, so frequency alone orders its experts: (frequency, stamp, key).
@@ -198,7 +198,7 @@ class ForwardDistance(EvictionPolicy):
         return None if best is None else best[2]
 
     def _worth(self, frequency: float, of: int, layer: int) -> float:
-        """-L of an expert of layer `of` while `layer` computes."""
+        """Returns -L of an expert of layer `of` while `layer` computes."""
         if of < self._first:
             return -1.0
         distance = self._distance(of - self._first, max(layer - self._first, -1))
@@ -209,7 +209,7 @@ class ForwardDistance(EvictionPolicy):
 
 
 class PaperAsPrinted(ForwardDistance):
-    """EdgeMoE's policy as its equation is printed: L = -f / ((S - i + I) mod S), and the highest L leaves.
+    """Evicts the highest L = -f / ((S - i + I) mod S): EdgeMoE's policy as its equation is printed.
 
     At i = I it divides by zero: taken as the limit, minus infinity, so experts of the current layer leave last.
     """
@@ -218,8 +218,8 @@ class PaperAsPrinted(ForwardDistance):
         return (self._round - of + layer) % self._round
 
 
-class Setting(NamedTuple):
-    """What a policy may be made from."""
+class PolicyInputs(NamedTuple):
+    """Holds what a policy may be made from."""
 
     layers: int  # MoE layers of the model
     first_layer: int = 0  # the decoder's first
@@ -228,9 +228,9 @@ class Setting(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """A row of POLICIES. Where it needs a profile, the setting has a frequency."""
+    """Describes a row of POLICIES. If it needs a profile, its inputs have a frequency."""
 
-    make: Callable[[Setting], EvictionPolicy]
+    make: Callable[[PolicyInputs], EvictionPolicy]
     needs_profile: bool = False
 
 
@@ -245,7 +245,7 @@ POLICIES: Dict[str, Policy] = {
 }
 
 
-def policy_named(name: str, setting: Setting) -> EvictionPolicy:
+def policy_named(name: str, setting: PolicyInputs) -> EvictionPolicy:
     """Returns a new policy. Raises RequestError for a name that is none of POLICIES, or lacks what it weighs by."""
     policy = POLICIES.get(name)
     if policy is None:

@@ -1,4 +1,4 @@
-"""Whether preloading pays here: found out by doing without it now and then."""
+"""Finds out whether preloading pays here, by doing without it now and then."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _WEIGHT = 0.25  # of the newest trial in an arm's running mean: storage warms up
 
 
 class PreloadGovernor:
-    """Switches the preloader off where measurement shows that it costs more than it hides.
+    """Switches the preloader off if measurement shows that it costs more than it hides.
 
     On saturated storage a preload saves no byte: a wrong one delays the right one and evicts what is needed. How much
     it hides depends on the arithmetic's share of a token. Both are known best from the time of a token itself: tokens
@@ -27,7 +27,7 @@ class PreloadGovernor:
         self._times: List[float] = []
 
     def decoded(self, time_s: float) -> None:
-        """One more token was decoded, in `time_s`."""
+        """Notes that one more token was decoded, in `time_s`."""
         self._times.append(time_s)
         if len(self._times) < TRIAL_TOKENS:
             return

@@ -1,4 +1,4 @@
-"""Positioned reads of one file into memory of the caller's, by one or two threads."""
+"""Reads one file at given positions into the caller's memory, on one or two threads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BrokenOff = Callable[[], bool]
 
 
 def chunk_bytes_at(bytes_per_s: float) -> int:
-    """How much a speculative read transfers before it asks whether it shall give way."""
+    """Returns how much a speculative read transfers before it asks whether to give way."""
     return _whole_chunk(int(bytes_per_s * CHUNK_S))
 
 
@@ -40,7 +40,7 @@ def new_slab(size: int) -> np.ndarray:
 
 
 class ReadingLanes:
-    """Reads blocks of a file. One caller at a time; with two lanes a thread of its own reads the second half of each.
+    """Reads blocks of a file, for one caller at a time; a second lane reads the second half of each.
 
     `reader`: "pread" (buffered), "direct" (O_DIRECT, past the page cache; becomes pread where that is refused, and
     `direct_refused` says why) or "mmap". With `keep_cached` false, what was read does not stay in the page cache.
@@ -98,7 +98,7 @@ class ReadingLanes:
         return done
 
     def forget(self, offset: int, size: int) -> None:
-        """The page cache forgets these bytes."""
+        """Makes the page cache forget these bytes."""
         if self._map is not None:
             start = offset // mmap.PAGESIZE * mmap.PAGESIZE
             self._map.madvise(mmap.MADV_DONTNEED, start, offset + size - start)
@@ -142,7 +142,7 @@ class ReadingLanes:
         return file
 
     def _part(self, view: memoryview, offset: int, broken_off: Optional[BrokenOff], lanes: int) -> int:
-        """Reads on one thread of so many, chunk by chunk where it may be broken off."""
+        """Reads on one of the threads, chunk by chunk if it may be broken off."""
         size, done = len(view), 0
         chunk = size if broken_off is None else _whole_chunk(min(self._chunk_bytes, MOST_CHUNK_BYTES) // lanes)
         while done < size:
@@ -176,13 +176,13 @@ class ReadingLanes:
             self._sleep(wait)
 
     def _learn(self, done: int, time_s: float) -> None:
-        """How long chunks should be, from how long it took."""
+        """Adapts the length of chunks to the time that one took."""
         # Halfway at most: one slow read says little of the next.
         self._chunk_bytes = _whole_chunk((self._chunk_bytes + chunk_bytes_at(done / max(time_s, 1e-9))) // 2)
 
 
 class _SecondLane:
-    """A thread that does one job at a time: `begin` and `end` take turns, and are called by one thread."""
+    """Does one job at a time on a thread. One thread calls `begin` and `end` in turns."""
 
     def __init__(self, read: Callable[..., int]) -> None:
         self._read = read
@@ -198,7 +198,7 @@ class _SecondLane:
         self._jobs.put(job)
 
     def end(self) -> Union[int, OSError]:
-        """What `read` returned, or what it ended in."""
+        """Returns what `read` returned, or raises what it raised."""
         try:
             return self._done.get(timeout=LANE_DEADLINE_S)
         except Empty:
@@ -206,7 +206,7 @@ class _SecondLane:
             return OSError(None, f"no answer within {LANE_DEADLINE_S:.0f} s")
 
     def close(self) -> bool:
-        """Whether it has ended."""
+        """Ends the thread; returns whether it has ended."""
         self._jobs.put(None)
         self._thread.join(LANE_DEADLINE_S)
         return not self._thread.is_alive()

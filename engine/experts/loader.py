@@ -1,4 +1,4 @@
-"""What is read next, and on which thread.
+"""Decides what is read next, and on which thread.
 
 Demanded experts come first, in the order of the demand; then predicted ones, the likeliest first. A speculative read
 under way gives way to a demand at its next chunk, unless it turns out to be what is demanded.
@@ -12,7 +12,7 @@ from typing import AbstractSet, Callable, Deque, Dict, FrozenSet, Iterable, Mapp
 
 from engine.container import ExpertKey, Record
 from engine.errors import EngineError, StorageError
-from engine.experts.buffer import Entry, ExpertBuffer
+from engine.experts.buffer import BufferEntry, ExpertBuffer
 from engine.experts.slabs import Slabs
 from engine.experts.store import ExpertStore
 from engine.experts.timeline import TimelineRecorder
@@ -56,13 +56,13 @@ class Loader:
             self._thread.start()
 
     def demand(self, records: Iterable[Record]) -> None:
-        """The router wants these experts, in these records, and they are not in the buffer."""
+        """Requests experts, in these records, that the router wants and the buffer lacks."""
         self._demanded.extend(records)
         if self._demanded:
             self.lock.notify_all()
 
     def predict(self, keys: Sequence[ExpertKey], *, read: bool = True) -> None:
-        """These are likely to be wanted next, the likeliest first; takes the place of former predictions.
+        """Replaces former predictions by these, the likeliest first.
 
         With `read` false they are only protected from eviction.
         """
@@ -73,11 +73,11 @@ class Loader:
             self.lock.notify_all()
 
     def freed(self) -> None:
-        """An expert may leave that was in use: the thread may have been waiting for its place."""
+        """Wakes the thread: an expert in use may now leave, and it may have waited for that."""
         if self._demanded or self._predicted:
             self.lock.notify_all()
 
-    def wait_for(self, keys: AbstractSet[ExpertKey], clock: Callable[[], float]) -> Entry:
+    def wait_for(self, keys: AbstractSet[ExpertKey], clock: Callable[[], float]) -> BufferEntry:
         """Blocks until one of `keys`, all wanted, has arrived; it comes pinned. Raises what its read raised."""
         deadline = clock() + STALL_DEADLINE_S
         while True:
@@ -95,7 +95,7 @@ class Loader:
                 self.lock.wait(1.0)
 
     def run(self) -> None:
-        """The I/O thread."""
+        """Loops over the reads, on the I/O thread."""
         with self.lock:
             while not self._closing:
                 if not self._load_next():
@@ -111,7 +111,7 @@ class Loader:
             self._thread.join(STALL_DEADLINE_S)
 
     def _load_next(self) -> bool:
-        """Reads one expert; false if there is nothing to read, or no place for it until something is unpinned."""
+        """Reads one expert. Returns false if nothing is to be read, or no place is free until something is unpinned."""
         entry = self._next()
         if entry is None:
             return False
@@ -133,8 +133,8 @@ class Loader:
         self._arrived(entry, done, failure)
         return True
 
-    def _arrived(self, entry: Entry, done: int, failure: Optional[EngineError] = None) -> None:
-        """So many bytes of an expert were read: it is whole, or its read gave way or failed."""
+    def _arrived(self, entry: BufferEntry, done: int, failure: Optional[EngineError] = None) -> None:
+        """Notes that so many bytes of an expert were read: it is whole, or its read gave way or failed."""
         self.read_bytes += done
         if entry.speculative:
             self.prefetched_bytes += done
@@ -153,10 +153,10 @@ class Loader:
                 self._failures[entry.key] = failure
         self.lock.notify_all()
 
-    def _gives_way(self, entry: Entry) -> bool:
+    def _gives_way(self, entry: BufferEntry) -> bool:
         return self._closing or (not entry.wanted and bool(self._demanded))
 
-    def _next(self) -> Optional[Entry]:
+    def _next(self) -> Optional[BufferEntry]:
         if self._demanded:
             entry = self._reserve(self._demanded[0], speculative=False)
             if entry is not None:
@@ -168,8 +168,8 @@ class Loader:
                 return self._reserve(self._records[key], speculative=True)
         return None
 
-    def _reserve(self, record: Record, speculative: bool) -> Optional[Entry]:
-        """Predicted experts are kept for as long as a demand can be met without evicting them."""
+    def _reserve(self, record: Record, speculative: bool) -> Optional[BufferEntry]:
+        """Makes room. Predicted experts are kept as long as a demand can be met without evicting them."""
         key, slab_bytes = (record.layer, record.expert), self._slabs.bytes(record)
         for keep in (self._keep,) if speculative else (self._keep, frozenset()):
             entry = self._buffer.reserve(

@@ -1,4 +1,4 @@
-"""Which experts a layer will activate, before its router is asked."""
+"""Predicts which experts a layer will activate, before its router is asked."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ PreviewRouter = Callable[[int, np.ndarray], np.ndarray]  # (layer, hidden (hidde
 
 
 class Predictor:
-    """Is told what each MoE layer did for one token, layers in their order, and asked about the next one."""
+    """Predicts the next MoE layer's experts from what each layer did for one token, in order of layers."""
 
     def begin(self, token: int) -> None:
-        """The next token to be decoded is known; its first layer has not run yet."""
+        """Announces the next token to be decoded; its first layer has not run yet."""
 
     def observe(self, layer: int, chosen: ExpertSet, hidden: np.ndarray) -> None:
-        """The router of `layer` chose `chosen`; `hidden` (hidden,) is the residual stream before its experts."""
+        """Notes that the router of `layer` chose `chosen`.
+
+        `hidden` (hidden,) is the residual stream before its experts.
+        """
 
     def predict(self, layer: int) -> List[int]:
-        """Experts of `layer`, which follows the last one observed, the likeliest first; empty if nothing is known."""
+        """Returns experts of `layer`, the next to run, the likeliest first; empty if nothing is known."""
         raise NotImplementedError
 
 
 class PathPredictor(Predictor):
-    """EdgeMoE's predictor: the experts that followed most often on those of the two previous MoE layers."""
+    """Predicts the experts that followed most often on those of the two previous MoE layers, as EdgeMoE does."""
 
     def __init__(self, profile: PathProfile) -> None:
         self._profile = profile
@@ -47,14 +50,14 @@ class PathPredictor(Predictor):
 
 
 class LookAheadPredictor(Predictor):
-    """Asks the next layer's router already, with this layer's hidden state (HOBBIT, Fate and others).
+    """Asks the next layer's router ahead of time, with this layer's hidden state (HOBBIT, Fate and others).
 
     The residual stream changes little from layer to layer, so most of the answer is right; needs no profile. It is
     blind for the first layer of a token, whose input is not known before the token is.
     """
 
     def __init__(self, preview_router: PreviewRouter) -> None:
-        """`preview_router(layer, hidden)`: logits (experts,) of that layer's router for a hidden state (hidden,)."""
+        """Takes `preview_router(layer, hidden)`: logits (experts,) of that layer's router for a state (hidden,)."""
         self._preview_router = preview_router
         self._last: Optional[Tuple[int, np.ndarray]] = None  # layer, hidden
 
@@ -69,7 +72,7 @@ class LookAheadPredictor(Predictor):
 
 
 class FrequencyPredictor(Predictor):
-    """The experts that the profile's tokens activated most often, whatever the token: what a predictor must beat."""
+    """Predicts the experts that the profile's tokens activated most often: the baseline to beat."""
 
     def __init__(self, profile: PathProfile) -> None:
         self._rankings = [profile.ranking(layer, ()) for layer in range(profile.layers)]
@@ -79,7 +82,7 @@ class FrequencyPredictor(Predictor):
 
 
 class TokenPredictor(Predictor):
-    """The experts that the profile saw most often for this token id: known before the token's first layer runs."""
+    """Predicts the experts that the profile saw most often for this token id, even in its first layer."""
 
     def __init__(self, profile: PathProfile) -> None:
         self._profile = profile
@@ -101,7 +104,7 @@ class TokenPredictor(Predictor):
 
 
 class PreviousTokenPredictor(Predictor):
-    """The experts that the layer activated for the token before, then the ones that it activates most often."""
+    """Predicts the experts that the layer activated for the previous token, then its most frequent ones."""
 
     def __init__(self, profile: PathProfile) -> None:
         self._rankings = [profile.ranking(layer, ()) for layer in range(profile.layers)]
@@ -119,7 +122,7 @@ class PreviousTokenPredictor(Predictor):
 
 
 class CombinedPredictor(Predictor):
-    """For each layer the predictor whose answers were best there of late, among those that have one.
+    """Asks for each layer the predictor whose answers were best there of late, among those that have one.
 
     Where nothing was measured yet, the order in which they are given decides. A token's first layer is asked about
     twice: when its number is not known, and when it is; these count as two.
@@ -167,13 +170,13 @@ class CombinedPredictor(Predictor):
 
 
 class OraclePredictor(Predictor):
-    """Knows the answers: what perfect prediction would bring. For one sequence of forward passes, given in advance."""
+    """Knows the answers in advance, for one sequence of forward passes: the limit of what prediction brings."""
 
     def __init__(self, routing: Sequence[Routing] = ()) -> None:
         self.learn(routing)
 
     def learn(self, routing: Sequence[Routing]) -> None:
-        """A sequence begins; the experts that the last token of each forward pass will activate."""
+        """Begins a sequence with the experts that the last token of each forward pass will activate."""
         self._routing = routing
         self._pass = 0
         self._layer = -1  # observed last
@@ -188,8 +191,8 @@ class OraclePredictor(Predictor):
         return list(self._routing[at][layer]) if at < len(self._routing) else []
 
 
-class Sources(NamedTuple):
-    """What a predictor may be made from; None is what is not at hand."""
+class PredictorInputs(NamedTuple):
+    """Holds what a predictor may be made from; None is what is not at hand."""
 
     profile: Optional[PathProfile] = None
     preview_router: Optional[PreviewRouter] = None
@@ -205,9 +208,9 @@ class Sources(NamedTuple):
 
 
 class PredictorRow(NamedTuple):
-    """A row of PREDICTORS. What it needs, the sources have."""
+    """Describes a row of PREDICTORS. The inputs have all that it needs."""
 
-    make: Callable[[Sources], Predictor]
+    make: Callable[[PredictorInputs], Predictor]
     needs_profile: bool = False
     needs_routers: bool = False
     needs_routing: bool = False
@@ -230,8 +233,8 @@ PREDICTORS: Dict[str, PredictorRow] = {
 }
 
 
-def predictor_named(name: str, sources: Sources) -> Predictor:
-    """Returns a new predictor. Raises RequestError for a name that is none of PREDICTORS, or lacks a source."""
+def predictor_named(name: str, sources: PredictorInputs) -> Predictor:
+    """Returns a new predictor. Raises RequestError for a name that is none of PREDICTORS, or lacks an input."""
     row = PREDICTORS.get(name)
     if row is None:
         raise RequestError(f"predictor {name!r} is not one of {', '.join(PREDICTORS)}")

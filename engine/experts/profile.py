@@ -1,4 +1,4 @@
-"""The activation profile of a model: which experts tokens activate, and which follow on which (paper, section 3.2).
+"""Holds a model's activation profile: which experts tokens activate, and which follow on which (paper, section 3.2).
 
 For each MoE layer, three tables of counts: of every expert (`marginal`), of every expert after the set of experts
 that the previous MoE layer activated (`one`), and after the sets of the two previous MoE layers (`two`). The previous
@@ -36,10 +36,13 @@ K = TypeVar("K")
 
 
 class CountTable(Mapping[K, Counts], Generic[K]):
-    """Counts by key, read-only, packed into three columns."""
+    """Maps keys to counts; read-only, packed into three columns."""
 
     def __init__(self, keys: Iterable[K], sizes: Sequence[int], experts: Sequence[int], counts: Sequence[int]) -> None:
-        """Each key has its next `sizes` of `experts`, with their `counts`. Raises ValueError if they do not fit."""
+        """Makes a table in which each key has its next `sizes` of `experts`, with their `counts`.
+
+        Raises ValueError if they do not fit.
+        """
         self._rows = {key: row for row, key in enumerate(keys)}
         self._ends = np.cumsum(np.array(sizes, np.uint32), dtype=np.uint32)
         self._experts, self._counts = np.array(experts, np.uint16), np.array(counts, np.uint32)
@@ -53,7 +56,7 @@ class CountTable(Mapping[K, Counts], Generic[K]):
         return cls(rows, [len(c) for c in rows.values()], [e for e, _ in pairs], [c for _, c in pairs])
 
     def columns(self) -> Tuple[List[int], List[int], List[int]]:
-        """sizes, experts and counts, as they are given to the constructor."""
+        """Returns sizes, experts and counts, as the constructor takes them."""
         return np.diff(self._ends, prepend=np.uint32(0)).tolist(), self._experts.tolist(), self._counts.tolist()
 
     def __getitem__(self, key: K) -> Counts:
@@ -79,7 +82,7 @@ class PathProfile:
     by_token: Tuple[Mapping[int, Counts], ...] = ()  # by layer, then token id; empty where tokens were not counted
 
     def frequency(self) -> Dict[Tuple[int, int], float]:
-        """(layer, expert) -> share of tokens that activate it."""
+        """Returns, by (layer, expert), the share of tokens that activate it."""
         return {
             (layer, expert): count / max(1, self.tokens)
             for layer, counts in enumerate(self.marginal)
@@ -87,7 +90,7 @@ class PathProfile:
         }
 
     def ranking(self, layer: int, previous: Sequence[ExpertSet]) -> List[int]:
-        """Experts of `layer` by descending probability after `previous` (older first); backs off where unseen."""
+        """Returns experts of `layer` by descending probability after `previous` (older first); backs off if unseen."""
         tables = [self.marginal[layer]]
         if previous:
             tables.insert(0, self.one[layer].get((previous[-1],), {}))
@@ -96,12 +99,12 @@ class PathProfile:
         return _ranked(tables)
 
     def ranking_of_token(self, layer: int, token: Optional[int]) -> List[int]:
-        """Experts of `layer` by descending probability for a token id; backs off to all tokens where it is unseen."""
+        """Returns experts of `layer` by descending probability for a token id; backs off to all tokens if unseen."""
         counts = self.by_token[layer].get(token, {}) if self.by_token and token is not None else {}
         return _ranked([counts, self.marginal[layer]])
 
     def save(self, path: str) -> None:
-        """Atomically."""
+        """Writes the profile atomically."""
         header = {
             "schema": SCHEMA,
             "version": VERSION,
@@ -126,7 +129,7 @@ class PathProfile:
 
     @classmethod
     def load(cls, path: str) -> PathProfile:
-        """Raises ContainerError, naming the file, for anything but a sound profile."""
+        """Reads a profile. Raises ContainerError, which names the file, unless the profile is sound."""
         try:
             if os.path.getsize(path) > MAX_FILE_BYTES:
                 raise ContainerError(f"{path}: larger than a profile can be")
@@ -171,7 +174,7 @@ class PathCounter:
     """Counts activation paths while a model runs, one sequence after another."""
 
     def __init__(self, layers: int, experts: int, first_layer: int = 0) -> None:
-        """Of `layers` MoE layers those before `first_layer` are an encoder's."""
+        """Counts in `layers` MoE layers, of which those before `first_layer` are an encoder's."""
         self.layers, self.experts, self.first_layer = layers, experts, first_layer
         self.tokens = 0
         self._marginal: List[Counts] = [{} for _ in range(layers)]
@@ -181,7 +184,9 @@ class PathCounter:
         self._occurrences: Dict[int, int] = {}  # of token ids
 
     def observe(self, routing: Sequence[Sequence[ExpertSet]], tokens: Sequence[int] = ()) -> None:
-        """One sequence: routing[token][i] is the set of experts that it activated in MoE layer `first_layer` + i.
+        """Counts one sequence.
+
+        routing[token][i] is the set of experts that it activated in MoE layer `first_layer` + i.
 
         `tokens`: their ids, if they are to be counted by id too.
         """
@@ -205,7 +210,7 @@ class PathCounter:
                     counts[expert] = counts.get(expert, 0) + 1
 
     def finish(self, least: int = 2) -> PathProfile:
-        """Paths of two layers, and token ids, seen fewer than `least` times are left to the back-off: too little."""
+        """Returns the profile. Paths and token ids seen fewer than `least` times are left to the back-off."""
         two = [{p: c for p, c in table.items() if max(c.values()) >= least} for table in self._two]
         seen = [{t: c for t, c in table.items() if self._occurrences[t] >= least} for table in self._by_token]
         return PathProfile(
@@ -215,7 +220,7 @@ class PathCounter:
 
 
 def _ranked(tables: Sequence[Counts]) -> List[int]:
-    """By the first table, what is not in it by the next; ties by number."""
+    """Returns experts ranked by the first table, those not in it by the next; ties by number."""
     ranked: Dict[int, None] = {}
     for counts in tables:
         for expert, _ in _by_count(counts):

@@ -1,4 +1,4 @@
-"""From a row of the table of strategies, for one container, to a supply of experts."""
+"""Turns a row of the table of strategies, for one container, into a supply of experts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from engine.container import Container, ExpertKey, Record
 from engine.dataclass import dataclass
 from engine.errors import RequestError
 from engine.experts.buffer import ExpertBuffer
-from engine.experts.eviction import Setting, policy_named
+from engine.experts.eviction import PolicyInputs, policy_named
 from engine.experts.governor import PreloadGovernor
 from engine.experts.loader import Loader
 from engine.experts.predictors import Predictor
@@ -22,7 +22,7 @@ from engine.strategies import Strategy
 
 @dataclass(frozen=True)
 class Provision:
-    """What a strategy makes of a container: which records, in which form, within how many bytes."""
+    """Holds what a strategy makes of a container: which records, in which form, within how many bytes."""
 
     container: Container
     strategy: Strategy
@@ -33,7 +33,7 @@ class Provision:
 
     @classmethod
     def of(cls, container: Container, strategy: Strategy, expert_budget: Optional[ExpertBudget] = None) -> Provision:
-        """`expert_budget` None: the strategy's default. Raises RequestError."""
+        """Returns the provision; without `expert_budget` with the strategy's default. Raises RequestError."""
         records = _records(container, strategy)
         slabs = _slabs(strategy, container, records)
         largest_bytes = max(slabs.bytes(record) for record in records.values())
@@ -42,7 +42,7 @@ class Provision:
         )
 
     def check_profile(self, profile: Optional[PathProfile]) -> None:
-        """Raises RequestError for a profile of another model, or where one is needed and there is none."""
+        """Raises RequestError for a profile of another model, or if a profile is needed and there is none."""
         layers, experts = self.container.moe_layers, self.container.experts_per_layer
         if profile is not None and (profile.layers, profile.experts) != (layers, experts):
             raise RequestError(
@@ -64,10 +64,13 @@ class Provision:
         top_k: int,
         clock: Callable[[], float],
     ) -> ExpertSupply:
-        """With an empty buffer. `make_loader` is given that buffer; `first_layer` is the decoder's first MoE layer."""
+        """Returns a supply with an empty buffer.
+
+        `make_loader` is given that buffer; `first_layer` is the decoder's first MoE layer.
+        """
         strategy, layers = self.strategy, self.container.moe_layers
         frequency = None if profile is None else profile.frequency()
-        policy = policy_named(strategy.eviction or "lru", Setting(layers, first_layer, frequency))
+        policy = policy_named(strategy.eviction or "lru", PolicyInputs(layers, first_layer, frequency))
         buffer = ExpertBuffer(self.budget_bytes, self.largest_bytes, policy)
         return ExpertSupply(
             make_loader(buffer),
@@ -87,13 +90,13 @@ class Provision:
 
 
 def check_records(container: Container, strategy: Strategy) -> None:
-    """Raises RequestError where the container lacks the precisions that the strategy works with."""
+    """Raises RequestError if the container lacks the precisions that the strategy works with."""
     _records(container, strategy)
     _relief(strategy, container)
 
 
 def _records(container: Container, strategy: Strategy) -> Dict[ExpertKey, Record]:
-    """The record of each expert that the strategy works with."""
+    """Returns the record of each expert that the strategy works with."""
     if strategy.precision == "stored":
         return container.primary
     records: Dict[ExpertKey, Record] = {}
@@ -125,7 +128,7 @@ def _slabs(strategy: Strategy, container: Container, records: Dict[ExpertKey, Re
 
 
 def _budget_bytes(strategy: Strategy, asked: Optional[ExpertBudget], largest_bytes: int) -> Optional[int]:
-    """None: unlimited. A budget for a strategy without a buffer is a mistake, and so an error."""
+    """Returns the budget; None is unlimited. A budget for a strategy without a buffer is an error."""
     if not strategy.has_budget:
         if asked is not None:
             raise RequestError(f"strategy {strategy.name} has no expert buffer: leave its expert budget out")

@@ -1,4 +1,4 @@
-"""How a strategy may trade accuracy for bytes: it reads less, or something else, than the router asks for."""
+"""Trades accuracy for bytes: reads less than the router asks for, or something else."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from engine.errors import RequestError
 
 
 class Relief(Protocol):
-    """Asked while decoding, token by token; a prefill is always exact."""
+    """Changes what is read while decoding, token by token; a prefill is always exact."""
 
     reroutes: bool  # `prefer` may answer something else than the logits
 
     def prefer(self, logits: np.ndarray, resident: Sequence[int]) -> np.ndarray:
-        """The router's logits (1, experts), and which experts are in memory -> by what to choose."""
+        """Returns the scores to choose by, from the router's logits (1, experts) and the experts in memory."""
         ...
 
     def substitutes(self, layer: int, chosen: np.ndarray, shares: np.ndarray) -> Dict[ExpertKey, Record]:
-        """The experts (k,) that weigh so little by their shares (k,) that another record of them will do."""
+        """Returns another record of those experts (k,) whose shares (k,) are so small that it will do."""
         ...
 
 
 class ExactRelief:
-    """None: what the router chose, as stored."""
+    """Changes nothing: the router's choice, as stored."""
 
     reroutes = False
 
@@ -37,7 +37,7 @@ class ExactRelief:
 
 
 class LowBitMisses(ExactRelief):
-    """An unimportant expert that is missing is read in fewer bits (HOBBIT, 2024).
+    """Reads an unimportant expert that is missing in fewer bits (HOBBIT, 2024).
 
     Unimportant is a share under UNIMPORTANT of the uniform one, 1 / k.
     """
@@ -45,12 +45,12 @@ class LowBitMisses(ExactRelief):
     UNIMPORTANT = 0.7
 
     def __init__(self, records: Mapping[ExpertKey, Record]) -> None:
-        """`records`: the record in few bits of each expert."""
+        """Takes the record in few bits of each expert."""
         self._records = records
 
     @classmethod
     def of(cls, container: Container) -> LowBitMisses:
-        """Takes the smallest record of each expert. Raises RequestError where that is the stored one for all."""
+        """Takes the smallest record of each expert. Raises RequestError if that is the stored one for all."""
         smallest = dict(container.primary)
         for record in container.records:
             if record.bytes < smallest[record.layer, record.expert].bytes:
@@ -69,7 +69,7 @@ class LowBitMisses(ExactRelief):
 
 
 class CacheAwareRouting(ExactRelief):
-    """Prefers experts that are in memory where the router is nearly indifferent (cache-prior; Skliar et al., 2024).
+    """Prefers experts in memory if the router is nearly indifferent (cache-prior; Skliar et al., 2024).
 
     The logits of resident experts rise by STRENGTH times the mean range of logits so far. The expert that the router
     likes best is always taken.

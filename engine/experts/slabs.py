@@ -1,4 +1,4 @@
-"""In what form an expert stands in the buffer: packed as in the container, or dequantised."""
+"""Keeps an expert in the buffer in one of two forms: packed as in the container, or dequantised."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from engine.quantize import Packed, RecordLayout, align
 
 
 class Slabs(Protocol):
-    """`fill` runs on the thread that reads, one at a time; `weights` on the one that computes."""
+    """Fills slabs and gives the matrices in them. `fill` runs on the reading thread, `weights` on the computing one."""
 
     def bytes(self, record: Record) -> int:
-        """How long the slab of this record is: what the expert takes of the budget."""
+        """Returns the length of the slab of this record: what the expert takes of the budget."""
         ...
 
     def fill(self, store: ExpertStore, record: Record, slab: np.ndarray, broken_off: Optional[BrokenOff]) -> int:
@@ -25,12 +25,12 @@ class Slabs(Protocol):
         ...
 
     def weights(self, record: Record, slab: np.ndarray) -> Dict[str, Packed]:
-        """The matrices of an expert, as views into its slab."""
+        """Returns the matrices of an expert, as views into its slab."""
         ...
 
 
 class PackedSlabs:
-    """The record itself, expanded again at every use: the most experts in a budget."""
+    """Keeps the record itself and expands it at every use: the most experts in a budget."""
 
     def __init__(self, layouts: Sequence[RecordLayout]) -> None:
         self._layouts = layouts
@@ -46,14 +46,14 @@ class PackedSlabs:
 
 
 class DequantisedSlabs:
-    """FP32, expanded once, when the expert comes in: the least arithmetic at each use, and the same bits.
+    """Expands an expert to FP32 once, when it comes in: the least arithmetic at each use, and the same bits.
 
     All slabs are of one size, whatever the precision of the record, so that an expert fits where any other was. One
     record more is in memory than the buffer holds, outside its budget: the one that is read and expanded now.
     """
 
     def __init__(self, layouts: Sequence[RecordLayout], records: Iterable[Record]) -> None:
-        """`records`: all that may ever be read."""
+        """Takes in `records` all that may ever be read."""
         records = list(records)
         self._layouts = layouts
         self._expanded = {number: layouts[number].expanded() for number in {record.format for record in records}}

@@ -1,4 +1,4 @@
-"""Expert records on storage, each read into a slab of the caller's and checked."""
+"""Reads expert records from storage, each into a slab of the caller's, and checks them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.experts.lanes import BrokenOff, ReadingLanes
 
 
 class ExpertStore:
-    """Reads records of one container. One caller at a time; with two `lanes` each record is read in two halves at once.
+    """Reads records of one container, for one caller at a time; with two `lanes` in two halves at once.
 
     The rest is said at ReadingLanes. Where free memory is not to act as an expert buffer that nobody asked for,
     `keep_cached` is false. A record's checksum is verified the first time that it is read.
@@ -48,7 +48,7 @@ class ExpertStore:
 
     @property
     def reader(self) -> str:
-        """The one that engaged."""
+        """Returns the reader that engaged."""
         return self._lanes.reader
 
     @property
@@ -56,7 +56,7 @@ class ExpertStore:
         return self._lanes.lanes
 
     def read(self, record: Record, slab: np.ndarray, broken_off: Optional[BrokenOff] = None) -> int:
-        """Fills `slab` (record.slot_bytes long) and returns the bytes read: fewer if `broken_off()` became true.
+        """Fills `slab` (record.slot_bytes long); returns the bytes read, fewer if `broken_off()` became true.
 
         Without it the record is asked for at once. Raises StorageError if the storage fails or the record is damaged.
         """

@@ -1,4 +1,4 @@
-"""The supply of experts: the one thing of this folder that a model sees."""
+"""Supplies experts to the arithmetic: the one thing of this folder that a model sees."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple
 import numpy as np
 
 from engine.container import ExpertKey, Record
-from engine.experts.buffer import Entry, ExpertBuffer
+from engine.experts.buffer import BufferEntry, ExpertBuffer
 from engine.experts.governor import PreloadGovernor
 from engine.experts.loader import Loader
 from engine.experts.predictors import Predictor
@@ -22,7 +22,7 @@ NO_RECALL = Recall(0, 0, 0, 0)
 
 
 class Counters(NamedTuple):
-    """What happened since the last time; see engine.protocol.Steps."""
+    """Counts what happened since the last time; see engine.protocol.Steps."""
 
     stall_s: float
     hits: int
@@ -95,7 +95,7 @@ class ExpertSupply:
                 self._loader.wait_for({key}, self._clock).pins -= 1
 
     def prefer(self, layer: int, logits: np.ndarray) -> np.ndarray:
-        """The router's logits (tokens, experts) -> by what to choose among them, of the same shape."""
+        """Returns the scores to choose by, from the router's logits (tokens, experts), of the same shape."""
         if not self._decoding(layer, logits) or not self._relief.reroutes:
             return logits
         with self._loader.lock:
@@ -104,7 +104,7 @@ class ExpertSupply:
         return self._relief.prefer(logits, resident)
 
     def fetch(self, layer: int, chosen: np.ndarray, shares: np.ndarray, hidden: np.ndarray) -> Iterator[ExpertGroup]:
-        """The router of MoE layer `layer` chose experts (tokens, k) int: yields each of them once, with its weights.
+        """Yields each expert that the router of MoE layer `layer` chose, (tokens, k) int, once, with its weights.
 
         They come in groups: those of one token that are resident together, and then each as it arrives.
 
@@ -129,7 +129,7 @@ class ExpertSupply:
             loader.layer = layer
             if not self._keep:
                 self._drop_mispredicted(needed)
-            ready: List[Entry] = []
+            ready: List[BufferEntry] = []
             coming: Set[ExpertKey] = set()
             missing = []
             for key in needed:
@@ -197,18 +197,18 @@ class ExpertSupply:
         return counters
 
     def take_layer_counts(self) -> LayerCounts:
-        """Of what was decoded since the last time, by MoE layer."""
+        """Returns the counts of what was decoded since the last time, by MoE layer."""
         counts, self._decode_counts = self._decode_counts, _no_counts(self._layers)
         hits, late, misses = (tuple(column) for column in zip(*counts))
         return LayerCounts(hits=hits, late=late, misses=misses)
 
     def record(self, recorder: Optional[TimelineRecorder]) -> None:
-        """From now on `recorder` is told what happens while decoding; nobody is where it is None."""
+        """Tells `recorder` from now on what happens while decoding; nobody if it is None."""
         with self._loader.lock:
             self._recorder = self._loader.recorder = recorder
 
     def begin(self, token: int) -> None:
-        """The next token to be processed is known: what its first layers need may follow from that alone."""
+        """Announces the next token: what its first layers need may follow from that alone."""
         if self._predictor is None:
             return
         self._predictor.begin(token)
@@ -217,12 +217,12 @@ class ExpertSupply:
             self._preload(ranking)
 
     def decoded(self, time_s: float) -> None:
-        """A token took that long."""
+        """Notes that a token took that long."""
         if self._governor is not None:
             self._governor.decoded(time_s)
 
     def take_recall(self) -> Optional[Recall]:
-        """How good the predictions were since the last time; None if there were none."""
+        """Returns how good the predictions were since the last time; None if there were none."""
         recall, self._recall = self._recall, NO_RECALL
         return recall if recall.activated else None
 
@@ -234,16 +234,16 @@ class ExpertSupply:
         self._loader.close()
 
     def _decoding(self, layer: int, rows: np.ndarray) -> bool:
-        """Whether this is one token in the decoder; an encoder, or a prompt, takes its experts for many tokens."""
+        """Tells whether this is one token in the decoder; an encoder or a prompt has many."""
         return len(rows) == 1 and layer >= self._first_layer
 
-    def _weights(self, entry: Entry) -> Dict[str, Packed]:
+    def _weights(self, entry: BufferEntry) -> Dict[str, Packed]:
         if entry.weights is None:
             entry.weights = self._slabs.weights(entry.record, entry.slab)
         return entry.weights
 
-    def _release(self, group: Sequence[Entry]) -> None:
-        """The arithmetic is done with these experts."""
+    def _release(self, group: Sequence[BufferEntry]) -> None:
+        """Unpins these experts, with which the arithmetic is done."""
         with self._loader.lock:
             for entry in group:
                 entry.pins -= 1
@@ -253,12 +253,12 @@ class ExpertSupply:
                     self.buffer.drop(entry)
             self._loader.freed()
 
-    def _too_coarse(self, entry: Entry, substitutes: Mapping[ExpertKey, Record]) -> bool:
-        """A substitute that was good enough once, of an expert that matters now."""
+    def _too_coarse(self, entry: BufferEntry, substitutes: Mapping[ExpertKey, Record]) -> bool:
+        """Tells whether a substitute that was good enough once stands for an expert that matters now."""
         return entry.record is not self._records[entry.key] and entry.key not in substitutes and not entry.pins
 
     def _rank_next(self, layer: int, chosen: np.ndarray, hidden: np.ndarray) -> List[ExpertKey]:
-        """What the MoE layer after `layer` is likely to activate; nothing within a prefill, which uses most experts."""
+        """Predicts the MoE layer after `layer`; nothing within a prefill, which uses most experts."""
         within_prefill = not self._decoding(layer, chosen) and layer < self._layers - 1
         following = layer + 1 if layer + 1 < self._layers else self._first_layer
         if self._whole_layers and not within_prefill:
@@ -277,7 +277,7 @@ class ExpertSupply:
         self._loader.predict(ranking, read=self._governor is None or self._governor.preloading)
 
     def _score(self, chosen: np.ndarray) -> None:
-        """`chosen` (k,) is the router's answer to what was predicted of this layer."""
+        """Scores the prediction for this layer by the router's answer `chosen` (k,)."""
         if self._ranking:
             right = [expert in chosen for expert in self._ranking[: max(2, len(chosen))]]
             self._recall = Recall(
@@ -289,7 +289,7 @@ class ExpertSupply:
         self._ranking = []
 
     def _drop_mispredicted(self, needed: Iterable[ExpertKey]) -> None:
-        """Where nothing is kept, what was preloaded for this layer and is not needed has no other use."""
+        """Drops what was preloaded for this layer and is not needed, if nothing is kept."""
         stale = [e for e in self.buffer.entries.values() if e.ready and e.speculative and not e.pins]
         for entry in stale:
             if entry.key not in needed:
@@ -298,5 +298,5 @@ class ExpertSupply:
 
 
 def _no_counts(layers: int) -> List[List[int]]:
-    """Of hits, late ones and misses, by MoE layer."""
+    """Returns zero hits, late ones and misses, by MoE layer."""
     return [[0, 0, 0] for _ in range(layers)]

@@ -1,11 +1,11 @@
-"""Writes down what the thread that computes and the one that reads do, token by token: see engine.protocol.Timeline."""
+"""Records what the computing and the reading thread do, token by token: see engine.spans.Timeline."""
 
 from __future__ import annotations
 
 from collections import deque
 from typing import Callable, Deque, Iterable, NamedTuple, Optional, Tuple
 
-from engine.experts.buffer import Entry
+from engine.experts.buffer import BufferEntry
 from engine.spans import COMPUTED, LOADED, MOST_SPANS, ComputeSpans, LoadSpans, Timeline
 
 ATTENTION, EXPERTS, STALL, HEAD = range(len(COMPUTED))
@@ -35,7 +35,7 @@ class _Load(NamedTuple):
 
 
 class TimelineRecorder:
-    """Keeps the last `most_steps` decode steps, fewer where they have more than MOST_SPANS spans.
+    """Keeps the last `most_steps` decode steps, fewer if they have more than MOST_SPANS spans.
 
     `loaded` is called by the thread that reads, with the loader's lock; all else by the one that computes.
     """
@@ -55,11 +55,11 @@ class TimelineRecorder:
         self._number, self._step_began, self._began = number, start, start
 
     def begin(self) -> None:
-        """A span begins."""
+        """Begins a span."""
         self._began = self.clock()
 
     def end(self, kind: int, layer: int) -> None:
-        """It was of this kind and MoE layer."""
+        """Ends the span, which was of this kind and MoE layer."""
         self.add(kind, layer, self._began, self.clock())
 
     def add(self, kind: int, layer: int, start: float, end: float) -> None:
@@ -67,7 +67,7 @@ class TimelineRecorder:
         self._sums[kind] += end - start
         self._compute.append(_Compute(kind, layer, start, end))
 
-    def loaded(self, entry: Entry, start: float, read_bytes: int) -> None:
+    def loaded(self, entry: BufferEntry, start: float, read_bytes: int) -> None:
         if read_bytes < entry.record.slot_bytes:
             kind = _BROKEN_OFF
         elif entry.speculative:
@@ -77,7 +77,7 @@ class TimelineRecorder:
         self._loads.append(_Load(kind, *entry.key, start, self.clock(), read_bytes))
 
     def end_step(self, end: float) -> None:
-        """After the last layer's experts came the head."""
+        """Ends a step. After the last layer's experts came the head."""
         self.add(HEAD, self._layer, self._began, end)
         steps = self._steps
         steps.append(_Step(self._number, self._step_began, end))
@@ -87,13 +87,16 @@ class TimelineRecorder:
             _forget(self._loads, steps[0].start)
 
     def timeline(self, expanding_s: Optional[float]) -> Optional[Timeline]:
-        """None where no step was decoded. `expanding_s`: of all steps, see Timeline.phases_s. Nobody may record now."""
+        """Returns the timeline; None if no step was decoded. Nobody may record now.
+
+        `expanding_s` is of all steps, see Timeline.phases_s.
+        """
         if not self._steps:
             return None
         origin = self._steps[0].start
 
         def spans(times: Iterable[Tuple[float, float]]) -> Tuple[Tuple[int, ...], Tuple[int, ...]]:
-            """start_us and time_us: both ends are rounded, so that what met still meets."""
+            """Returns start_us and time_us. Both ends are rounded, so that spans that met still meet."""
             ends = [(round((start - origin) * 1e6), round((end - origin) * 1e6)) for start, end in times]
             return tuple(start for start, _ in ends), tuple(end - start for start, end in ends)
 

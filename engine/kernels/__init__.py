@@ -1,4 +1,4 @@
-"""The arithmetic on experts: natively where a library for the processor was built and agrees with numpy, else there."""
+"""Computes experts: natively if a library for the processor was built and agrees with numpy, else with numpy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import List, Tuple
 
 from engine.device.cores import arithmetic_threads
 from engine.errors import RequestError
-from engine.kernels.native import NativeKernels, NativeUnavailableError
+from engine.kernels.native import NativeKernels
+from engine.kernels.processor import NativeUnavailableError
 from engine.kernels.reference import Kernels
 from engine.protocol import BACKENDS
 
@@ -17,7 +18,7 @@ __all__ = ["Kernels", "NativeKernels", "make_kernels"]
 
 
 def make_kernels(backend: str, threads: int = 0) -> Tuple[Kernels, List[str]]:
-    """The kernels of `backend`, one of BACKENDS, and what should be known of the choice: `auto` falls back to numpy.
+    """Returns the kernels of `backend`, one of BACKENDS, and notes on the choice: `auto` falls back to numpy.
 
     Where EDGEMOE_BACKEND is set, `auto` is what it says.
 

@@ -1,18 +1,17 @@
-"""Native kernels: native.c as built by ci/build-kernels, loaded with ctypes and checked against numpy."""
+"""Calls native.c, as built by ci/build-kernels, through ctypes, after a check against numpy."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import os
-import platform
-import struct
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Dict, FrozenSet, List, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
+from engine.kernels.processor import NativeUnavailableError, fitting_variants
 from engine.kernels.reference import Kernels
 from engine.quantize import (
     BITS,
@@ -33,18 +32,6 @@ if TYPE_CHECKING:
 
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib")
 
-# All that the compiler may use, whether or not it does: what it uses unlisted ends the process.
-_X86_64_V3 = ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe")
-_ARMV8_2 = ("asimd", "atomics", "crc32", "fphp", "asimdhp", "asimdrdm", "lrcpc")  # of a Cortex-A76
-# By machine, the best first: the library, and what /proc/cpuinfo must list for it.
-VARIANTS: Dict[str, Tuple[Tuple[str, Tuple[str, ...]], ...]] = {
-    "x86_64": (
-        ("x86_64-avx512vnni", (*_X86_64_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni")),
-        ("x86_64-avx2", _X86_64_V3),
-    ),
-    "aarch64": (("aarch64-dotprod", (*_ARMV8_2, "asimddp")), ("aarch64-neon", ("asimd",))),
-    "armv7": (("armv7-neon", ("neon", "vfpv4")),),
-}
 _PRECISIONS = {name: number for number, name in enumerate(("int8", "int4", "int3", "int2", "fp32", "fp16", "bf16"))}
 _ROWS = {"<f4": 7, "<f2": 8, "<u2": 9}  # (rows, columns) in a float format, by numpy's dtype
 _MOST_EXPERTS = 16  # in a call
@@ -55,12 +42,8 @@ _LOOKS_TIMED = 2000
 _AGREEMENT = 3e-4  # largest error of the self-test, relative to the largest result
 
 
-class NativeUnavailableError(Exception):
-    """There is no library for this processor, or it does not work here."""
-
-
 class _Matrix(ctypes.Structure):
-    """`matrix` in native.c."""
+    """Mirrors `matrix` in native.c."""
 
     _fields_ = [
         ("codes", ctypes.c_void_p),
@@ -75,7 +58,7 @@ class _Matrix(ctypes.Structure):
 
 
 class HeldMatrix:
-    """A matrix of the non-experts as native.c wants it: (rows, columns) in a float format, or packed."""
+    """Holds a matrix of the non-experts as native.c takes it: (rows, columns) in a float format, or packed."""
 
     def __init__(self, stored: Union[np.ndarray, Packed]) -> None:
         if isinstance(stored, Packed):
@@ -93,7 +76,7 @@ class HeldMatrix:
 
 
 class NativeKernels(Kernels):
-    """Arithmetic in C, on `threads` threads and without the interpreter's lock. To be closed.
+    """Computes in C, on `threads` threads and without the interpreter's lock. Must be closed.
 
     Raises NativeUnavailableError where there is none. Experts that were expanded beforehand stay with numpy: packed
     ones are faster here.
@@ -104,7 +87,7 @@ class NativeKernels(Kernels):
     def __init__(self, threads: int = 1, folder: Optional[str] = None) -> None:
         super().__init__(threads)
         reasons = []
-        for name in _fitting_variants():
+        for name in fitting_variants():
             path = os.path.join(FOLDER if folder is None else folder, name + ".so")
             try:
                 self._library = library = _declare(ctypes.CDLL(path))
@@ -155,7 +138,10 @@ class NativeKernels(Kernels):
         places: Sequence[int],
         last: bool,
     ) -> None:
-        """SwiGLU experts, times their shares, to their places in token.outputs; the `last` of a layer: x gains them."""
+        """Writes SwiGLU experts, times their shares, to their places in token.outputs.
+
+        With the `last` of a layer, x gains them all.
+        """
         hidden = token.hidden
         _require(layer.hidden == hidden and all(0 <= place < token.top_k for place in places))
         for start in range(0, len(experts), _MOST_EXPERTS):
@@ -215,7 +201,7 @@ class NativeKernels(Kernels):
     def normed_linear(
         self, norm: np.ndarray, eps: float, weight: HeldMatrix, x: np.ndarray
     ) -> Tuple[np.ndarray, np.ndarray]:
-        """x (1, hidden) -> its RMS norm (1, hidden), and logits (1, rows) of that."""
+        """Returns the RMS norm (1, hidden) of x (1, hidden), and logits (1, rows) of that."""
         _require(x.shape == (1, weight.columns) and len(norm) == weight.columns)
         _require(x.flags.c_contiguous and x.dtype == norm.dtype == np.float32)
         normed, logits = np.empty_like(x), np.empty((1, weight.rows), np.float32)
@@ -227,28 +213,28 @@ class NativeKernels(Kernels):
         return normed, logits
 
     def route(self, logits: np.ndarray, k: int) -> Tuple[np.ndarray, np.ndarray]:
-        """One token's logits (1, experts) -> as engine.models.layers.route_top_k, (1, k) each."""
+        """Returns what engine.models.layers.route_top_k does, (1, k) each, for one token's logits (1, experts)."""
         _require(logits.flags.c_contiguous and logits.dtype == np.float32 and 0 < k <= logits.size == logits.shape[1])
         chosen, shares = np.empty((1, k), np.int64), np.empty((1, k), np.float32)
         self._library.route(logits.ctypes.data, logits.size, k, chosen.ctypes.data, shares.ctypes.data)
         return chosen, shares
 
     def read_memory(self, values: np.ndarray) -> float:
-        """Their sum, float32, read once from front to back: what products are measured against. 4 KiB blocks."""
+        """Returns the sum of float32 values, read once in blocks of 4 KiB: products are measured against this."""
         _require(values.dtype == np.float32 and values.flags.c_contiguous and values.size % 1024 == 0)
         sums = np.empty(values.size // 1024, np.float32)
         self._library.read_memory(self._pool.address, values.ctypes.data, len(sums), sums.ctypes.data)
         return float(sums.sum())
 
     def _memory_for(self, size: int) -> int:
-        """An address of at least so many bytes, the same ones every time."""
+        """Returns the address of at least so many bytes, the same ones every time."""
         if self._memory.nbytes < size + _LINE:
             self._memory = np.empty(size + _LINE, np.uint8)
             self._memory_address = self._memory.ctypes.data + -self._memory.ctypes.data % _LINE
         return self._memory_address
 
     def _self_test(self) -> float:
-        """The largest error against numpy, relative: of every precision, of odd sizes, of both kinds of experts."""
+        """Returns the largest relative error against numpy: all precisions, odd sizes, both kinds of experts."""
         worst = 0.0
         for expert, x, expected in _known_results():
             ours = self.swiglu(expert, x) if "gate" in expert else self.relu_ffn(expert, x)
@@ -259,7 +245,7 @@ class NativeKernels(Kernels):
 
 @functools.lru_cache(maxsize=1)
 def _known_results() -> List[Tuple[Expert, np.ndarray, np.ndarray]]:
-    """Experts, what they are given, and what numpy makes of it: made once, as packing them takes longest."""
+    """Returns experts, their inputs, and numpy's results; made once, because packing takes longest."""
     reference = Kernels()
     # Any numbers between -1 and 1 do, and numpy.random takes longer to import than all of this.
     numbers = np.sin(np.arange(1.0, 3 * 45 * 70 + 1) ** 2).astype(np.float32)
@@ -277,7 +263,7 @@ def _known_results() -> List[Tuple[Expert, np.ndarray, np.ndarray]]:
 
 
 class _Pool:
-    """The threads of the arithmetic: `pool` in pool.h, and whoever calls `work` of it."""
+    """Runs the threads of the arithmetic: `pool` in pool.h, and the threads that call its `work`."""
 
     def __init__(self, library: Any, threads: int) -> None:
         self._library = library
@@ -304,14 +290,14 @@ class _Pool:
 
 @functools.lru_cache(maxsize=1)
 def _looks(library: Any) -> int:
-    """How often a worker looks for work before it sleeps: as often as fits into AWAKE_S."""
+    """Returns how often a worker looks for work before it sleeps: as often as fits into AWAKE_S."""
     start = time.perf_counter()
     library.look_around(_LOOKS_TIMED)
     return max(1, int(AWAKE_S * _LOOKS_TIMED / (time.perf_counter() - start)))
 
 
 class _DecoderLayer(ctypes.Structure):
-    """`decoder_layer` in native.c."""
+    """Mirrors `decoder_layer` in native.c."""
 
     _fields_ = [
         ("norm", ctypes.c_void_p),
@@ -327,7 +313,7 @@ class _DecoderLayer(ctypes.Structure):
 
 
 class DecoderLayer:
-    """A layer but for its experts, as `begin_layer` wants it: q, k, v, o and the router as they are held."""
+    """Holds a layer without its experts for `begin_layer`: q, k, v, o and the router as they are held."""
 
     def __init__(
         self,
@@ -365,13 +351,13 @@ class DecoderLayer:
 
 
 class _Token(ctypes.Structure):
-    """`token` in native.c."""
+    """Mirrors `token` in native.c."""
 
     _fields_ = [(name, ctypes.c_void_p) for name in ("x", "normed", "logits", "chosen", "shares", "outputs")]
 
 
 class TokenMemory:
-    """What a layer reads and writes of one token, at addresses that stay: asking for an array's costs a microsecond."""
+    """Holds what a layer reads and writes of one token, at fixed addresses: looking one up takes a microsecond."""
 
     def __init__(self, hidden: int, experts: int, top_k: int) -> None:
         self.hidden, self.experts, self.top_k = hidden, experts, top_k
@@ -389,7 +375,7 @@ class TokenMemory:
 
 
 class _ExpertCall(ctypes.Structure):
-    """`expert_call` in native.c."""
+    """Mirrors `expert_call` in native.c."""
 
     _fields_ = [
         ("matrices", ctypes.c_void_p),
@@ -401,7 +387,7 @@ class _ExpertCall(ctypes.Structure):
 
 
 class _Prepared:
-    """Matrices as native.c wants them: made once for an expert in a slab."""
+    """Holds matrices as native.c takes them: made once for an expert in a slab."""
 
     __slots__ = ("_matrices", "_views", "address", "columns", "count", "rows")
 
@@ -416,7 +402,7 @@ class _Prepared:
 
 
 def _prepared(expert: Dict[str, Packed], names: Tuple[str, ...]) -> _Prepared:
-    """Kept with an expert that can keep it: the addresses cost more than a small product."""
+    """Returns the prepared matrices, kept with the expert if it can: addresses cost more than a small product."""
     if not isinstance(expert, Expert):
         return _Prepared([expert[name] for name in names])
     if expert.prepared is None:
@@ -438,12 +424,12 @@ def _matrix(view: Packed) -> _Matrix:
 
 @functools.lru_cache(maxsize=64)
 def _shapes(fmt: Format, rows: int, columns: int) -> Dict[str, Tuple[int, ...]]:
-    """Of the arrays of a packed matrix, by the field of Packed."""
+    """Returns the shapes of the arrays of a packed matrix, by the field of Packed."""
     return {part.name: part.shape for part in RecordLayout.of(fmt, [MatrixShape("", rows, columns)]).parts[0]}
 
 
 def _require(condition: bool) -> None:
-    """What C cannot check: a bug here must not become a write somewhere in memory."""
+    """Checks what C cannot check: a bug here must not become a write somewhere in memory."""
     if not condition:
         raise ValueError("an array is not of the shape, type or order that native kernels take")
 
@@ -455,7 +441,7 @@ def _vectors(x: np.ndarray, columns: int) -> np.ndarray:
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    """The signatures of what native.c exports. Raises AttributeError for a library that lacks a function."""
+    """Declares what native.c exports. Raises AttributeError for a library that lacks a function."""
     pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     for name, arguments in (
         ("product_memory", [pointer, number]),
@@ -475,40 +461,3 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         function = getattr(library, name)
         function.restype, function.argtypes = number if name.endswith("_memory") else None, arguments
     return library
-
-
-def _fitting_variants() -> List[str]:
-    """The libraries that this processor can run, the best first. Raises NativeUnavailableError where there are none."""
-    machine, features = machine_name(), cpu_features()
-    variants = VARIANTS.get(machine, ())
-    if not variants:
-        raise NativeUnavailableError(f"there is no library for {machine}")
-    fitting = [name for name, needed in variants if features.issuperset(needed)]
-    if not fitting:
-        missing = [feature for feature in variants[-1][1] if feature not in features]
-        raise NativeUnavailableError(f"there is no library for {machine} without {' '.join(missing)}")
-    return fitting
-
-
-def machine_name() -> str:
-    """As VARIANTS has it: what this process runs as, which on ARM may be 32 bits under a kernel of 64."""
-    machine = platform.machine().lower()
-    if machine in ("aarch64", "arm64", "armv8l", "armv7l"):
-        return "aarch64" if struct.calcsize("P") == 8 else "armv7"
-    return "x86_64" if machine in ("x86_64", "amd64") and struct.calcsize("P") == 8 else machine
-
-
-def cpu_features() -> FrozenSet[str]:
-    """What Linux lists of the first processor; a 64-bit kernel does not list what every ARMv8 has."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                name, _, value = line.partition(":")
-                if name.strip().lower() in ("flags", "features"):
-                    found = set(value.split())
-                    if "asimd" in found:
-                        found |= {"neon", "vfpv4"}
-                    return frozenset(found)
-    except OSError:
-        pass
-    return frozenset()

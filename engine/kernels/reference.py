@@ -1,4 +1,4 @@
-"""The arithmetic on experts, in numpy: the readable reference, and what runs where nothing faster is at hand.
+"""Computes experts in numpy: the readable reference, and the fallback if nothing faster works.
 
 A product with a packed matrix is done in two steps: `expand` turns the codes into float32 without their scales,
 then one batched BLAS product runs over the groups and the scales are applied to its small result. That is three to
@@ -19,7 +19,7 @@ WHOLE_PRODUCT_ROWS = 4
 
 
 class Kernels:
-    """Products with packed experts. Holds scratch memory, so one instance serves one thread."""
+    """Multiplies with packed experts. Holds scratch memory, so one instance serves one thread."""
 
     backend = "numpy"
     variant: Optional[str] = None  # of a native library
@@ -31,29 +31,29 @@ class Kernels:
         self._scratch: Dict[Tuple[str, Tuple[int, ...]], np.ndarray] = {}
 
     def swiglu(self, expert: Dict[str, Packed], x: np.ndarray) -> np.ndarray:
-        """down(silu(gate(x)) * up(x)) (Shazeer, 2020). x (n, hidden) -> (n, hidden), float32."""
+        """Returns down(silu(gate(x)) * up(x)) (Shazeer, 2020). x (n, hidden) -> (n, hidden), float32."""
         gated = self.product(expert["gate"], x)  # (n, width)
         gated *= sigmoid(gated)
         gated *= self.product(expert["up"], x)
         return self.product(expert["down"], gated)
 
     def relu_ffn(self, expert: Dict[str, Packed], x: np.ndarray) -> np.ndarray:
-        """wo(relu(wi(x))), an expert of Switch Transformers. x (n, hidden) -> (n, hidden), float32."""
+        """Returns wo(relu(wi(x))), an expert of Switch Transformers. x (n, hidden) -> (n, hidden), float32."""
         inner = self.product(expert["wi"], x)  # (n, width)
         np.maximum(inner, 0, out=inner)
         return self.product(expert["wo"], inner)
 
     def hold(self, stored: Union[np.ndarray, Packed]) -> Any:
-        """A matrix of the non-experts, as Container.read_matrix gives it -> as `linear` and `rows` want it."""
+        """Returns a matrix of the non-experts, from Container.read_matrix, as `linear` and `rows` take it."""
         return int8_rows(stored) if isinstance(stored, Packed) else as_float32(stored)
 
     def rows(self, weight: Any, numbers: np.ndarray) -> np.ndarray:
-        """Rows (n,) int of a matrix that was held -> (n, columns) float32."""
+        """Returns rows (n,) int of a held matrix as (n, columns) float32."""
         result: np.ndarray = weight[numbers]
         return result
 
     def linear(self, weight: Any, x: np.ndarray) -> np.ndarray:
-        """x (n, columns) float32 -> x @ W.T, (n, rows) float32, for a matrix that was held."""
+        """Returns x @ W.T, (n, rows) float32, for x (n, columns) float32 and a held matrix."""
         result: np.ndarray = x @ weight.T
         return result
 
@@ -61,7 +61,7 @@ class Kernels:
         """Ends what computes beside this thread: nothing here."""
 
     def product(self, weight: Packed, x: np.ndarray) -> np.ndarray:
-        """x (n, columns) float32 -> x @ W.T, (n, rows) float32. Writes nothing into `weight`."""
+        """Returns x @ W.T, (n, rows) float32, for x (n, columns) float32. Writes nothing into `weight`."""
         if weight.format.precision in FLOATS:
             return x @ self.expand(weight)[0]
         assert weight.scales is not None
@@ -99,7 +99,9 @@ class Kernels:
             into.offsets[...] = in_rows(weight.offsets)
 
     def expand(self, weight: Packed, out: Optional[np.ndarray] = None) -> np.ndarray:
-        """Codes as float32, (groups, size, padded rows), centred for int8, from 0 below; floats as (1, columns, rows).
+        """Returns codes as float32, (groups, size, padded rows), centred for int8, from 0 below.
+
+        Floats come as (1, columns, rows).
 
         Where they are float32 already they are returned as they are; else in `out`, or in scratch memory.
         """
@@ -152,7 +154,7 @@ class Kernels:
         return out
 
     def _array(self, name: str, shape: Tuple[int, ...], dtype: type) -> np.ndarray:
-        """Scratch, kept between calls: the page faults of a fresh megabyte cost more than the arithmetic on it."""
+        """Returns scratch memory, kept between calls: page faults of fresh memory cost more than the sums."""
         array = self._scratch.get((name, shape))
         if array is None:
             array = self._scratch[name, shape] = np.empty(shape, dtype)
@@ -160,17 +162,17 @@ class Kernels:
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
-    """Without overflow for any float32."""
+    """Returns the sigmoid, without overflow for any float32."""
     return 0.5 * (1 + np.tanh(0.5 * x))
 
 
 def _flat(values: np.ndarray) -> np.ndarray:
-    """Scales or offsets, as stored or expanded -> (groups, padded rows) float32."""
+    """Returns scales or offsets, as stored or expanded, as (groups, padded rows) float32."""
     return values if values.ndim == 2 else in_rows(values.astype(np.float32))
 
 
 def _fields(codes: np.ndarray, words: int, bits: int) -> Iterator[Tuple[np.ndarray, int]]:
-    """Where in codes (groups, size, padded rows) each field of the words goes, and at which bit of them it starts.
+    """Returns where in codes (groups, size, padded rows) each field of the words goes, and its first bit.
 
     The former is a view of the words' shape, (blocks, groups, words, BLOCK).
     """

@@ -1,4 +1,4 @@
-"""Model architectures, one file each, on shared layers. A router yields expert ids; it knows no strategy."""
+"""Runs model architectures, one file each, on shared layers. A router yields expert ids; it knows no strategy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ARCHITECTURES = {
 
 
 def model_config(container: Container) -> ModelConfig:
-    """Checked. Raises ContainerError."""
+    """Returns the container's configuration, checked. Raises ContainerError."""
     return _architecture(container)[0](container.config)
 
 

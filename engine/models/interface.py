@@ -1,4 +1,4 @@
-"""What the rest of the engine knows of a model, whatever its architecture.
+"""Defines what the rest of the engine knows of a model, whatever its architecture.
 
 MoE layers are numbered in the order in which a token meets them; where there is an encoder, its layers come first.
 """
@@ -17,7 +17,7 @@ Observer = Callable[[int, np.ndarray], None]  # (MoE layer, what its router chos
 
 
 class Experts(Protocol):
-    """What a MoE layer needs: see engine.experts.supply.ExpertSupply."""
+    """Gives a MoE layer its experts: see engine.experts.supply.ExpertSupply."""
 
     def prefer(self, layer: int, logits: np.ndarray) -> np.ndarray: ...
 
@@ -27,7 +27,7 @@ class Experts(Protocol):
 
 
 class ModelConfig(Protocol):
-    """What all architectures have."""
+    """Defines what the configurations of all architectures have."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -52,24 +52,24 @@ class ModelConfig(Protocol):
 
 
 class Model(Protocol):
-    """Non-experts in memory; experts come from an `Experts` as they are routed to. All arithmetic is float32."""
+    """Computes with non-experts in memory; an `Experts` brings those routed to. All arithmetic is float32."""
 
     @property
     def config(self) -> ModelConfig: ...
 
     @property
     def weight_bytes(self) -> int:
-        """Of the non-experts, in memory."""
+        """Returns the bytes of the non-experts in memory."""
         ...
 
     def start(self, prompt_tokens: int, new_tokens: int = 0) -> Any:
-        """A state for one sequence. Raises RequestError for more positions than the model has."""
+        """Returns a state for one sequence. Raises RequestError for more positions than the model has."""
         ...
 
     def prefill(
         self, prompt: np.ndarray, state: Any, experts: Experts, *, observe: Optional[Observer] = None
     ) -> np.ndarray:
-        """A prompt (n,) int, given once and first -> logits (1, vocab) of the first new token."""
+        """Returns the logits (1, vocab) of the first new token, for a prompt (n,) int, given once and first."""
         ...
 
     def forward(
@@ -81,7 +81,10 @@ class Model(Protocol):
         every_position: bool = False,
         observe: Optional[Observer] = None,
     ) -> np.ndarray:
-        """Decoder tokens (n,) int -> logits (1, vocab) after the last, or (n, vocab); the state moves on by n."""
+        """Returns the logits (1, vocab) after the last of the decoder tokens (n,) int, or (n, vocab).
+
+        The state moves on by n.
+        """
         ...
 
     def whole(
@@ -95,15 +98,15 @@ class Model(Protocol):
         ...
 
     def preview_router(self, layer: int, hidden: np.ndarray) -> np.ndarray:
-        """What the router of MoE layer `layer` would say of a residual stream (hidden,): logits (experts,)."""
+        """Returns the logits (experts,) of the router of MoE layer `layer` for a residual stream (hidden,)."""
         ...
 
     def expert_input(self, layer: int, x: np.ndarray) -> np.ndarray:
-        """The residual stream before the experts of MoE layer `layer` (n, hidden) -> what they are given."""
+        """Returns what the experts of MoE layer `layer` are given, for the residual stream before them (n, hidden)."""
         ...
 
     def expert_output(self, matrices: Dict[str, Packed], x: np.ndarray) -> np.ndarray:
-        """One expert on what it is given: (n, hidden) -> (n, hidden), before its share weighs it."""
+        """Returns one expert's output (n, hidden) for its input (n, hidden), before its share weighs it."""
         ...
 
     # One sequence block by block, for measurements that share what comes before a change. A block is a layer of any
@@ -113,22 +116,22 @@ class Model(Protocol):
     def blocks(self) -> int: ...
 
     def moe_block(self, layer: int) -> int:
-        """The block that holds MoE layer `layer`."""
+        """Returns the block that holds MoE layer `layer`."""
         ...
 
     def open(self, prompt: Tuple[int, ...], fed: Tuple[int, ...]) -> Any:
-        """The stream into the first block: of a prompt and the tokens of its continuation that are given."""
+        """Returns the stream into the first block, for a prompt and the given tokens of its continuation."""
         ...
 
     def block(self, index: int, stream: Any, state: Any, experts: Experts) -> Any: ...
 
     def close(self, stream: Any) -> np.ndarray:
-        """The stream after the last block -> logits (decoder tokens, vocab)."""
+        """Returns the logits (decoder tokens, vocab) of the stream after the last block."""
         ...
 
 
 def check_tokens(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
-    """As an array (n,). Raises RequestError for none, or one that the model does not have."""
+    """Returns the tokens as an array (n,). Raises RequestError for none, or one that the model does not have."""
     tokens = np.asarray(tokens)
     if len(tokens) == 0 or tokens.min() < 0 or tokens.max() >= vocab_size:
         raise RequestError(f"token ids must be between 0 and {vocab_size - 1}, and at least one")

@@ -1,4 +1,4 @@
-"""Layers that architectures share. All arithmetic is float32; shapes stand where arrays are made."""
+"""Implements layers that architectures share. All arithmetic is float32; shapes stand where arrays are made."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import numpy as np
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-    """Root mean square layer normalisation (Zhang and Sennrich, 2019). x (n, hidden)."""
+    """Returns the root mean square layer norm (Zhang and Sennrich, 2019). x (n, hidden)."""
     mean_square = np.einsum("nh,nh->n", x, x)[:, None] / np.float32(x.shape[1])  # (n, 1)
     return x * (1 / np.sqrt(mean_square + np.float32(eps))) * weight
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
-    """Over the last axis."""
+    """Returns the softmax over the last axis."""
     e = np.exp(x - x.max(axis=-1, keepdims=True))
     e /= e.sum(axis=-1, keepdims=True)
     return e
 
 
 class RotaryEmbedding:
-    """Rotary position embedding (Su et al., 2021), halves rotated against each other as in Llama and Mixtral."""
+    """Rotates positions into vectors (Su et al., 2021), halves against each other as in Llama and Mixtral."""
 
     def __init__(self, head_dim: int, theta: float, positions: int) -> None:
         frequencies = theta ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)  # (head_dim / 2,)
@@ -31,7 +31,7 @@ class RotaryEmbedding:
         self.addresses = (self._cos.ctypes.data, self._sin.ctypes.data)  # for native kernels
 
     def apply(self, x: np.ndarray, start: int) -> np.ndarray:
-        """x (n, heads, head_dim) at positions start .. start + n."""
+        """Returns x (n, heads, head_dim) rotated to positions start .. start + n."""
         half = x.shape[2] // 2
         cos = self._cos[start : start + len(x), None]  # (n, 1, head_dim / 2)
         sin = self._sin[start : start + len(x), None]
@@ -43,7 +43,7 @@ class RotaryEmbedding:
 
 
 class KeyValueCache:
-    """Keys and values of one sequence, for one attention layer."""
+    """Holds keys and values of one sequence, for one attention layer."""
 
     def __init__(self, kv_heads: int, positions: int, head_dim: int) -> None:
         self._keys = np.empty((kv_heads, positions, head_dim), np.float32)
@@ -62,7 +62,7 @@ class KeyValueCache:
 def causal_attention(
     queries: np.ndarray, keys: np.ndarray, values: np.ndarray, start: int, window: Optional[int]
 ) -> np.ndarray:
-    """Grouped-query attention (Ainslie et al., 2023).
+    """Computes grouped-query attention (Ainslie et al., 2023).
 
     queries (n, heads, head_dim) at positions start .. start + n; keys and values (kv_heads, start + n, head_dim).
     With a `window`, a position sees that many positions, itself included. Returns (n, heads * head_dim).
@@ -87,7 +87,7 @@ def causal_attention(
 def attention(
     queries: np.ndarray, keys: np.ndarray, values: np.ndarray, bias: Optional[np.ndarray] = None
 ) -> np.ndarray:
-    """T5's attention: every head its own keys, scores not scaled (Raffel et al., 2020).
+    """Computes T5's attention: every head has its own keys, scores are not scaled (Raffel et al., 2020).
 
     queries (n, heads, head_dim); keys and values (heads, seen, head_dim); bias (heads, n, seen), -inf where nothing
     is to be seen. Returns (n, heads * head_dim).
@@ -100,7 +100,9 @@ def attention(
 
 
 def route_top_k(logits: np.ndarray, preference: np.ndarray, k: int) -> Tuple[np.ndarray, np.ndarray]:
-    """Softmax router with renormalised weights (Mixtral). logits (n, experts) -> experts (n, k), weights (n, k).
+    """Routes by softmax with renormalised weights (Mixtral).
+
+    logits (n, experts) -> experts (n, k), weights (n, k).
 
     The experts are those of highest `preference` (n, experts), ties by their number; their weights follow from the
     logits. Exact routing prefers by the logits themselves.

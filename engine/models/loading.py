@@ -1,4 +1,4 @@
-"""What every architecture does with a stranger's container: checks its configuration, reads tensors of known shapes."""
+"""Checks the configuration of a stranger's container and reads tensors of known shapes, for every architecture."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def parse_config(
     flags: Sequence[str],
     optional_integers: Sequence[str] = (),
 ) -> C:
-    """A dataclass from a container's configuration, every key of the right type and range. Raises ContainerError."""
+    """Returns a dataclass from a container's configuration, every key checked. Raises ContainerError."""
     values = dict(config)
     for name, least, most in integers:
         value: Any = values.get(name)
@@ -48,7 +48,7 @@ def parse_config(
 
 
 def check_experts(container: Container, layers: int, experts: int, matrices: List[Tuple[str, int, int]]) -> None:
-    """`matrices`: (name, rows, columns) of an expert. Raises ContainerError where the container's are others."""
+    """Raises ContainerError unless the container's experts have the `matrices` (name, rows, columns)."""
     if [(m.name, m.rows, m.columns) for m in container.layouts[0].matrices] != matrices:
         raise ContainerError(f"{container.path}: its experts do not have the shapes of its configuration")
     if (container.moe_layers, container.experts_per_layer) != (layers, experts):
@@ -56,7 +56,7 @@ def check_experts(container: Container, layers: int, experts: int, matrices: Lis
 
 
 def tensor_reader(container: Container, read_as: Optional[Callable[[str], Any]] = None) -> Callable[..., Any]:
-    """read(name, *shape) -> that tensor in float32, or as `read_as(name)` gives it, a method of the container.
+    """Returns read(name, *shape): that tensor in float32, or as `read_as(name)` gives it, a method of the container.
 
     Raises ContainerError for another shape, or none.
     """

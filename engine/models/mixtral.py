@@ -1,4 +1,4 @@
-"""Mixtral: a decoder with grouped-query attention and sparse mixture-of-experts layers (Jiang et al., 2024)."""
+"""Runs Mixtral: a decoder with grouped-query attention and sparse mixture-of-experts layers (Jiang et al., 2024)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class MixtralConfig:
 
     @classmethod
     def parse(cls, config: Dict[str, Any]) -> MixtralConfig:
-        """From a container's header. Raises ContainerError."""
+        """Returns the configuration in a container's header. Raises ContainerError."""
         parsed = parse_config(
             cls, {key: value for key, value in config.items() if key != "bos_id"},  # of interest to older engines alone
             integers=_RANGES, positives=("rope_theta", "norm_eps"), flags=("tied_head",),
@@ -77,7 +77,7 @@ _RANGES = (
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """Non-experts of one layer; matrices are (output, input), as Kernels.hold gives them."""
+    """Holds the non-experts of one layer; matrices are (output, input), as Kernels.hold gives them."""
 
     attention_norm: np.ndarray  # (hidden,)
     q: Any  # (heads * head_dim, hidden)
@@ -89,7 +89,7 @@ class LayerWeights:
 
 
 class MixtralState:
-    """What changes while one sequence is processed."""
+    """Holds what changes while one sequence is processed."""
 
     def __init__(self, config: MixtralConfig, positions: int) -> None:
         self.position = 0
@@ -152,7 +152,7 @@ class Mixtral:
 
     @property
     def weight_bytes(self) -> int:
-        """Of the non-experts, in memory."""
+        """Returns the bytes of the non-experts in memory."""
         own = [self._embed, self._norm, *(getattr(w, f) for w in self._layers for f in LayerWeights.__annotations__)]
         return sum(int(a.nbytes) for a in own) + (0 if self._head is self._embed else self._head.nbytes)
 
@@ -163,12 +163,12 @@ class Mixtral:
         return self.forward(prompt, self.start(len(prompt)), experts, every_position=True, observe=observe)
 
     def preview_router(self, layer: int, hidden: np.ndarray) -> np.ndarray:
-        """What the router of `layer` would say of the residual stream `hidden` (hidden,): logits (experts,)."""
+        """Returns the logits (experts,) of the router of `layer` for the residual stream `hidden` (hidden,)."""
         weights = self._layers[layer]
         return self._normed_linear(weights.moe_norm, weights.router, hidden[None])[1][0]
 
     def start(self, prompt_tokens: int, new_tokens: int = 0) -> MixtralState:
-        """A state for one sequence of up to so many tokens together. Raises RequestError if the model knows fewer."""
+        """Returns a state for so many tokens together. Raises RequestError if the model knows fewer positions."""
         positions = prompt_tokens + new_tokens
         if positions > self.config.max_positions:
             raise RequestError(
@@ -180,7 +180,7 @@ class Mixtral:
     def prefill(
         self, prompt: np.ndarray, state: MixtralState, experts: Experts, *, observe: Optional[Observer] = None
     ) -> np.ndarray:
-        """The prompt (n,) -> logits (1, vocab) after its last token."""
+        """Returns the logits (1, vocab) after the prompt's (n,) last token."""
         return self.forward(prompt, state, experts, observe=observe)
 
     def forward(
@@ -192,7 +192,7 @@ class Mixtral:
         every_position: bool = False,
         observe: Optional[Observer] = None,
     ) -> np.ndarray:
-        """Logits (1, vocab) after the last token, or (n, vocab) for `every_position`; the state moves on by n.
+        """Returns logits (1, vocab) after the last token, or (n, vocab) for `every_position`; the state moves by n.
 
         `observe(layer, chosen)` is told what the routers chose, (tokens, k), for profiles and tests.
         """
@@ -210,15 +210,15 @@ class Mixtral:
         return self.head(np.concatenate(outputs) if every_position else x[-1:])
 
     def embed(self, tokens: np.ndarray) -> np.ndarray:
-        """Token ids (n,) -> the residual stream (n, hidden)."""
+        """Returns the residual stream (n, hidden) of token ids (n,)."""
         return self._kernels.rows(self._embed, tokens)
 
     def head(self, x: np.ndarray) -> np.ndarray:
-        """The residual stream after the last layer (n, hidden) -> logits (n, vocab)."""
+        """Returns the logits (n, vocab) of the residual stream after the last layer (n, hidden)."""
         return self._normed_linear(self._norm, self._head, x)[1]
 
     def expert_input(self, layer: int, x: np.ndarray) -> np.ndarray:
-        """The residual stream before the experts of `layer` (n, hidden) -> what they are given."""
+        """Returns what the experts of `layer` are given, for the residual stream before them (n, hidden)."""
         return rms_norm(x, self._layers[layer].moe_norm, self.config.norm_eps)
 
     @property
@@ -238,7 +238,7 @@ class Mixtral:
         return self.head(stream)
 
     def expert_output(self, matrices: Dict[str, Packed], x: np.ndarray) -> np.ndarray:
-        """One expert: (n, hidden) -> (n, hidden), before its share weighs it."""
+        """Returns one expert's output (n, hidden), before its share weighs it."""
         return self._kernels.swiglu(matrices, x)
 
     def layer(
@@ -249,7 +249,7 @@ class Mixtral:
         experts: Experts,
         observe: Optional[Observer] = None,
     ) -> np.ndarray:
-        """One layer on the residual stream (n, hidden) at the state's position, which does not move."""
+        """Runs one layer on the residual stream (n, hidden) at the state's position, which does not move."""
         if len(x) == 1 and self._native is not None:
             return self._token_layer(self._native, layer, x, state, experts, observe)
         weights, config = self._layers[layer], self.config
@@ -275,7 +275,7 @@ class Mixtral:
         experts: Experts,
         observe: Optional[Observer],
     ) -> np.ndarray:
-        """The same for one token, in two native calls unless experts are late: what Python adds is most of the rest."""
+        """Runs a layer for one token, in two native calls unless experts are late: Python's own time counts here."""
         weights, token = self._decoder_layers[layer], self._token
         token.x[...] = x
         native.begin_layer(weights, token, state.caches[layer], state.rotary, state.position)
@@ -294,7 +294,7 @@ class Mixtral:
         return token.x.copy()
 
     def _attend(self, layer: int, x: np.ndarray, state: MixtralState) -> np.ndarray:
-        """The attention block on the residual stream (n, hidden)."""
+        """Runs the attention block on the residual stream (n, hidden)."""
         weights, config, cache = self._layers[layer], self.config, state.caches[layer]
         n, linear = len(x), self._kernels.linear
         normed = rms_norm(x, weights.attention_norm, config.norm_eps)
@@ -306,7 +306,7 @@ class Mixtral:
         return x + linear(weights.o, causal_attention(q, keys, values, state.position, config.sliding_window))
 
     def _normed_linear(self, norm: np.ndarray, weight: Any, x: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-        """x (n, hidden) -> its RMS norm (n, hidden), and that through a matrix, (n, rows)."""
+        """Returns the RMS norm (n, hidden) of x (n, hidden), and that through a matrix, (n, rows)."""
         if len(x) == 1 and self._native is not None:
             return self._native.normed_linear(norm, self.config.norm_eps, weight, x)
         normed = rms_norm(x, norm, self.config.norm_eps)

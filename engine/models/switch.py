@@ -1,4 +1,4 @@
-"""Switch Transformers: a T5 encoder and decoder, some of whose feed-forward layers are mixtures of experts.
+"""Runs Switch Transformers: a T5 encoder and decoder, some of whose feed-forward layers are mixtures of experts.
 
 Fedus, Zoph and Shazeer, 2022; T5: Raffel et al., 2020. Details follow transformers' SwitchTransformers (version 5),
 with which the released checkpoints are run: attention without scaling, one table of position biases for a stack, a
@@ -50,7 +50,7 @@ class SwitchConfig:
 
     @classmethod
     def parse(cls, config: Dict[str, Any]) -> SwitchConfig:
-        """From a container's header. Raises ContainerError."""
+        """Returns the configuration in a container's header. Raises ContainerError."""
         parsed = parse_config(
             cls, config, integers=_RANGES, positives=("norm_eps",), flags=("router_bias", "tied_head", "shared_embed")
         )  # fmt: skip
@@ -103,7 +103,7 @@ _RANGES = (
 
 
 def sparse_layers(layers: int, sparse_step: int) -> List[int]:
-    """Which layers of a stack hold experts: every `sparse_step`-th, beginning with the second; with 0 none."""
+    """Returns which layers hold experts: every `sparse_step`-th, beginning with the second; with 0 none."""
     if sparse_step == 0:
         return []
     return [layer for layer in range(layers) if sparse_step == 1 or layer % sparse_step == 1]
@@ -111,7 +111,7 @@ def sparse_layers(layers: int, sparse_step: int) -> List[int]:
 
 @dataclass(frozen=True)
 class AttentionWeights:
-    """Matrices are (output, input)."""
+    """Holds the weights of an attention block; matrices are (output, input)."""
 
     norm: np.ndarray  # (hidden,)
     q: np.ndarray  # (heads * head_dim, hidden)
@@ -122,7 +122,7 @@ class AttentionWeights:
 
 @dataclass(frozen=True)
 class BlockWeights:
-    """One layer of a stack; its feed-forward part is either dense or routed."""
+    """Holds one layer of a stack; its feed-forward part is either dense or routed."""
 
     attention: AttentionWeights
     cross: Optional[AttentionWeights]  # in the decoder, to what the encoder made
@@ -143,7 +143,7 @@ class Stack:
 
 
 class SwitchState:
-    """What changes while one sequence is processed.
+    """Holds what changes while one sequence is processed.
 
     With `batched`, decoder tokens that are given together compete for places with an expert, as those of the encoder
     do: what transformers computes for them. Without, they are treated as in decoding, one by one.
@@ -158,7 +158,7 @@ class SwitchState:
 
 
 class SwitchStream(NamedTuple):
-    """What goes from block to block, see engine.models.interface."""
+    """Holds what goes from block to block, see engine.models.interface."""
 
     x: np.ndarray  # (n, hidden)
     decoder_tokens: np.ndarray
@@ -196,7 +196,7 @@ class Switch:
 
     @property
     def weight_bytes(self) -> int:
-        """Of the non-experts, in memory."""
+        """Returns the bytes of the non-experts in memory."""
         tables = {id(table): table for table in (self._encoder.embed, self._decoder.embed, self._head)}
         total = sum(table.nbytes for table in tables.values())
         for stack in (self._encoder, self._decoder):
@@ -217,24 +217,24 @@ class Switch:
         return self.forward(fed, state, experts, every_position=True, observe=observe)
 
     def preview_router(self, layer: int, hidden: np.ndarray) -> np.ndarray:
-        """What the router of MoE layer `layer` would say of a residual stream (hidden,): logits (experts,)."""
+        """Returns the logits (experts,) of the router of MoE layer `layer` for a residual stream (hidden,)."""
         return self._route(self._moe_blocks[layer], self.expert_input(layer, hidden[None]))[0]
 
     def start(self, prompt_tokens: int, new_tokens: int = 0, *, batched: bool = False) -> SwitchState:
-        """A state for one sequence of up to `new_tokens`; T5's positions are relative and have no end."""
+        """Returns a state for up to `new_tokens`; T5's positions are relative and have no end."""
         return SwitchState(self.config, new_tokens, batched)
 
     def prefill(
         self, prompt: np.ndarray, state: SwitchState, experts: Experts, *, observe: Optional[Observer] = None
     ) -> np.ndarray:
-        """The encoder on the prompt (n,), the decoder on its start token -> logits (1, vocab)."""
+        """Runs the encoder on the prompt (n,) and the decoder on its start token; returns logits (1, vocab)."""
         self.encode(prompt, state, experts, observe=observe)
         return self.forward(np.array([self.config.decoder_start_id]), state, experts, observe=observe)
 
     def encode(
         self, tokens: np.ndarray, state: SwitchState, experts: Experts, *, observe: Optional[Observer] = None
     ) -> np.ndarray:
-        """Tokens (n,) -> the encoder's output (n, hidden), which the decoder of this state now attends to."""
+        """Returns the encoder's output (n, hidden) for tokens (n,); the decoder of this state now attends to it."""
         x = self._encoder.embed[check_tokens(tokens, self.config.vocab_size)]
         for layer in range(self.config.encoder_layers):
             x = self.encoder_layer(layer, x, experts, observe)
@@ -249,7 +249,7 @@ class Switch:
         every_position: bool = False,
         observe: Optional[Observer] = None,
     ) -> np.ndarray:
-        """Logits (1, vocab) after the last token, or (n, vocab) for `every_position`; the state moves on by n.
+        """Returns logits (1, vocab) after the last token, or (n, vocab) for `every_position`; the state moves by n.
 
         Raises RequestError before `encode`, or for more tokens than the state was made for.
         """
@@ -264,12 +264,12 @@ class Switch:
         return self.head(x if every_position else x[-1:])
 
     def embed(self, tokens: np.ndarray) -> np.ndarray:
-        """Token ids (n,) of the decoder -> its residual stream (n, hidden)."""
+        """Returns the decoder's residual stream (n, hidden) of token ids (n,)."""
         embedded: np.ndarray = self._decoder.embed[tokens]
         return embedded
 
     def head(self, x: np.ndarray) -> np.ndarray:
-        """The residual stream after the decoder (n, hidden) -> logits (n, vocab). A tied head is scaled, as in T5."""
+        """Returns logits (n, vocab) of the stream after the decoder (n, hidden). A tied head is scaled, as in T5."""
         x = rms_norm(x, self._decoder.norm, self.config.norm_eps)
         if self.config.tied_head:
             x *= np.float32(self.config.hidden_size**-0.5)
@@ -277,7 +277,7 @@ class Switch:
         return logits
 
     def expert_input(self, layer: int, x: np.ndarray) -> np.ndarray:
-        """The residual stream before the experts of MoE layer `layer` (n, hidden) -> what they are given."""
+        """Returns what the experts of MoE layer `layer` are given, for the residual stream before them (n, hidden)."""
         return rms_norm(x, self._moe_blocks[layer].feed_forward_norm, self.config.norm_eps)
 
     @property
@@ -307,13 +307,13 @@ class Switch:
         return self.head(stream.x)
 
     def expert_output(self, matrices: Dict[str, Packed], x: np.ndarray) -> np.ndarray:
-        """One expert: (n, hidden) -> (n, hidden), before its share weighs it."""
+        """Returns one expert's output (n, hidden), before its share weighs it."""
         return self._kernels.relu_ffn(matrices, x)
 
     def encoder_layer(
         self, layer: int, x: np.ndarray, experts: Experts, observe: Optional[Observer] = None
     ) -> np.ndarray:
-        """One layer of the encoder on all of the prompt's residual stream (n, hidden)."""
+        """Runs one layer of the encoder on all of the prompt's residual stream (n, hidden)."""
         block = self._encoder.blocks[layer]
         normed = rms_norm(x, block.attention.norm, self.config.norm_eps)
         q, k, v = (self._heads(normed @ w.T) for w in (block.attention.q, block.attention.k, block.attention.v))
@@ -323,7 +323,7 @@ class Switch:
         return self._feed_forward(block, x, experts, observe, self.config.expert_capacity)
 
     def remember(self, x: np.ndarray, state: SwitchState) -> np.ndarray:
-        """The residual stream after the encoder (n, hidden) -> its output, to which the decoder will attend."""
+        """Returns the encoder's output, for the decoder to attend to, from the stream after it (n, hidden)."""
         output = rms_norm(x, self._encoder.norm, self.config.norm_eps)
         state.memory = []
         for block in self._decoder.blocks:
@@ -335,7 +335,7 @@ class Switch:
     def decoder_layer(
         self, layer: int, x: np.ndarray, state: SwitchState, experts: Experts, observe: Optional[Observer] = None
     ) -> np.ndarray:
-        """One layer on the residual stream (n, hidden) at the state's position, which does not move."""
+        """Runs one layer on the residual stream (n, hidden) at the state's position, which does not move."""
         block, eps = self._decoder.blocks[layer], self.config.norm_eps
         normed = rms_norm(x, block.attention.norm, eps)
         q, k, v = (self._heads(normed @ w.T) for w in (block.attention.q, block.attention.k, block.attention.v))
@@ -370,7 +370,7 @@ class Switch:
         return x
 
     def _route(self, block: BlockWeights, normed: np.ndarray) -> np.ndarray:
-        """(n, hidden) -> the router's logits (n, experts)."""
+        """Returns the router's logits (n, experts) for (n, hidden)."""
         assert block.router is not None
         logits: np.ndarray = normed @ block.router.T
         return logits if block.router_bias is None else logits + block.router_bias
@@ -381,7 +381,7 @@ class Switch:
     def _attend(
         self, queries: np.ndarray, keys: np.ndarray, values: np.ndarray, table: np.ndarray, start: int, causal: bool
     ) -> np.ndarray:
-        """Self-attention with relative position biases out of `table` (buckets, heads), some queries at a time."""
+        """Computes self-attention with position biases out of `table` (buckets, heads), some queries at a time."""
         config, outputs = self.config, []
         memory = np.arange(keys.shape[1])
         for first in range(0, len(queries), QUERY_CHUNK):
@@ -396,7 +396,7 @@ class Switch:
 
 
 def relative_buckets(distance: np.ndarray, bidirectional: bool, buckets: int, max_distance: int) -> np.ndarray:
-    """T5's buckets of relative positions (memory minus query): near ones exact, far ones by their logarithm.
+    """Returns T5's buckets of relative positions (memory minus query): near ones exact, far ones by logarithm.
 
     In float32 throughout: the borders between buckets fall where transformers has them.
     """

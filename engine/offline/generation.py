@@ -1,4 +1,4 @@
-"""Generation on the controller: a RunRequest in an engine process of its own, exactly as a device would run it.
+"""Generates on the controller: a RunRequest in an engine process of its own, exactly as a device would run it.
 
 Its own process, because threads of numpy's BLAS are fixed when it starts and peak memory must be the engine's alone.
 """
@@ -20,7 +20,7 @@ _GRACE_S = 60.0  # beyond the deadline that the engine itself holds
 
 @dataclass(frozen=True)
 class Generation:
-    """All that an engine process said."""
+    """Holds all that an engine process said."""
 
     facts: DeviceFacts
     load: Load
@@ -29,7 +29,7 @@ class Generation:
 
 
 def generate(request: RunRequest) -> Generation:
-    """Raises the EngineError that the engine process reported. The request's own deadline holds in that process."""
+    """Runs the request; its own deadline holds in that process. Raises the EngineError that the process reported."""
     # -P: a folder called `engine` where the user happens to stand is not ours.
     try:
         process = subprocess.run(
@@ -64,6 +64,6 @@ def generate(request: RunRequest) -> Generation:
 
 
 def _error(kind: str, message: str) -> EngineError:
-    """The error of that kind, as if it had been raised here."""
+    """Returns the error of that kind, as if it had been raised here."""
     kinds = {e.kind: e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, EngineError)}
     return kinds.get(kind, EngineError)(message)

@@ -1,4 +1,4 @@
-"""What a container holds, for people and for programs; and whether every byte of it is sound."""
+"""Summarises what a container holds, for people and programs, and verifies every byte of it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from engine.container import Container
 from engine.models import model_config
 
 
-def summarise(path: str) -> dict[str, Any]:
-    """The facts of `model info`; counts of experts and bytes. Raises ContainerError."""
+def container_summary(path: str) -> dict[str, Any]:
+    """Returns the facts of `model info`: counts of experts and bytes. Raises ContainerError."""
     container = Container.open(path)
     config = model_config(container)
     labels = [f.label for f in container.formats]
@@ -36,7 +36,7 @@ def summarise(path: str) -> dict[str, Any]:
 
 
 def verify(path: str, progress: Callable[[int, int], None] = lambda done, of: None) -> tuple[int, int]:
-    """Reads everything and checks each checksum -> (parts checked, bytes of the file). Raises ContainerError."""
+    """Reads everything and checks each checksum; returns (parts checked, bytes of the file). Raises ContainerError."""
     container = Container.open(path)
     of = len(container.tensors) + len(container.records) + 1
     for done, name in enumerate(container.tensors):

@@ -1,4 +1,4 @@
-"""Text to token ids and back, through the `tokenizers` library: on the controller only, devices get ids."""
+"""Turns text into token ids and back, with the `tokenizers` library, on the controller only: devices get ids."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from engine.errors import ContainerError, RequestError
 
 
 class Tokenizer:
-    """A container's tokenizer.json, as its model was trained with it (special tokens where its template adds them)."""
+    """Wraps a container's tokenizer.json, as its model was trained with it (special tokens by its template)."""
 
     def __init__(self, tokenizer_json: bytes, source: str) -> None:
-        """Raises ContainerError, naming `source`, for what the library does not read."""
+        """Loads a tokenizer. Raises ContainerError, naming `source`, for what the library does not read."""
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(tokenizer_json)
         except ValueError as error:
@@ -24,7 +24,7 @@ class Tokenizer:
 
     @classmethod
     def from_container(cls, path: str) -> Tokenizer:
-        """Raises RequestError where the container holds no tokenizer."""
+        """Returns the container's tokenizer. Raises RequestError if it holds none."""
         tokenizer = cls.find(path)
         if tokenizer is None:
             raise RequestError(
@@ -35,7 +35,7 @@ class Tokenizer:
 
     @classmethod
     def find(cls, path: str) -> Tokenizer | None:
-        """None where the container holds none."""
+        """Returns the container's tokenizer; None if it holds none."""
         text = Container.open(path).tokenizer_json()
         return None if text is None else cls(text, path)
 
@@ -51,5 +51,5 @@ class Tokenizer:
         return tuple(self._tokenizer.encode(text).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Special tokens are left out; ids without a token too."""
+        """Returns the text, without special tokens and without ids that have no token."""
         return str(self._tokenizer.decode(list(ids)))

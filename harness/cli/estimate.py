@@ -39,7 +39,7 @@ from harness.transport.local import LocalTransport
 from reports.text import harmless
 
 if TYPE_CHECKING:
-    from engine.offline.routing.estimate import Demand, Estimate, Machine
+    from engine.offline.routing.estimate import Demand, DeviceRates, Estimate
 
 _TEXT_TOKENS = 1024  # of --text that are traced
 
@@ -164,19 +164,19 @@ def _traced(container: Container, text: Path) -> Demand:
 # --- machines -------------------------------------------------------------------------------------------------------
 
 
-def _by_hand(container: Container, memory_bytes_per_s: float) -> Machine:
-    from engine.offline.routing.estimate import Machine, times_by_hand
+def _by_hand(container: Container, memory_bytes_per_s: float) -> DeviceRates:
+    from engine.offline.routing.estimate import DeviceRates, times_by_hand
 
-    return Machine(
+    return DeviceRates(
         times_by_hand(container, memory_bytes_per_s),
         f"by hand, from {memory_bytes_per_s / 1e9:g} GB/s of memory and the interpreter of an x86-64 server",
         None, "say it with --storage-rate", memory_bytes_per_s,
     )  # fmt: skip
 
 
-def _local(container: Container, backend: str, *, storage_too: bool) -> Machine:
+def _local(container: Container, backend: str, *, storage_too: bool) -> DeviceRates:
     """Times this machine; a process of its own does the arithmetic, as on a device."""
-    from engine.offline.routing.estimate import Machine
+    from engine.offline.routing.estimate import DeviceRates
     from engine.storage import measure_storage
 
     python = Python(sys.executable, sys.version.split()[0], numpy.__version__)
@@ -184,7 +184,7 @@ def _local(container: Container, backend: str, *, storage_too: bool) -> Machine:
         transport = LocalTransport("this machine", Path(folder))
         path = str(Path(container.path).resolve())
         times = read_arithmetic(transport, python, str(ENGINE_SOURCE.parent), path, backend=backend)
-    machine = Machine(times, f"timed on this machine, {_engaged(times)}", None, "say it with --storage-rate")
+    machine = DeviceRates(times, f"timed on this machine, {_engaged(times)}", None, "say it with --storage-rate")
     if not storage_too:
         return machine
     try:
@@ -202,8 +202,8 @@ def _remote(
     known_hosts: Path,
     *,
     storage_too: bool,
-) -> Machine:
-    from engine.offline.routing.estimate import Machine
+) -> DeviceRates:
+    from engine.offline.routing.estimate import DeviceRates
     from engine.offline.routing.simulation import Storage
 
     device = load_inventory(inventory_path)[name]
@@ -221,13 +221,13 @@ def _remote(
         found = session.storage(there) if storage_too and rate is None else None
     finally:
         session.close()
-    machine = Machine(times, f"timed on {name}, {_engaged(times)}", None, "say it with --storage-rate")
+    machine = DeviceRates(times, f"timed on {name}, {_engaged(times)}", None, "say it with --storage-rate")
     if rate is not None:
         return replace(machine, storage=Storage.emulated(rate), storage_from=f"{rate / 1e6:g} MB/s, emulated on {name}")
     return machine if found is None else _with_measured(machine, found, name)
 
 
-def _with_measured(machine: Machine, found: StorageRates, name: str) -> Machine:
+def _with_measured(machine: DeviceRates, found: StorageRates, name: str) -> DeviceRates:
     from engine.offline.routing.simulation import Storage
 
     rate = found.bytes_per_s
@@ -240,7 +240,7 @@ def _with_measured(machine: Machine, found: StorageRates, name: str) -> Machine:
     )
 
 
-def _with_rate(machine: Machine, bytes_per_s: float) -> Machine:
+def _with_rate(machine: DeviceRates, bytes_per_s: float) -> DeviceRates:
     from engine.offline.routing.simulation import Storage
 
     return replace(machine, storage=Storage(bytes_per_s), storage_from=f"{bytes_per_s / 1e6:g} MB/s, said by hand")

@@ -44,9 +44,9 @@ def info(container: Path, as_json: bool) -> None:
     Example:
       edgemoe-farm model info model.emoe --json
     """
-    from engine.offline.summary import summarise
+    from engine.offline.summary import container_summary
 
-    summary = summarise(str(container))
+    summary = container_summary(str(container))
     if as_json:
         print_json(summary)
         return

@@ -92,7 +92,7 @@ def _facts(
     importance = {} if evidence is None else evidence.importance
     if any(not (0 <= layer < layers and 0 <= expert < experts) for layer, expert in importance):
         raise UsageError(f"{plan}: the plan is of another model than {path}: name its own with --plan")
-    counted = profile or (None if trace is None else activation_paths.profile_of(trace))
+    counted = profile or (None if trace is None else activation_paths.selftest_profile(trace))
     source = "in the profiled text" if profile is not None else "in the traced text"
     return ExpertFacts(
         name=path.name,
@@ -142,9 +142,9 @@ def _grid(values: dict[tuple[int, int], float], layers: int, experts: int) -> Gr
 def _summary(
     path: Path, container: Container, profile: PathProfile | None, trace: Trace | None, loss: str | None
 ) -> tuple[tuple[str, str], ...]:
-    from engine.offline.summary import summarise
+    from engine.offline.summary import container_summary
 
-    known = summarise(str(path))
+    known = container_summary(str(path))
     rows = [
         ("architecture", str(known["architecture"])),
         ("MoE layers", f"{known['moe_layers']} of {known['layers']} layers"),

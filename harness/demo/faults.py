@@ -10,7 +10,7 @@ from statistics import median
 from device_inventory import Inventory
 from engine.container import Container
 from engine.quantize import Format
-from engine.selftest import profile_of, write_random_model
+from engine.selftest import selftest_profile, write_random_model
 from harness.scripted import WHAT_HAPPENS, FaultKind, FaultScript, declare
 from harness.sweep.matrix import Matrix, parse_matrix
 from reports.metrics import METRICS
@@ -73,7 +73,7 @@ def write_model(folder: Path) -> None:
     """Writes tiny.emoe and tiny.profile.json, which a matrix needs even if nobody computes with them."""
     container = folder / "tiny.emoe"
     write_random_model(str(container), [Format("int8", 32)])
-    profile_of(Container.open(str(container))).save(str(folder / "tiny.profile.json"))
+    selftest_profile(Container.open(str(container))).save(str(folder / "tiny.profile.json"))
 
 
 def costs(attempts: Sequence[Run]) -> Iterator[FaultCost]:

@@ -47,7 +47,7 @@ class CellEstimator:
         return self._cells[key]
 
     def _estimate(self, session: Session, measurement: Measurement, request: RunRequest) -> RunEstimate | None:
-        from engine.offline.routing.estimate import Machine, estimate
+        from engine.offline.routing.estimate import DeviceRates, estimate
         from engine.offline.routing.simulation import Storage
 
         rate, strategy = request.emulated_read_bytes_per_s, strategy_named(request.strategy)
@@ -56,7 +56,7 @@ class CellEstimator:
         times = self._times_of(session, measurement, request)
         if times is None:
             return None
-        machine = Machine(
+        machine = DeviceRates(
             times, "timed on the device", None if rate is None else Storage.emulated(rate),
             "no storage" if rate is None else f"emulated storage, {rate / 1e6:g} MB/s",
         )  # fmt: skip

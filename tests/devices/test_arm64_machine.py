@@ -11,7 +11,7 @@ import pytest
 from engine.offline.importing.importer import import_checkpoint
 from engine.protocol import ExpertBudget, RunRequest
 from engine.quantize import Format
-from engine.selftest import profile_of
+from engine.selftest import selftest_profile
 from harness.device.opening import open_session
 from harness.transport.ssh import SshTransport
 from reports.records import RunStatus
@@ -57,7 +57,7 @@ def test_a_control_group_of_version_2_holds(server: Any, tmp_path: Path) -> None
     device.close()
     assert seen.stdout.split() == [b"0::/sessions", str(VIRT.memory_limit_bytes).encode()]
     wide = tmp_path / "mix16.emoe"
-    profile_of(import_checkpoint(SHIPPED, wide, [Format("fp32")])).save(f"{wide}.profile")
+    selftest_profile(import_checkpoint(SHIPPED, wide, [Format("fp32")])).save(f"{wide}.profile")
     session = open_session(server.device, known_hosts=server.known_hosts, cache_dir=tmp_path / "cache")
     try:
         path, profile = session.put(wide), session.put(Path(f"{wide}.profile"))

@@ -12,7 +12,7 @@ import pytest
 from engine.offline.importing.importer import import_checkpoint
 from engine.protocol import ExpertBudget, RunRequest
 from engine.quantize import Format
-from engine.selftest import profile_of
+from engine.selftest import selftest_profile
 from harness.device.opening import open_session
 from harness.device.session import Session
 from reports.records import RunStatus
@@ -30,7 +30,7 @@ READ_BYTES_PER_S = 100 * MIB
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped model with its experts in FP32: 96 MiB of them."""
     path = tmp_path_factory.mktemp("wide") / "mix16.emoe"
-    profile_of(import_checkpoint(SHIPPED, path, [Format("fp32")])).save(f"{path}.profile")
+    selftest_profile(import_checkpoint(SHIPPED, path, [Format("fp32")])).save(f"{path}.profile")
     return path
 
 

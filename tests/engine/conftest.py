@@ -5,7 +5,7 @@ import pytest
 from engine.container import Container
 from engine.experts.profile import PathProfile
 from engine.quantize import Format
-from engine.selftest import profile_of, write_random_model
+from engine.selftest import selftest_profile, write_random_model
 
 FORMATS = [Format("fp16"), *(Format(p, 32, symmetric=False) for p in ("int8", "int4", "int2"))]
 
@@ -20,7 +20,7 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> Container:
 
 @pytest.fixture(scope="session")
 def profile(container: Container) -> PathProfile:
-    return profile_of(container)
+    return selftest_profile(container)
 
 
 @pytest.fixture(scope="session")
@@ -33,4 +33,4 @@ def switch(tmp_path_factory: pytest.TempPathFactory) -> Container:
 
 @pytest.fixture(scope="session")
 def switch_profile(switch: Container) -> PathProfile:
-    return profile_of(switch)
+    return selftest_profile(switch)

@@ -18,14 +18,14 @@ import pytest
 from engine.container import Container, Record
 from engine.errors import ContainerError, MemoryBudgetError, RequestError, StorageError
 from engine.experts.buffer import ExpertBuffer
-from engine.experts.eviction import POLICIES, LeastRecentlyUsed, Setting, policy_named
+from engine.experts.eviction import POLICIES, LeastRecentlyUsed, PolicyInputs, policy_named
 from engine.experts.predictors import LookAheadPredictor, PathPredictor
 from engine.experts.profile import PathCounter, PathProfile
 from engine.experts.store import ExpertStore
 from engine.generate import Engine
 from engine.protocol import READERS, ExpertBudget, Sampling, Steps
 from engine.quantize import Format
-from engine.selftest import all_formats, profile_of, write_random_model
+from engine.selftest import all_formats, selftest_profile, write_random_model
 from engine.strategies import STRATEGIES
 
 PROMPT = (1, 17, 5, 80, 33)
@@ -51,7 +51,7 @@ def generate(
 def test_all_strategies_give_the_same_tokens_at_every_precision_and_budget(tmp_path: Path, fmt: Format) -> None:
     write_random_model(str(tmp_path / "m.emoe"), [fmt])
     container = Container.open(str(tmp_path / "m.emoe"))
-    profile = profile_of(container)
+    profile = selftest_profile(container)
     expected, _ = generate(container, "full-load", profile)
     assert len(set(expected)) > 3  # not a model that says one thing whatever its experts do
     for strategy in (s.name for s in STRATEGIES.values() if s.lossless and not s.has_budget):
@@ -106,7 +106,7 @@ def logits_of(container: Container, strategy: str, profile: PathProfile, budget:
 def test_dequantised_experts_give_the_same_bits_as_packed_ones(tmp_path: Path, fmt: Format | None) -> None:
     write_random_model(str(tmp_path / "m.emoe"), [fmt] if fmt else all_formats(), mixed=fmt is None)
     container = Container.open(str(tmp_path / "m.emoe"))
-    profile = profile_of(container)
+    profile = selftest_profile(container)
     expected = logits_of(container, "full-load", profile)
     for budget in (1, 2, 6, 12):
         logits = logits_of(container, "edgemoe-dequantised", profile, budget)
@@ -164,7 +164,7 @@ def test_experts_of_mixed_precision_share_a_budget(tmp_path: Path) -> None:
     container = Container.open(str(tmp_path / "mixed.emoe"))
     sizes = {r.slot_bytes for r in container.primary.values()}
     assert len(sizes) == 2
-    profile = profile_of(container)
+    profile = selftest_profile(container)
     expected, _ = generate(container, "full-load", profile)
     for budget in (1, 2, 3, 7, 12):
         for strategy in ("edgemoe", "edgemoe-dequantised"):
@@ -242,7 +242,7 @@ def test_a_speculative_read_gives_way_to_a_demand(tmp_path: Path, monkeypatch: p
     write_random_model(str(tmp_path / "m.emoe"), [Format("fp32")])
     container = Container.open(str(tmp_path / "m.emoe"))
     # A profile that is always wrong: it predicts what was chosen least.
-    honest = profile_of(container)
+    honest = selftest_profile(container)
     wrong = PathProfile(
         3,
         4,
@@ -409,5 +409,5 @@ def test_look_ahead_with_the_layers_own_input_is_the_router_itself(container: Co
 @pytest.mark.parametrize("name", [name for name, policy in POLICIES.items() if policy.needs_profile])
 def test_a_policy_that_weighs_by_a_profile_is_not_made_without_one(name: str) -> None:
     with pytest.raises(RequestError, match=f"{name} needs a profile: make one with `edgemoe-farm model profile`"):
-        policy_named(name, Setting(layers=2))
-    assert policy_named(name, Setting(layers=2, frequency={})).victim(lambda key: True, 0) is None
+        policy_named(name, PolicyInputs(layers=2))
+    assert policy_named(name, PolicyInputs(layers=2, frequency={})).victim(lambda key: True, 0) is None

@@ -15,8 +15,9 @@ import engine.kernels.native as native
 from engine.container import TENSOR_INT8, Container
 from engine.errors import RequestError
 from engine.generate import Engine
-from engine.kernels import Kernels, NativeKernels, make_kernels
-from engine.kernels.native import DecoderLayer, NativeUnavailableError, TokenMemory
+from engine.kernels import Kernels, NativeKernels, make_kernels, processor
+from engine.kernels.native import DecoderLayer, TokenMemory
+from engine.kernels.processor import NativeUnavailableError
 from engine.models.layers import route_top_k
 from engine.offline.importing.importer import import_checkpoint
 from engine.protocol import Sampling
@@ -30,7 +31,7 @@ SHAPES = [(64, 96), (40, 100), (5, 7), (1, 1), (33, 31), (31, 65), (256, 32)]
 
 def library_names() -> list[str]:
     try:
-        return native._fitting_variants()
+        return processor.fitting_variants()
     except NativeUnavailableError:
         return []
 
@@ -259,8 +260,8 @@ def test_without_a_library_numpy_computes_and_says_so(tmp_path: Path, monkeypatc
     container = Container.open(str(tmp_path / "m.emoe"))
     expected = generated(container, "auto")
     for why, change in (
-        ("there is no library for mips64", lambda: monkeypatch.setattr(native, "machine_name", lambda: "mips64")),
-        ("without asimd", lambda: monkeypatch.setattr(native, "machine_name", lambda: "aarch64")),
+        ("there is no library for mips64", lambda: monkeypatch.setattr(processor, "machine_name", lambda: "mips64")),
+        ("without asimd", lambda: monkeypatch.setattr(processor, "machine_name", lambda: "aarch64")),
         ("cannot be loaded", lambda: monkeypatch.setattr(native, "FOLDER", broken(tmp_path))),
         ("cannot be loaded", lambda: monkeypatch.setattr(native, "FOLDER", str(tmp_path / "nowhere"))),
         ("off numpy's results", lambda: monkeypatch.setattr(NativeKernels, "_self_test", lambda self: 0.5)),
@@ -279,7 +280,7 @@ def test_without_a_library_numpy_computes_and_says_so(tmp_path: Path, monkeypatc
 
 def broken(folder: Path) -> str:
     """A folder with files that are no libraries."""
-    for variants in native.VARIANTS.values():
+    for variants in processor.VARIANTS.values():
         for name, _ in variants:
             (folder / f"{name}.so").write_bytes(b"no library")
     return str(folder)
@@ -288,7 +289,7 @@ def broken(folder: Path) -> str:
 def test_where_the_best_library_does_not_work_the_next_one_does(
     kernels: NativeKernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fitting = native._fitting_variants()
+    fitting = processor.fitting_variants()
     if len(fitting) < 2:
         pytest.skip("one library at most fits this processor")
     shutil.copy(Path(native.FOLDER) / f"{fitting[1]}.so", tmp_path)

@@ -19,7 +19,7 @@ from engine.device.limits import MemoryLimit, best_method
 from engine.offline.importing.importer import import_checkpoint
 from engine.protocol import ExpertBudget, RunRequest, Totals, decode_event
 from engine.quantize import Format
-from engine.selftest import profile_of
+from engine.selftest import selftest_profile
 from tests.golden.checkpoints import SHIPPED
 from tests.golden.switch import SwitchRecipe
 
@@ -77,7 +77,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Container:
 @pytest.fixture(scope="module")
 def profile(wide: Container) -> str:
     path = wide.path + ".profile.json"
-    profile_of(wide).save(path)
+    selftest_profile(wide).save(path)
     return path
 
 
@@ -125,7 +125,7 @@ def test_switch_base_8_runs_in_a_gigabyte(limited: Any, tmp_path: Path) -> None:
     )  # fmt: skip
     container = import_checkpoint(recipe.write(tmp_path / "hf"), tmp_path / "base-8.emoe", [Format("int4", 32)])
     profile = tmp_path / "profile.json"
-    profile_of(container).save(str(profile))
+    selftest_profile(container).save(str(profile))
     limit = limited(1_000_000_000)
     whole = limited(4 << 30).run(request(container, "full-load", max_new_tokens=16), tmp_path)
     for strategy in ("naive-swap", "edgemoe", "edgemoe-combined"):

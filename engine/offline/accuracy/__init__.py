@@ -1,1 +1,1 @@
-"""What a precision costs: perplexity, losses, and the adaptation of each expert's bitwidth."""
+"""Measures what a precision costs: perplexity, losses, and the adaptation of each expert's bitwidth."""

@@ -1,4 +1,4 @@
-"""Expert-wise bitwidth adaptation: which expert gets how many bits within a tolerable loss (paper, section 3.2).
+"""Adapts each expert's bitwidth to a tolerable loss (paper, section 3.2).
 
 Both methods order single changes, each of which saves bytes, into a ladder; the more of them, the smaller and the worse
 the model. How far down is decided by measuring: the largest number of changes within the tolerance, or the smallest
@@ -62,7 +62,7 @@ class Ladder:
 
 @dataclass(frozen=True)
 class BitwidthPlan:
-    """What was decided, and on what grounds. Losses are relative to the stored precision, on the calibration text."""
+    """Holds what was decided and why. Losses are relative to the stored precision, on the calibration text."""
 
     method: str
     metric: str
@@ -102,7 +102,7 @@ class BitwidthPlan:
         }
 
     def save(self, path: Path) -> None:
-        """Atomically. Raises RequestError."""
+        """Writes the plan atomically. Raises RequestError."""
         try:
             with replacing(str(path)) as file:
                 file.write(json.dumps(self.to_json(), indent=1).encode() + b"\n")
@@ -111,16 +111,16 @@ class BitwidthPlan:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What a saved plan says of each expert, for people."""
+class ExpertEvidence:
+    """Holds what a saved plan says of each expert, for people."""
 
     importance: dict[ExpertKey, float]
     meaning: str
     loss: str
 
 
-def read_evidence(path: Path) -> Evidence:
-    """Raises RequestError, naming the file, for anything but a plan that `save` wrote."""
+def read_evidence(path: Path) -> ExpertEvidence:
+    """Reads a saved plan's evidence. Raises RequestError, which names the file, unless `save` wrote it."""
     try:
         if path.stat().st_size > _MAX_PLAN_BYTES:
             raise ValueError("larger than a plan can be")
@@ -129,7 +129,7 @@ def read_evidence(path: Path) -> Evidence:
                    if e["evidence"] is not None}  # fmt: skip
         importance = {(layer, expert): value for (layer, expert), value in experts.items() if math.isfinite(value)}
         loss = f"{float(content['loss']):.2%} in {str(content['metric'])[:40]}, by {str(content['method'])[:40]}"
-        return Evidence(importance, _MEANING[content["method"]], loss)
+        return ExpertEvidence(importance, _MEANING[content["method"]], loss)
     except OSError as error:
         raise RequestError(f"{path}: cannot be opened: {error.strerror}") from None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
@@ -150,7 +150,7 @@ def adapt(
     workers: int | None = None,
     progress: Progress = lambda done, of: None,
 ) -> BitwidthPlan:
-    """The plan for the container at `path`, calibrated on passages. With a budget the tolerance does not matter.
+    """Returns the plan for the container at `path`, calibrated on passages. A budget overrides the tolerance.
 
     Raises ContainerError for a container that is not in full precision, RequestError for what cannot be reached.
     """
@@ -212,7 +212,7 @@ class _Search:
         return dict.fromkeys(self._keys, number)
 
     def measure(self, assignment: Assignment) -> tuple[Score, float]:
-        """The score, and the loss relative to the stored precision."""
+        """Returns the score, and the loss relative to the stored precision."""
         known = tuple(assignment[key] for key in self._keys)
         if known not in self._known:
             (found,) = self._scores(self.uniform(0), [{k: n for k, n in assignment.items() if n}])
@@ -221,7 +221,7 @@ class _Search:
         return self._known[known]
 
     def rungs(self, ladder: Ladder) -> int:
-        """How many changes to make: by bytes for a budget, else the most whose measured loss is tolerable."""
+        """Returns how many changes to make: by bytes for a budget, else the most whose measured loss is tolerable."""
         if self._budget_bytes is not None:
             for rungs in range(len(ladder.changes) + 1):
                 if self.bytes_of(ladder.assignment(rungs)) <= self._budget_bytes:
@@ -240,7 +240,7 @@ class _Search:
         return low
 
     def paper_ladder(self) -> tuple[Ladder, dict[str, float]]:
-        """The least important experts first, from the upper to the lower of the bitwidths that bracket the goal."""
+        """Orders the least important experts first, from the upper to the lower of the bitwidths around the goal."""
         four, two = (self._number("int4"), self._number("int2"))
         self._of = len(self._keys) + 16
         found = self._scores(self.uniform(four), [{key: two} for key in self._keys])
@@ -259,7 +259,7 @@ class _Search:
         return Ladder(self.uniform(upper), tuple((key, lower) for key in order)), evidence
 
     def best_ladder(self) -> tuple[Ladder, dict[str, float]]:
-        """All changes of all experts by estimated loss per byte saved."""
+        """Orders all changes of all experts by estimated loss per byte saved."""
         losses = self._estimated_losses()
         changes: list[tuple[float, int, ExpertKey, int]] = []
         for key in self._keys:
@@ -272,7 +272,7 @@ class _Search:
         return Ladder(self.uniform(0), tuple((key, n) for _, _, key, n in changes)), evidence
 
     def _estimated_losses(self) -> dict[tuple[ExpertKey, int], float]:
-        """(expert, format) -> nats a token: measured with that expert alone at INT2, scaled by its output errors."""
+        """Returns nats a token by (expert, format): measured alone at INT2, scaled by its output errors."""
         self._of = len(self._keys) + self._layers + 12
         futures = [self._executor.submit(output_errors, layer) for layer in range(self._layers)]
         watched = []
@@ -308,7 +308,7 @@ class _Search:
         return [future.result() for future in futures]
 
     def _loss(self, found: Score) -> float:
-        """Relative: of perplexity its rise, of Rouge-2 its fall, of agreement the share that answers differently."""
+        """Returns the relative loss: perplexity's rise, Rouge-2's fall, or the share that answers differently."""
         if self._metric == "agreement":
             return 1 - found.agreement
         if self._exact is None:
@@ -329,7 +329,7 @@ class _Search:
 
 
 def _lower_hull(points: list[tuple[int, float, int]]) -> list[tuple[int, float, int]]:
-    """(bytes, loss, format) -> those worth having, from the most bytes to the fewest: ever more loss a byte saved.
+    """Returns the worthwhile (bytes, loss, format), from the most bytes to the fewest: ever more loss per byte saved.
 
     The first stays: it is where the expert stands, even if another format loses nothing.
     """
@@ -350,7 +350,7 @@ def _slope(a: tuple[int, float, int], b: tuple[int, float, int]) -> float:
 
 
 def write_adapted(path: str, plan: BitwidthPlan, to: Path, progress: Progress = lambda done, of: None) -> Container:
-    """The container `to`, each expert of the one at `path` in its format of the plan. Raises ContainerError."""
+    """Writes the container `to`: each expert of the one at `path` in its format of the plan. Raises ContainerError."""
     source = Container.open(path)
     used = sorted(set(plan.assignment.values()))
     experts = MixedExperts(source, plan.formats[1:])

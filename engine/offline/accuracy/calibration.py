@@ -1,4 +1,4 @@
-"""Measures a model whose experts stand in any mixture of formats, on a calibration text, in several processes.
+"""Measures a model with experts in any mixture of formats, on a calibration text, in several processes.
 
 An assignment gives each expert the number of a format; 0 is the precision that the container stores.
 """
@@ -44,7 +44,7 @@ class Calibration:
 
 
 class MixedExperts:
-    """The experts of a container in full precision, each in the format of an assignment; packed when first used."""
+    """Holds a container's experts in full precision, each in its assigned format; packed when first used."""
 
     def __init__(self, container: Container, formats: Sequence[Format]) -> None:
         (stored,) = {record.format for record in container.primary.values()}
@@ -61,7 +61,7 @@ class MixedExperts:
         self._packed: dict[tuple[ExpertKey, int], dict[str, Packed]] = {}
 
     def weights(self, key: ExpertKey) -> dict[str, np.ndarray]:
-        """float32 (rows, columns) by matrix."""
+        """Returns float32 (rows, columns) by matrix."""
         return {name: self._kernels.expand(p)[0].T.copy() for name, p in self.packed(key, 0).items()}
 
     def packed(self, key: ExpertKey, number: int) -> dict[str, Packed]:
@@ -84,14 +84,14 @@ class MixedExperts:
 
 @dataclass
 class OutputErrors:
-    """What other formats would change in the weighted outputs of a layer's experts, on a calibration text."""
+    """Holds what other formats would change in the weighted outputs of a layer's experts, on a calibration text."""
 
     activations: dict[int, int]  # by expert
     errors: dict[tuple[int, int], float]  # (expert, format) -> squared, over the squared residual stream they enter
 
 
 class _Watching:
-    """Runs the experts as stored, and beside it measures the output errors of one layer."""
+    """Runs the experts as stored, and measures the output errors of one layer on the side."""
 
     def __init__(self, model: Model, experts: MixedExperts, watched: int) -> None:
         self._model, self._experts, self._watched = model, experts, watched
@@ -121,7 +121,7 @@ class _Watching:
 
 
 class Measuring:
-    """One process's share: the model, its passages of text, and the streams of a base assignment between its blocks.
+    """Measures one process's share: the model, its passages, and the streams of a base assignment between blocks.
 
     Assignments are measured as changes to a base: blocks before the first change are not computed again.
     """
@@ -178,7 +178,7 @@ class Measuring:
             self._streams.append(streams)
 
     def _log_probabilities(self, streams: list[Any], passage: Passage, first: int) -> np.ndarray:
-        """Of the continuation's tokens, (continuation, vocab), computed from block `first` on."""
+        """Returns those of the continuation's tokens, (continuation, vocab), computed from block `first` on."""
         state, stream = self._start(passage), streams[first]
         for block in range(first, self._model.blocks):
             stream = self._model.block(block, stream, state, self.experts)
@@ -203,13 +203,13 @@ def _start(path: str, calibration: Calibration, formats: Sequence[Format]) -> No
 
 
 def score(base: Assignment, changes: Assignment) -> Score:
-    """In a process of the pool; see Measuring.score."""
+    """Calls Measuring.score in a process of the pool."""
     assert _measuring is not None
     return _measuring.score(base, changes)
 
 
 def output_errors(layer: int) -> OutputErrors:
-    """In a process of the pool; see Measuring.output_errors."""
+    """Calls Measuring.output_errors in a process of the pool."""
     assert _measuring is not None
     return _measuring.output_errors(layer)
 
@@ -217,7 +217,7 @@ def output_errors(layer: int) -> OutputErrors:
 def pool(
     path: str, calibration: Calibration, formats: Sequence[Format], workers: int | None = None
 ) -> ProcessPoolExecutor:
-    """Processes that measure, each with the model in its memory and one thread of BLAS."""
+    """Returns processes that measure, each with the model in its memory and one thread of BLAS."""
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # read when a process starts numpy: this one has its threads already
     return ProcessPoolExecutor(

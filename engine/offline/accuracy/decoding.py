@@ -1,4 +1,4 @@
-"""A container under a strategy on the controller, fed token by token as in decoding: what a lossy one loses."""
+"""Runs a container under a strategy, token by token as in decoding, to measure what a lossy strategy loses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.strategies import strategy_named
 
 
 class DecodingModel:
-    """Logits of given tokens while the strategy decides which experts are read, replaced or preferred.
+    """Computes logits of given tokens while the strategy decides which experts are read, replaced or preferred.
 
     Holds a thread and a file: close it, or use it in a `with` block. Raises EngineError where the strategy cannot run.
     """
@@ -36,14 +36,14 @@ class DecodingModel:
         return self._engine.model.config
 
     def answers(self, passage: Passage) -> np.ndarray:
-        """The logits from which each token of the continuation is predicted, (len(continuation), vocab).
+        """Returns the logits that predict each token of the continuation, (len(continuation), vocab).
 
         Raises RequestError, StorageError.
         """
         return np.stack(list(self._engine.predict(passage)))
 
     def generate(self, prompt: Sequence[int], most: int) -> tuple[int, ...]:
-        """The likeliest continuation, up to `most` tokens or the end-of-sequence token."""
+        """Returns the likeliest continuation, up to `most` tokens or the end-of-sequence token."""
         return self._engine.generate(tuple(prompt), most, Sampling(), stop_at_eos=True)[0]
 
     def __enter__(self) -> DecodingModel:

@@ -1,4 +1,4 @@
-"""What lossy strategies lose on a container: measured, as it depends on container, budget and text."""
+"""Measures what lossy strategies lose on a container; it depends on container, budget and text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.strategies import STRATEGIES
 
 @dataclass(frozen=True)
 class MeasuredLoss:
-    """What a lossy strategy loses on a text against the same container without loss; None where it cannot run on it."""
+    """Holds what a lossy strategy loses on a text against the same container without loss; None if it cannot run."""
 
     perplexity: float | None
     perplexity_rise: float | None  # relative
@@ -34,7 +34,7 @@ def measured_losses(
     context: int = DEFAULT_CONTEXT,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, MeasuredLoss]:
-    """Of every lossy strategy, by name. Raises RequestError for a text of fewer than two tokens."""
+    """Returns the loss of every lossy strategy, by name. Raises RequestError for fewer than two tokens."""
     exact = evaluate(OfflineModel.open(container), tokens, text_bytes, context)
     lossy = [strategy for strategy in STRATEGIES.values() if not strategy.lossless]
     losses = {}

@@ -1,4 +1,4 @@
-"""A container's model on the controller: every position's logits and routing, with all experts at hand.
+"""Runs a container's model on the controller: logits and routing of every position, with all experts at hand.
 
 The arithmetic is the engine's own; only the supply of experts is simpler, because nothing is measured here.
 """
@@ -25,7 +25,7 @@ from engine.protocol import Passage
 
 
 class MappedExperts:
-    """Experts out of a mapping of the container: the page cache holds them. Each record is checked at its first use."""
+    """Maps a container's experts, which the page cache holds. Each record is checked at its first use."""
 
     def __init__(self, container: Container) -> None:
         self._container = container
@@ -36,7 +36,7 @@ class MappedExperts:
         return logits
 
     def fetch(self, layer: int, chosen: np.ndarray, shares: np.ndarray, hidden: np.ndarray) -> Iterator[ExpertGroup]:
-        """See engine.experts.supply.ExpertSupply.fetch. Raises ContainerError for a damaged record."""
+        """Yields experts, see engine.experts.supply.ExpertSupply.fetch. Raises ContainerError for a damaged record."""
         for expert in np.unique(chosen).tolist():
             record = self._container.primary[layer, expert]
             data = self._bytes[record.offset : record.offset + record.bytes]
@@ -71,7 +71,7 @@ class OfflineModel:
     def logits(
         self, tokens: Sequence[int], decoder_tokens: Sequence[int] | None = None, *, observe: Observer | None = None
     ) -> np.ndarray:
-        """One sequence from its start -> (positions, vocab) float32.
+        """Returns the logits (positions, vocab) float32 of one sequence from its start.
 
         A model with an encoder reads `tokens` there and answers for the positions of `decoder_tokens`, which compete
         for places with an expert as in transformers. `observe(layer, chosen)` is told what the routers chose,
@@ -101,24 +101,24 @@ class OfflineModel:
 
     @property
     def first_layer(self) -> int:
-        """The decoder's first MoE layer."""
+        """Returns the decoder's first MoE layer."""
         return self.config.first_layer
 
     def answers(self, passage: Passage) -> np.ndarray:
-        """The logits from which each token of the continuation is predicted, (len(continuation), vocab)."""
+        """Returns the logits that predict each token of the continuation, (len(continuation), vocab)."""
         return answers(self._model, passage, self._experts)
 
     def routing(self, passage: Passage) -> np.ndarray:
-        """What each decoder token activates, (tokens, decoder MoE layers, k), each set ascending."""
+        """Returns what each decoder token activates, (tokens, decoder MoE layers, k), each set ascending."""
         return routing(self._model, passage, self._experts, self.container.moe_layers)
 
     def generate(self, prompt: Sequence[int], most: int) -> tuple[int, ...]:
-        """The likeliest continuation, up to `most` tokens or the end-of-sequence token."""
+        """Returns the likeliest continuation, up to `most` tokens or the end-of-sequence token."""
         return greedy(self._model, prompt, self._experts, most)
 
 
 def save_logits(path: Path, logits: np.ndarray) -> None:
-    """As .npy, under its name only once it is whole. Raises RequestError where it cannot be written."""
+    """Writes .npy, under its name only once it is whole. Raises RequestError if it cannot be written."""
     try:
         with replacing(str(path)) as file:
             np.save(file, logits, allow_pickle=False)
@@ -128,7 +128,7 @@ def save_logits(path: Path, logits: np.ndarray) -> None:
 
 @contextmanager
 def counting_model(path: str) -> Iterator[OfflineModel]:
-    """For what counts and compares nothing to the bit: native kernels on all cores, and BLAS on one.
+    """Returns a model for counting, not for exact comparison: native kernels on all cores, BLAS on one.
 
     On two, BLAS took four times as long for the models at hand beside any other busy process. Raises ContainerError.
     """

@@ -1,4 +1,4 @@
-"""Text as models are asked about it: a prompt, and the continuation that is to be predicted."""
+"""Cuts text into what models are asked: a prompt, and the continuation to predict."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _KEYS = (("input", "target"), ("document", "summary"), ("dialogue", "summary")) 
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Text and what is to be written about it, such as a document and its summary."""
+class TextPair:
+    """Holds a text and what is to be written about it, such as a document and its summary."""
 
     text: str
     target: str
 
 
 def cut(tokens: Sequence[int], context: int, config: ModelConfig) -> list[Passage]:
-    """Windows of `context` tokens without overlap, the last one shorter; one of a single token predicts nothing.
+    """Returns windows of `context` tokens without overlap, the last one shorter; a single token predicts nothing.
 
     A window's first token is the prompt of the others; for a model with an encoder, its first half is.
     """
@@ -44,14 +44,14 @@ def cut(tokens: Sequence[int], context: int, config: ModelConfig) -> list[Passag
 
 
 def decoder_tokens(passage: Passage, config: ModelConfig) -> tuple[int, ...]:
-    """All that pass the decoder, if the continuation's last one does too."""
+    """Returns all tokens that pass the decoder, if the continuation's last one does too."""
     if config.decoder_start_id is None:
         return passage.prompt + passage.continuation
     return (config.decoder_start_id, *passage.continuation)
 
 
-def read_pairs(path: Path) -> list[Pair]:
-    """JSON lines with `input` and `target`, or as XSum and SAMSum name them. Raises RequestError, naming it."""
+def read_pairs(path: Path) -> list[TextPair]:
+    """Reads JSON lines with `input` and `target`, or as XSum and SAMSum name them. Raises RequestError, naming it."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -71,14 +71,14 @@ def read_pairs(path: Path) -> list[Pair]:
         ]
         if not found or not all(found[0]):
             raise RequestError(f'{path}: line {number} has no text under "input" and "target"')
-        pairs.append(Pair(*found[0]))
+        pairs.append(TextPair(*found[0]))
     if not pairs:
         raise RequestError(f"{path}: it holds no pairs: write one JSON object a line")
     return pairs
 
 
-def passages_of(pairs: Sequence[Pair], tokenizer: Tokenizer) -> list[Passage]:
-    """Raises RequestError for a text without tokens."""
+def passages_of(pairs: Sequence[TextPair], tokenizer: Tokenizer) -> list[Passage]:
+    """Returns the passages of texts. Raises RequestError for a text without tokens."""
     passages = []
     for number, pair in enumerate(pairs, 1):
         prompt, continuation = tokenizer.encode(pair.text), tokenizer.encode(pair.target)
@@ -89,7 +89,7 @@ def passages_of(pairs: Sequence[Pair], tokenizer: Tokenizer) -> list[Passage]:
 
 
 def answers(model: Model, passage: Passage, experts: Experts, observe: Observer | None = None) -> np.ndarray:
-    """The logits from which each token of the continuation is predicted, (len(continuation), vocab).
+    """Returns the logits that predict each token of the continuation, (len(continuation), vocab).
 
     Raises RequestError for a token id that the model does not have, or more positions than it knows.
     """
@@ -102,7 +102,7 @@ def answers(model: Model, passage: Passage, experts: Experts, observe: Observer 
 
 
 def routing(model: Model, passage: Passage, experts: Experts, layers: int) -> np.ndarray:
-    """What each decoder token activates, (tokens, decoder MoE layers, k), each set ascending; the last token's too."""
+    """Returns what each decoder token activates, the last too, (tokens, decoder MoE layers, k), each set ascending."""
     seen: list[list[np.ndarray]] = [[] for _ in range(layers)]
     beside_encoder = model.config.decoder_start_id is not None  # then there is a token before the continuation
     state = model.start(len(passage.prompt), len(passage.continuation) + beside_encoder)
@@ -117,7 +117,7 @@ def routing(model: Model, passage: Passage, experts: Experts, layers: int) -> np
 
 
 def greedy(model: Model, prompt: Sequence[int], experts: Experts, most: int) -> tuple[int, ...]:
-    """The likeliest continuation, token by token, up to `most` tokens or the end-of-sequence token."""
+    """Returns the likeliest continuation, token by token, up to `most` tokens or the end-of-sequence token."""
     state = model.start(len(prompt), most)
     logits = model.prefill(np.asarray(prompt, np.int64), state, experts)
     tokens = [int(logits[0].argmax())]
@@ -128,7 +128,7 @@ def greedy(model: Model, prompt: Sequence[int], experts: Experts, most: int) -> 
 
 
 def rouge_2(targets: Sequence[str], written: Sequence[str]) -> float:
-    """Mean F-measure of shared pairs of words (Lin, 2004), stemmed, by the rouge-score package."""
+    """Returns the mean F-measure of shared pairs of words (Lin, 2004), stemmed, by the rouge-score package."""
     from rouge_score.rouge_scorer import RougeScorer  # half a second: only where it is asked for
 
     scorer = RougeScorer(["rouge2"], use_stemmer=True)

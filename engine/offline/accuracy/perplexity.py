@@ -1,4 +1,4 @@
-"""How well a model predicts a text, and how much it agrees with another one on it."""
+"""Measures how well a model predicts a text, and how much it agrees with another one on it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LanguageModel(Protocol):
     def config(self) -> ModelConfig: ...
 
     def answers(self, passage: Passage) -> np.ndarray:
-        """The logits from which each token of the continuation is predicted, (len(continuation), vocab)."""
+        """Returns the logits that predict each token of the continuation, (len(continuation), vocab)."""
         ...
 
 
@@ -42,7 +42,7 @@ class Perplexity:
 
     @property
     def bits_per_byte(self) -> float:
-        """Comparable between tokenizers: a token's nats over a token's mean length."""
+        """Returns a token's nats over a token's mean length in bits a byte: comparable between tokenizers."""
         return self.nats_per_token / math.log(2) * self.tokens / self.text_bytes
 
 
@@ -54,7 +54,7 @@ def evaluate(
     progress: Callable[[int, int], None] = lambda done, of: None,
     reference: LanguageModel | None = None,
 ) -> Perplexity:
-    """Perplexity over windows of `context` tokens. Raises RequestError for fewer than two tokens."""
+    """Returns perplexity over windows of `context` tokens. Raises RequestError for fewer than two tokens."""
     passages = cut(tokens, context, model.config)
     if not passages:
         raise RequestError("the text has fewer than two tokens: nothing can be predicted")
@@ -70,7 +70,10 @@ def evaluate_passages(
     progress: Callable[[int, int], None] = lambda done, of: None,
     reference: LanguageModel | None = None,
 ) -> Perplexity:
-    """`tokens` and `text_bytes` are the whole text's. Raises RequestError for a reference with another vocabulary."""
+    """Returns perplexity and agreement. `tokens` and `text_bytes` are the whole text's.
+
+    Raises RequestError for a reference with another vocabulary.
+    """
     if reference is not None and reference.config.vocab_size != model.config.vocab_size:
         raise RequestError(
             f"the reference has a vocabulary of {reference.config.vocab_size} tokens, the model one of "

@@ -1,1 +1,1 @@
-"""Benchmarks of the engine on this machine: kernels, strategies, storage, start."""
+"""Benchmarks the engine on this machine: kernels, strategies, storage, start."""

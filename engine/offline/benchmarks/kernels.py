@@ -1,4 +1,4 @@
-"""Kernels and decoding on this machine: native against numpy and against a plain read of memory, in turns."""
+"""Compares native kernels and decoding with numpy and with a plain read of memory, in turns, on this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.container import Container
 from engine.experts.profile import PathProfile
 from engine.generate import Engine
 from engine.kernels import Kernels, NativeKernels
-from engine.kernels.native import NativeUnavailableError
+from engine.kernels.processor import NativeUnavailableError
 from engine.protocol import ExpertBudget, Sampling
 from engine.quantize import BITS, Expert, Format, MatrixShape, Packed, RecordLayout, group_size, in_rows
 from engine.strategies import strategy_named
@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 
 
 def available_kernels(threads: int = 1) -> list[Kernels]:
-    """numpy's, and the native ones where they work here. To be closed."""
+    """Returns numpy's kernels, and the native ones if they work here. They must be closed."""
     try:
         return [Kernels(threads), NativeKernels(threads)]
     except NativeUnavailableError:
@@ -47,7 +47,7 @@ def bench_kernels(
     threads: int = 1,
     progress: Progress = lambda done, of: None,
 ) -> list[dict[str, Any]]:
-    """Products of a (rows, columns) matrix with `batch` vectors; a row a format and backend.
+    """Times products of a (rows, columns) matrix with `batch` vectors; returns a row per format and backend.
 
     In each round every kernel computes once, on a copy of the matrix that is in no cache, and memory is read once.
     """
@@ -99,7 +99,7 @@ def bench_kernels(
 
 
 def relative_error(kernel: Kernels, fmt: Format, columns: int) -> float:
-    """Of a product, largest against the largest result, with the packed weights in float64."""
+    """Returns a product's largest error relative to the largest result, with the packed weights in float64."""
     random = np.random.default_rng(1)
     layout = RecordLayout.of(fmt, [MatrixShape("w", 64, columns)])
     packed = layout.unpack(layout.pack({"w": random.standard_normal((64, columns)).astype(np.float32)}))["w"]
@@ -110,7 +110,7 @@ def relative_error(kernel: Kernels, fmt: Format, columns: int) -> float:
 
 
 def decoded(packed: Packed) -> np.ndarray:
-    """The weights that a packed matrix stands for, (rows, columns) float64."""
+    """Returns the weights that a packed matrix stands for, (rows, columns) float64."""
     codes = Kernels().expand(packed).astype(np.float64)  # (groups, size, padded rows)
     if packed.scales is not None:
         bits = BITS[packed.format.precision]
@@ -136,7 +136,7 @@ def bench_decode(
     threads: int = 1,
     progress: Progress = lambda done, of: None,
 ) -> dict[str, Any]:
-    """Tokens a second of each backend, in turns, and where a token's time goes. Prompts are not counted.
+    """Returns each backend's tokens a second, in turns, and where a token's time goes. Prompts are not counted.
 
     numpy's BLAS has as many threads as its environment says.
     """

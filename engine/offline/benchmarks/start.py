@@ -1,4 +1,4 @@
-"""What passes between starting the engine's process and its first token."""
+"""Times what passes between starting the engine's process and its first token."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def bench_start(
     rounds: int = 5,
     progress: Progress = lambda done, of: None,
 ) -> dict[str, Any]:
-    """Seconds of each phase, medians over `rounds` processes; a round before them warms what is not the container's.
+    """Returns seconds of each phase, medians over `rounds` processes. A round before them warms all but the container.
 
     `cold`: the page cache holds nothing of the container. Raises RequestError where the engine does not start.
     """
@@ -97,6 +97,6 @@ def bench_start(
 
 
 def _environment() -> dict[str, str]:
-    """As on a device, where what was compiled once stays beside the source."""
+    """Returns the environment of a device, where compiled modules stay beside the source."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return {**kept, "PYTHONPATH": str(Path(__file__).parents[3]), "OPENBLAS_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""Ways of reading expert-sized blocks from a file, cold, against the storage's sequential rate."""
+"""Times ways of reading expert-sized blocks from a file, cold, against the storage's sequential rate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bench_storage(
     seconds: float = 1.0,
     progress: Progress = lambda done, of: None,
 ) -> list[dict[str, Any]]:
-    """Bytes a second of each way in which the engine reads experts, blocks in random order; a row each.
+    """Returns bytes a second of each way in which the engine reads experts, blocks in random order; a row each.
 
     In each round every method reads for `seconds` at most, after the file has left the page cache, and a sequential one
     past the cache comes first: what the others are divided by. Raises StorageError for a file that is too small or
@@ -69,7 +69,7 @@ def bench_storage(
 
 
 def _rate(path: str, method: str, lanes: int, block_bytes: int, offsets: list[int], seconds: float) -> float:
-    """Bytes a second, cold, by the engine's own lanes."""
+    """Returns bytes a second, cold, by the engine's own lanes."""
     meters.evict_from_page_cache(path)
     try:
         reading = ReadingLanes(path, reader=method, lanes=lanes, keep_cached=False)

@@ -1,4 +1,4 @@
-"""Strategies side by side on this machine, under emulated storage: the same tokens, in turns, against their floor."""
+"""Compares strategies on this machine under emulated storage: the same tokens, in turns, against their floor."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ ABLATION = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A strategy on a container."""
+    """Names a strategy on a container."""
 
     strategy: Strategy
     container: str
 
     @classmethod
     def parse(cls, text: str) -> Candidate:
-        """From STRATEGY=CONTAINER. Raises RequestError."""
+        """Returns the candidate of STRATEGY=CONTAINER. Raises RequestError."""
         name, separator, container = text.partition("=")
         if not separator or not container:
             raise RequestError(f"{text!r}: write a strategy and its container, such as edgemoe=model.emoe")
@@ -42,15 +42,15 @@ class Candidate:
 
     @property
     def exact(self) -> tuple[str, ...] | None:
-        """Candidates that share this give the same tokens; None: it may lose accuracy on the way."""
+        """Returns what candidates with the same tokens share; None if accuracy may be lost on the way."""
         return (
             None if self.strategy.relief is not None else (self.container, self.strategy.precision, self.strategy.form)
         )
 
 
 @dataclass
-class Measured:
-    """One candidate at one rate; a value a round in each list. Decoding alone: prompts are not counted."""
+class CandidateTimes:
+    """Holds one candidate at one rate; a value per round in each list. Prompts are not counted."""
 
     candidate: Candidate
     budget_bytes: int | None
@@ -66,7 +66,7 @@ class Measured:
     tokens: list[tuple[int, ...]] = field(default_factory=list)
 
     def floor_s(self, bytes_per_s: float) -> list[float]:
-        """What no pipeline could beat: the bytes that were missing at the storage's rate, or the arithmetic."""
+        """Returns what no pipeline could beat: the missing bytes at the storage's rate, or the arithmetic."""
         return [
             max((read - wasted) / bytes_per_s, compute)
             for read, wasted, compute in zip(self.read_bytes, self.wasted_bytes, self.compute_s, strict=True)
@@ -83,8 +83,8 @@ def compare(
     rounds: int = 5,
     new_tokens: int = 48,
     progress: Callable[[], None] = lambda: None,
-) -> list[Measured]:
-    """Each round every candidate continues the same prompt out of `text`, in turns that rotate.
+) -> list[CandidateTimes]:
+    """Measures every candidate on the same prompt out of `text` in each round, in turns that rotate.
 
     A round more comes first and is not counted: it fills buffers. Storage is emulated: reads are slowed down to
     `bytes_per_s`. Raises RequestError for a text that is too short, EngineError where lossless candidates disagree.
@@ -113,7 +113,7 @@ def compare(
             container = containers[candidate.container]
             engines.append(opened(candidate.strategy, container))
             expert_bytes = sum(record.slot_bytes for record in container.primary.values())
-            measured.append(Measured(candidate, engines[-1].budget_bytes, expert_bytes, engines[-1].backend))
+            measured.append(CandidateTimes(candidate, engines[-1].budget_bytes, expert_bytes, engines[-1].backend))
         for nth in range(rounds + 1):
             start = max(0, nth - 1) * stride
             prompt, sampling = tuple(text[start : start + PROMPT_TOKENS]), Sampling(temperature=1.0, seed=nth)
@@ -131,15 +131,15 @@ def compare(
     return measured
 
 
-def ratios(first: Measured, other: Measured) -> list[float]:
-    """How many times as fast as the first, round by round."""
+def ratios(first: CandidateTimes, other: CandidateTimes) -> list[float]:
+    """Returns how many times as fast as the first it is, round by round."""
     return [a / b for a, b in zip(first.tpot_s, other.tpot_s, strict=True)]
 
 
 def summarise(
-    measured: Sequence[Measured], bytes_per_s: float, paper: dict[str, float] | None = None
+    measured: Sequence[CandidateTimes], bytes_per_s: float, paper: dict[str, float] | None = None
 ) -> list[dict[str, object]]:
-    """A row a candidate, for tables and JSON. `paper`: its ratio to the first, by strategy."""
+    """Returns a row per candidate, for tables and JSON. `paper`: its ratio to the first, by strategy."""
     rows: list[dict[str, object]] = []
     for m in measured:
         floor, speedup = m.floor_s(bytes_per_s), ratios(measured[0], m)
@@ -172,7 +172,7 @@ def summarise(
     return rows
 
 
-def _add(measured: Measured, tokens: tuple[int, ...], steps: Steps, compute_s: float) -> None:
+def _add(measured: CandidateTimes, tokens: tuple[int, ...], steps: Steps, compute_s: float) -> None:
     decoded = len(steps.time_s) - 1
     time_s = sum(steps.time_s[1:])
     hits = sum(steps.hits[1:])
@@ -185,9 +185,9 @@ def _add(measured: Measured, tokens: tuple[int, ...], steps: Steps, compute_s: f
     measured.compute_s.append(compute_s)
 
 
-def _check_tokens(measured: Sequence[Measured]) -> None:
-    """A candidate that answers differently is not fast, it is wrong."""
-    expected: dict[tuple[str, ...], Measured] = {}
+def _check_tokens(measured: Sequence[CandidateTimes]) -> None:
+    """Raises EngineError for a candidate that answers differently: it is not fast, it is wrong."""
+    expected: dict[tuple[str, ...], CandidateTimes] = {}
     for m in measured:
         if m.candidate.exact is None:
             continue

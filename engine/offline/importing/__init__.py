@@ -1,1 +1,1 @@
-"""A checkpoint becomes a container: layouts, families, tensors."""
+"""Turns a checkpoint into a container: layouts, families, tensors."""

@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint directory: config.json and safetensors, single or sharded.
+"""Reads a Hugging Face checkpoint directory: config.json and safetensors, single or sharded.
 
 Read tensor by tensor, so that a checkpoint of any size needs the memory of its largest tensor only. The directory
 is a stranger's: names in the index may not leave it, and every size is checked before it is used.
@@ -28,14 +28,14 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 
 
 class CheckpointError(RequestError):
-    """A checkpoint cannot be imported; names the tensor or key and the file."""
+    """Reports that a checkpoint cannot be imported; names the tensor or key and the file."""
 
     kind = "checkpoint"
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies and what its file's header says of it."""
+    """Says where a tensor lies and what its file's header says of it."""
 
     file: Path
     precision: str  # fp32, fp16 or bf16
@@ -44,7 +44,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An open checkpoint: its headers are checked, its weights are not yet read."""
+    """Holds an open checkpoint: its headers are checked, its weights are not yet read."""
 
     folder: Path
     config: dict[str, Any]  # config.json
@@ -53,7 +53,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
-        """Raises CheckpointError, naming the file, where the directory is not a whole checkpoint."""
+        """Opens a checkpoint. Raises CheckpointError, which names the file, unless the directory is whole."""
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: not a directory: give the folder that holds config.json and {SINGLE}")
         config = _read_json(folder / "config.json")
@@ -84,7 +84,7 @@ class Checkpoint:
         return cls(folder, config, tensors, handles)
 
     def check_shapes(self, expected: Iterable[tuple[str, tuple[int, ...]]]) -> None:
-        """Every expected tensor is there with its shape, and no other: else CheckpointError names the tensor.
+        """Raises CheckpointError, naming the tensor, unless exactly the expected tensors and shapes are there.
 
         Stops at the first that is missing, so that a config.json of a trillion layers costs nothing.
         """
@@ -108,7 +108,7 @@ class Checkpoint:
                 )
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor as stored: float32, float16 or bfloat16 (of ml_dtypes). NaN and infinity are refused."""
+        """Returns a tensor as stored: float32, float16 or bfloat16 (of ml_dtypes). Refuses NaN and infinity."""
         tensor = self.tensors[name]
         array: np.ndarray = self._open[tensor.file].get_tensor(name)
         if not np.isfinite(array).all():
@@ -130,7 +130,7 @@ class Checkpoint:
 
 
 def _read_index(path: Path) -> dict[str, Path]:
-    """model.safetensors.index.json -> the file of each tensor, none of them outside the folder."""
+    """Returns each tensor's file from model.safetensors.index.json, none of them outside the folder."""
     weight_map = _read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path}: it has no weight_map: download it again")
@@ -146,7 +146,7 @@ def _read_index(path: Path) -> dict[str, Path]:
 
 
 def _open(path: Path) -> Any:
-    """The library checks the header on opening: bounds, overlaps, gaps, sizes against shapes, and the file's length."""
+    """Opens a file. The library checks bounds, overlaps, gaps, sizes against shapes, and the file's length."""
     try:
         return safe_open(path, framework="numpy")
     except SafetensorError as error:
@@ -184,5 +184,5 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _short(text: object) -> str:
-    """A stranger's text for one line of an error: control characters escaped, length bounded."""
+    """Returns a stranger's text for one line of an error: control characters escaped, length bounded."""
     return repr(text if isinstance(text, (str, int, float, bool, type(None))) else type(text).__name__)[:120]

@@ -1,4 +1,4 @@
-"""Import: a Hugging Face checkpoint becomes an expert container."""
+"""Imports a Hugging Face checkpoint as an expert container."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Progress = Callable[[int, int], None]  # (done, of)
 
 
 def formats_of(precisions: Sequence[str], group: int | None, symmetric: bool | None) -> tuple[Format, ...]:
-    """Formats for experts, the first the primary one; group and symmetry (None: the default) concern integers alone."""
+    """Returns formats for experts, the first the primary one; group and symmetry (None: default) are for integers."""
     formats = tuple(
         Format(p)
         if p in FLOATS
@@ -41,7 +41,7 @@ def formats_of(precisions: Sequence[str], group: int | None, symmetric: bool | N
 
 
 def is_container(path: Path) -> bool:
-    """By its magic: whether a file may be replaced by a container."""
+    """Tells by its magic whether a file may be replaced by a container."""
     try:
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
@@ -105,7 +105,10 @@ def import_checkpoint(
 
 
 def layout_of(checkpoint: Checkpoint) -> Layout:
-    """By config.json's model_type. Raises CheckpointError, naming key or tensor, for what cannot be imported."""
+    """Returns the layout for config.json's model_type.
+
+    Raises CheckpointError, naming key or tensor, for what cannot be imported.
+    """
     model_type = checkpoint.config.get("model_type")
     known = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
     if known is None:
@@ -119,7 +122,7 @@ def layout_of(checkpoint: Checkpoint) -> Layout:
 
 
 def _expert_precision(checkpoint: Checkpoint, layout: Layout) -> str:
-    """What all experts are stored in; float32, which holds them all, where they differ."""
+    """Returns the precision of all experts; float32, which holds them all, if they differ."""
     stored = {
         checkpoint.tensors[name].precision
         for layer, expert in layout.experts()

@@ -1,4 +1,4 @@
-"""How a checkpoint becomes a container: what each architecture has to say, and the keys of config.json, checked."""
+"""Describes how a checkpoint becomes a container: what each architecture has to say, and config.json's keys."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ TensorName = tuple[str, str, tuple[int, ...]]  # in the checkpoint, in the conta
 
 @dataclass(frozen=True)
 class Layout(ABC):
-    """The tensors that a configuration implies; `config` is what the container keeps."""
+    """Describes the tensors that a configuration implies; `config` is what the container keeps."""
 
     config: dict[str, Any]
 
     @classmethod
     def of(cls: type[L], checkpoint: Checkpoint) -> L:
-        """Raises CheckpointError, naming the key of config.json or the tensor, for what is not such a model."""
+        """Returns the layout. Raises CheckpointError, naming the key or tensor, for what is not such a model."""
         path = checkpoint.folder / "config.json"
         layout = cls(cls.read_config(ConfigKeys(checkpoint.config, str(path)), checkpoint))
         try:
@@ -52,7 +52,7 @@ class Layout(ABC):
         return layout
 
     def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Every tensor that the checkpoint must have, with its shape."""
+        """Returns every tensor that the checkpoint must have, with its shape."""
         for name, _, shape in self.non_experts():
             yield name, shape
         matrices = self.matrices()
@@ -63,38 +63,38 @@ class Layout(ABC):
     @classmethod
     @abstractmethod
     def read_config(cls, keys: ConfigKeys, checkpoint: Checkpoint) -> dict[str, Any]:
-        """The container's configuration. Raises CheckpointError, naming the key."""
+        """Returns the container's configuration. Raises CheckpointError, naming the key."""
 
     @abstractmethod
     def check(self) -> None:
-        """The engine's own check of the configuration. Raises ContainerError."""
+        """Runs the engine's own check of the configuration. Raises ContainerError."""
 
     def large_matrices(self) -> Iterator[str]:
-        """Non-experts, by their name in the container, that can be kept in INT8: read whole for every token."""
+        """Returns non-experts that can be kept in INT8, by container name: read whole for every token."""
         yield from ()
 
     def unused(self) -> Iterator[str]:
-        """Tensors that are stored and never used, by transformers neither."""
+        """Returns tensors that are stored and never used, not by transformers either."""
         yield from ()
 
     @abstractmethod
     def copies(self) -> Iterator[tuple[str, str]]:
-        """(copy, original): some writers store a tied tensor again. It is left out, if it says the same."""
+        """Returns (copy, original): some writers store a tied tensor again. An equal copy is left out."""
 
     @abstractmethod
     def non_experts(self) -> Iterator[TensorName]: ...
 
     @abstractmethod
     def matrices(self) -> dict[str, tuple[int, int]]:
-        """Of an expert, by their name in the container, in the order in which the arithmetic consumes them."""
+        """Returns an expert's matrices, by container name, in the order in which the arithmetic consumes them."""
 
     @abstractmethod
     def experts(self) -> Iterator[tuple[int, int]]:
-        """(MoE layer, expert) in the order in which a token meets them."""
+        """Yields (MoE layer, expert) in the order in which a token meets them."""
 
     @abstractmethod
     def expert(self, layer: int, expert: int) -> dict[str, str]:
-        """Matrix in the container -> tensor of the checkpoint."""
+        """Returns the checkpoint's tensor for each matrix in the container."""
 
 
 def same(checkpoint: Checkpoint, one: str, other: str) -> bool:
@@ -102,7 +102,7 @@ def same(checkpoint: Checkpoint, one: str, other: str) -> bool:
 
 
 class ConfigKeys:
-    """config.json, with each key checked where it is read."""
+    """Reads config.json and checks each key as it is read."""
 
     def __init__(self, values: dict[str, Any], path: str) -> None:
         self.values, self.path = values, path

@@ -1,4 +1,4 @@
-"""The Mixtral layout of a checkpoint: which tensors it has, and what they are called in a container.
+"""Describes the Mixtral layout of a checkpoint: which tensors it has, and their names in a container.
 
 Follows transformers' MixtralConfig and MixtralForCausalLM (versions 4 and 5; both write the same tensor names,
 version 5 has moved some keys of config.json).
@@ -111,7 +111,7 @@ def _container_config(keys: ConfigKeys) -> dict[str, Any]:
 
 
 def _rope_theta(keys: ConfigKeys) -> float:
-    """From rope_parameters (transformers 5) or rope_theta (before); positions stretched by rope scaling are refused."""
+    """Returns theta of rope_parameters (transformers 5) or rope_theta (before); refuses rope scaling."""
     theta = keys.get("rope_theta")
     for key in ("rope_parameters", "rope_scaling"):
         rope = keys.get(key)

@@ -1,4 +1,4 @@
-"""The Switch Transformers layout of a checkpoint: which tensors it has, and what they are called in a container.
+"""Describes the Switch Transformers layout of a checkpoint: which tensors it has, and their names in a container.
 
 Follows transformers' SwitchTransformersConfig and SwitchTransformersForConditionalGeneration (versions 4 and 5).
 """
@@ -94,7 +94,7 @@ class SwitchLayout(Layout):
         return {matrix: f"{prefix}.{matrix}.weight" for matrix in self.matrices()}
 
     def _sparse_blocks(self) -> list[str]:
-        """By MoE layer: the name of its feed-forward part in the checkpoint."""
+        """Returns the name of the feed-forward part in the checkpoint, by MoE layer."""
         return [
             f"{stack}.block.{i}.layer.{1 if stack == 'encoder' else 2}"
             for stack in STACKS
@@ -139,7 +139,7 @@ def _container_config(keys: ConfigKeys) -> dict[str, Any]:
 
 
 def _sparse_step(keys: ConfigKeys, stack: str, layers: int) -> int:
-    """As transformers has it: stated, or the number of layers over that of the sparse ones, of which 3 is usual."""
+    """Returns the step as transformers does: stated, or the layers over the sparse ones, of which 3 is usual."""
     key = f"{stack}_sparse_step"
     if keys.get(key) is not None:
         return 0 if keys.get(key) == 0 else keys.natural(key)

@@ -1,1 +1,1 @@
-"""Which experts a text activates: traces, replays, simulations, estimates."""
+"""Finds which experts a text activates: traces, replays, simulations, estimates."""

@@ -17,7 +17,7 @@ MOST_TOKENS = 4096  # of a trace that are ranked: more change no digit that is s
 
 
 def path_counts(trace: Trace, layers: int) -> list[int]:
-    """How many tokens took each path through so many consecutive layers, from any layer on; the most first."""
+    """Returns how many tokens took each path through so many consecutive layers, from any layer on; the most first."""
     sets = np.sort(trace.chosen, axis=2)  # (n, decoder layers, k)
     counts: list[int] = []
     for first in range(sets.shape[1] - layers + 1):
@@ -27,7 +27,7 @@ def path_counts(trace: Trace, layers: int) -> list[int]:
 
 
 def coverage(profile: PathProfile, trace: Trace | None = None) -> tuple[list[float], ...]:
-    """For each of KNOWN: the share of activations among the 1, 2 ... `experts` likeliest, as the profile ranks them.
+    """Returns, for each of KNOWN, the share of activations among the 1, 2 ... `experts` likeliest by the profile.
 
     Of the trace's activations, or else of those that were counted into the profile, which flatters it.
     Raises RequestError for a trace of another model.
@@ -49,7 +49,7 @@ def _coverage(profile: PathProfile, known: int, trace: Trace | None) -> list[flo
 
 
 def _counted(profile: PathProfile, known: int) -> Iterator[tuple[int, Path, Mapping[int, int]]]:
-    """(layer, path of the layers before, how often each expert came then)."""
+    """Yields (layer, path of the layers before, how often each expert came then)."""
     for layer in range(profile.layers):
         tables: tuple[Mapping[Path, Counts], ...] = (
             {(): profile.marginal[layer]}, profile.one[layer], profile.two[layer]
@@ -67,13 +67,13 @@ def _traced(trace: Trace, known: int) -> Iterator[tuple[int, Path, Mapping[int, 
             before = (*before, chosen)[-max(KNOWN) :]
 
 
-def profile_of(trace: Trace) -> PathProfile:
-    """As counted on the trace itself."""
+def selftest_profile(trace: Trace) -> PathProfile:
+    """Returns the profile as counted on the trace itself."""
     counter = PathCounter(trace.layers, trace.experts, trace.first_layer)
     counter.observe(_sets(trace.chosen))
     return counter.finish()
 
 
 def _sets(chosen: np.ndarray) -> Sequence[Sequence[tuple[int, ...]]]:
-    """(n, layers, k) -> by token and layer, each sorted."""
+    """Returns the sets of (n, layers, k) by token and layer, each sorted."""
     return [[tuple(layer) for layer in token] for token in np.sort(chosen, axis=2).tolist()]

@@ -1,4 +1,4 @@
-"""The activation profile of a model, from text: which experts its tokens activate, one after another.
+"""Makes a model's activation profile from text: which experts its tokens activate, one after another.
 
 What the routers chose is journaled as it comes, so that a count that was interrupted goes on where it was: a line of
 JSON that says of what it is, then for each passage its routing (uint16) and a CRC-32. A torn end is computed again.
@@ -58,7 +58,7 @@ def profile_texts(
 
 
 class Journal:
-    """Routing of one passage after another: what an earlier run left is taken first, what comes then is put behind it.
+    """Records the routing of one passage after another; replays what an earlier run left before adding to it.
 
     Without a path nothing is kept. Raises RequestError where it cannot be written.
     """
@@ -86,7 +86,7 @@ class Journal:
             self._file.close()
 
     def take(self, shape: tuple[int, int, int], experts: int) -> np.ndarray | None:
-        """The next passage's routing; None from the first on that is not there whole."""
+        """Returns the next passage's routing; None from the first on that is not there whole."""
         if self._file is None:
             return None
         start, size = self._file.tell(), 2 * shape[0] * shape[1] * shape[2]
@@ -116,7 +116,7 @@ class Journal:
 
 
 def _key(container: Container, passages: Sequence[Passage]) -> str:
-    """Changes with anything that the routing follows from."""
+    """Returns a key that changes with anything that the routing follows from."""
     checksums = [tensor.crc32 for tensor in container.tensors.values()] + [r.crc32 for r in container.primary.values()]
     content = [container.config, checksums, [[p.prompt, p.continuation] for p in passages]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What to expect of each strategy on a device, before it is measured there.
+"""Estimates each strategy on a device before it is measured there.
 
 For one strategy, container, budget and device, per decoded token after a prompt:
 
@@ -48,8 +48,8 @@ DRAWN_TOKENS = 512  # of routing that is made up
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What an estimate knows of a device."""
+class DeviceRates:
+    """Holds what an estimate knows of a device."""
 
     times: ArithmeticTimes
     times_from: str  # in words
@@ -60,7 +60,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Demand:
-    """What the routers ask for."""
+    """Holds what the routers ask for."""
 
     trace: Trace
     source: str  # in words
@@ -69,7 +69,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one strategy; per decoded token. `needs` says why there is none, and what would help."""
+    """Holds the estimate of one strategy, per decoded token. `needs` says why there is none, and what would help."""
 
     strategy: str
     needs: str | None = None
@@ -86,7 +86,7 @@ class Estimate:
 def estimate(
     container: Container,
     strategy: Strategy,
-    machine: Machine,
+    machine: DeviceRates,
     demand: Demand,
     *,
     profile: PathProfile | None = None,
@@ -96,7 +96,7 @@ def estimate(
     profile_file_bytes: int = 0,
     most_tokens: int | None = None,
 ) -> Estimate:
-    """What cannot be estimated is said in `needs`, not raised. `most_tokens`: replay no more than about so many."""
+    """Returns the estimate; `needs` says what is missing. `most_tokens`: replay no more than about so many."""
     try:
         return _estimate(
             container, strategy, machine, demand, profile, expert_budget if strategy.has_budget else None,
@@ -109,7 +109,7 @@ def estimate(
 def _estimate(
     container: Container,
     strategy: Strategy,
-    machine: Machine,
+    machine: DeviceRates,
     demand: Demand,
     profile: PathProfile | None,
     expert_budget: ExpertBudget | None,
@@ -182,7 +182,7 @@ def _bound(storage_s: float, arithmetic_s: float, weight_bytes: float, memory_by
 
 
 def _at_most(cut: Sequence[Stretch], tokens: int | None) -> list[Stretch]:
-    """The first ones, two at least where there are two."""
+    """Returns the first ones, two at least if there are two."""
     kept: list[Stretch] = []
     for stretch in cut:
         if tokens is not None and len(kept) > 1 and sum(s.stop - s.first_decoded for s in kept) >= tokens:
@@ -195,7 +195,7 @@ def _at_most(cut: Sequence[Stretch], tokens: int | None) -> list[Stretch]:
 
 
 def arithmetic_of(container: Container, times: ArithmeticTimes) -> Arithmetic:
-    """A format of so few experts that it could not be timed is taken for as slow as the slowest.
+    """Returns the arithmetic. A format with too few experts to time counts as slow as the slowest.
 
     Raises RequestError for times that are of another container.
     """
@@ -210,7 +210,7 @@ def arithmetic_of(container: Container, times: ArithmeticTimes) -> Arithmetic:
 
 
 def times_by_hand(container: Container, memory_bytes_per_s: float) -> ArithmeticTimes:
-    """From shapes and the rate at which one core reads memory; the constants above say what else."""
+    """Returns times from shapes and the rate at which one core reads memory; see the constants above."""
     layers_bytes, head_bytes = _dense_bytes(container)
     layers = container.moe_layers - model_config(container).first_layer
     largest = max(container.tensors.values(), key=lambda tensor: tensor.bytes)
@@ -230,7 +230,7 @@ def times_by_hand(container: Container, memory_bytes_per_s: float) -> Arithmetic
 
 
 def _dense_bytes(container: Container) -> tuple[int, int]:
-    """Of the non-experts that a decoded token passes: (all layers, head). Of an embedding it takes a row."""
+    """Returns the non-expert bytes that a decoded token passes: (all layers, head). Of an embedding it takes a row."""
     sizes = {name: tensor.bytes for name, tensor in container.tensors.items() if not name.startswith("encoder.")}
     head = "head" if "head" in sizes else next((name for name in sizes if name.endswith("embed")), "")
     layers = sum(size for name, size in sizes.items() if name != head and not name.endswith("embed"))
@@ -241,7 +241,7 @@ def _dense_bytes(container: Container) -> tuple[int, int]:
 
 
 def drawn_from(profile: PathProfile, container: Container, seed: int = 0) -> Demand:
-    """A walk along the profile's paths: each layer's experts as they followed on those of the layer before."""
+    """Returns a walk along the profile's paths: each layer's experts as they followed on those of the layer before."""
     walk = random.Random(seed)  # noqa: S311 - no secret depends on it
     config = model_config(container)
     first, top_k = config.first_layer, config.top_k
@@ -261,7 +261,7 @@ def drawn_from(profile: PathProfile, container: Container, seed: int = 0) -> Dem
 
 
 def uniform(container: Container, seed: int = 0) -> Demand:
-    """Every expert as likely as any other, whatever came before: what is left where nothing is known."""
+    """Returns uniform demand, every expert as likely as any other: for use if nothing is known."""
     walk = random.Random(seed)  # noqa: S311 - no secret depends on it
     config, experts = model_config(container), range(container.experts_per_layer)
     trace = _made_up(

@@ -1,4 +1,4 @@
-"""What each policy and predictor would do on a recorded trace, in seconds, with Belady's optimum as the limit.
+"""Replays a trace under each policy and predictor, in seconds, with Belady's optimum as the limit.
 
 The policies and predictors are the engine's own classes. `simulate` repeats the order of engine.experts.supply with
 its reads on the computing thread: a layer's resident experts are used first, by number, then the missing ones are
@@ -15,8 +15,8 @@ import numpy as np
 
 from engine.container import ExpertKey
 from engine.errors import RequestError
-from engine.experts.eviction import POLICIES, EvictionPolicy, Setting, policy_named
-from engine.experts.predictors import PREDICTORS, Predictor, Routing, Sources, predictor_named
+from engine.experts.eviction import POLICIES, EvictionPolicy, PolicyInputs, policy_named
+from engine.experts.predictors import PREDICTORS, Predictor, PredictorInputs, Routing, predictor_named
 from engine.experts.profile import PathProfile
 from engine.offline.routing.trace import Trace
 
@@ -38,7 +38,7 @@ class Hits:
 
 
 def default_sizes(trace: Trace) -> tuple[int, ...]:
-    """Buffer sizes, in experts."""
+    """Returns buffer sizes, in experts."""
     return tuple(
         sorted({max(1, round(share * (trace.layers - trace.first_layer) * trace.experts)) for share in DEFAULT_SHARES})
     )
@@ -52,8 +52,8 @@ def steps(trace: Trace) -> list[Step]:
     ]
 
 
-def simulate(demands: Sequence[Step], policy: EvictionPolicy, size: int) -> Hits:
-    """A buffer of `size` equal experts, empty at first, under demand alone."""
+def count_hits(demands: Sequence[Step], policy: EvictionPolicy, size: int) -> Hits:
+    """Returns the hits of a buffer of `size` equal experts, empty at first, under demand alone."""
     resident: set[ExpertKey] = set()
     hits = misses = 0
     for layer, chosen in demands:
@@ -77,7 +77,7 @@ def simulate(demands: Sequence[Step], policy: EvictionPolicy, size: int) -> Hits
 
 
 def belady(demands: Sequence[Step], size: int) -> Hits:
-    """The most hits that any policy can have: keeps what is needed soonest, knowing the future (Belady, 1966).
+    """Returns the most hits that any policy can have: it knows the future, and keeps what is needed soonest (1966).
 
     A layer's experts are demanded together; of them and of what was there, any `size` may stay.
     """
@@ -107,7 +107,7 @@ def replay_policies(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, dict[int, Hits]]:
-    """Policy -> buffer size in experts -> hits. Without a profile every expert counts as equally frequent."""
+    """Returns hits by policy and buffer size in experts. Without a profile all experts count as equally frequent."""
     check_profile(trace, profile)
     if any(size < 1 for size in sizes):
         raise RequestError(f"a buffer of {min(sizes)} experts holds nothing: use 1 or more")
@@ -122,15 +122,15 @@ def replay_policies(
             if name == BELADY:
                 results[name][size] = belady(demands, size)
             else:
-                policy = policy_named(name, Setting(trace.layers, trace.first_layer, frequency, seed))
-                results[name][size] = simulate(demands, policy, size)
+                policy = policy_named(name, PolicyInputs(trace.layers, trace.first_layer, frequency, seed))
+                results[name][size] = count_hits(demands, policy, size)
     return results
 
 
 def replay_predictors(
     trace: Trace, profile: PathProfile, names: Sequence[str] = tuple(PREDICTORS)
 ) -> dict[str, dict[int, tuple[float, ...]]]:
-    """Predictor -> n -> for each MoE layer the share of activated experts that are among the first n predictions.
+    """Returns the share of activated experts among the first n predictions, by predictor, n and MoE layer.
 
     Each layer is asked about when the one before it has answered, the first one when the token is known.
     """
@@ -140,7 +140,9 @@ def replay_predictors(
         for token in trace.chosen.tolist()
     ]
     return {
-        name: _recall(trace, predictor_named(name, Sources(profile, lambda layer, hidden: hidden, routing)), routing)
+        name: _recall(
+            trace, predictor_named(name, PredictorInputs(profile, lambda layer, hidden: hidden, routing)), routing
+        )
         for name in names
     }
 
@@ -174,7 +176,7 @@ def _recall(trace: Trace, predictor: Predictor, routing: Sequence[Routing]) -> d
 
 
 def _next_uses(demands: Sequence[Step]) -> list[list[int]]:
-    """For each step and expert the step at which it is demanded again; past the end if never."""
+    """Returns for each step and expert the step at which it is demanded again; past the end if never."""
     following: dict[ExpertKey, int] = {}
     result: list[list[int]] = [[]] * len(demands)
     for at in range(len(demands) - 1, -1, -1):

@@ -1,4 +1,4 @@
-"""Decoding on a simulated clock: one lane that computes, one that reads, and the engine's own supply of experts.
+"""Simulates decoding on a clock of its own: a lane that computes, one that reads, and the engine's own supply.
 
 Supply, buffer, eviction, predictors and the order of the reads are engine.experts; two things are made up. Arithmetic
 takes the seconds that `Arithmetic` says, layer by layer: what comes before a layer's experts, then each expert once it
@@ -18,10 +18,10 @@ import numpy as np
 
 from engine.container import Container, ExpertKey, Record
 from engine.errors import RequestError
-from engine.experts.buffer import Entry, ExpertBuffer
+from engine.experts.buffer import BufferEntry, ExpertBuffer
 from engine.experts.lanes import CREDIT_S, BrokenOff, chunk_bytes_at
 from engine.experts.loader import Loader
-from engine.experts.predictors import OraclePredictor, Sources, predictor_named
+from engine.experts.predictors import OraclePredictor, PredictorInputs, predictor_named
 from engine.experts.profile import ExpertSet, PathProfile
 from engine.experts.provision import Provision
 from engine.experts.slabs import Slabs
@@ -34,7 +34,7 @@ from engine.quantize import Packed
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Seconds that one token takes on one device, interpreter included and waiting for experts not."""
+    """Holds the seconds that one token takes on one device, with the interpreter and without waiting for experts."""
 
     layer_s: float  # a MoE layer but for its experts, and whatever layers without experts stand before it
     head_s: float  # all that comes after the last layer
@@ -43,7 +43,7 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class Storage:
-    """One read after another."""
+    """Reads one record after another."""
 
     bytes_per_s: float
     # Emulated storage starts at once what is asked for within this time of the last read; see engine.experts.lanes.
@@ -56,7 +56,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Of a trace, rows `start` to `first_decoded` are a prompt, processed at once, and up to `stop` it is decoded."""
+    """Delimits rows of a trace: `start` to `first_decoded` are a prompt, from there to `stop` is decoded."""
 
     start: int
     first_decoded: int
@@ -64,7 +64,7 @@ class Stretch:
 
 
 def stretches(trace: Trace, prompt_tokens: int, new_tokens: int) -> list[Stretch]:
-    """As many as the trace's windows hold. Raises RequestError where no window holds one.
+    """Returns as many as the trace's windows hold. Raises RequestError if no window holds one.
 
     An encoder's prompt is not in a trace: there a sequence begins with the decoder's start token, as every window does.
     """
@@ -86,7 +86,7 @@ def stretches(trace: Trace, prompt_tokens: int, new_tokens: int) -> list[Stretch
 
 @dataclass(frozen=True)
 class Simulated:
-    """What a strategy did; `steps` has an entry for each sequence, of which step 0 is the prompt."""
+    """Holds what a strategy did; `steps` has an entry for each sequence, of which step 0 is the prompt."""
 
     steps: tuple[Steps, ...]
     held_bytes: int  # of experts in memory, at the end: slabs are kept, so that it is the most
@@ -101,14 +101,14 @@ def simulate(
     *,
     profile: PathProfile | None = None,
 ) -> Simulated:
-    """One sequence of `cut` after another, with a buffer that is empty at first. Raises RequestError."""
+    """Simulates one sequence of `cut` after another, with a buffer that is empty at first. Raises RequestError."""
     provision.check_profile(profile)
     strategy, first = provision.strategy, trace.first_layer
     chosen = trace.chosen.astype(np.int64)  # (n, decoder layers, k)
     previews = _previews(trace)  # (n, decoder layers, experts)
     # Where the engine hands a layer's hidden state to a predictor, which asks the next router, it is the answer here.
     predictor = None if strategy.predictor is None else predictor_named(
-        strategy.predictor, Sources(profile, lambda layer, hidden: hidden, ())
+        strategy.predictor, PredictorInputs(profile, lambda layer, hidden: hidden, ())
     )  # fmt: skip
     loaders: list[SimulatedLoader] = []
 
@@ -161,7 +161,7 @@ def simulate(
 
 
 class SimulatedLoader(Loader):
-    """The engine's queues of reads, each of which takes its time on a clock that `compute` and `wait_for` move on."""
+    """Simulates the engine's queues of reads, on a clock that `compute` and `wait_for` move on."""
 
     def __init__(
         self,
@@ -173,18 +173,18 @@ class SimulatedLoader(Loader):
         *,
         threaded: bool,
     ) -> None:
-        """Not `threaded`: nothing is read but while somebody waits for it."""
+        """Makes the loader. If not `threaded`, it reads only while somebody waits."""
         super().__init__(_NoStore(container), buffer, records, slabs, threaded=False)
         self.now_s = 0.0
         self._ahead = threaded
         self._storage = storage
         self._chunk_bytes = chunk_bytes_at(storage.bytes_per_s)
-        self._reading: Entry | None = None
+        self._reading: BufferEntry | None = None
         self._began_s = self._ends_s = 0.0
         self._reads_bytes = 0
 
     def compute(self, seconds: float) -> None:
-        """The arithmetic goes on for so long, and so do the reads."""
+        """Lets the arithmetic go on for so long, and the reads with it."""
         until = self.now_s + seconds
         with self.lock:
             while self._reading is not None and self._ends_s <= until:
@@ -209,7 +209,7 @@ class SimulatedLoader(Loader):
         self._read_ahead()
 
     def _load_next(self) -> bool:
-        """Nothing is there but what is read now: time passes until it is."""
+        """Reads the next expert at once: time passes until it is there."""
         if self._reading is None:
             self._begin()
         if self._reading is None:
@@ -241,14 +241,14 @@ class SimulatedLoader(Loader):
 
 
 class _NoStore(ExpertStore):
-    """Nobody reads from it."""
+    """Stands for a store that nobody reads from."""
 
     def __init__(self, container: Container) -> None:
         self.container = container
 
 
 class _Empty:
-    """Slabs as long as those of the engine, with nothing in them."""
+    """Gives slabs as long as those of the engine, with nothing in them."""
 
     def __init__(self, slabs: Slabs) -> None:
         self.bytes = slabs.bytes
@@ -261,7 +261,7 @@ class _Empty:
 
 
 def _previews(trace: Trace) -> np.ndarray:
-    """(n, decoder layers, experts): scores that rank the layer after each as its own router did ahead of time."""
+    """Returns scores (n, decoder layers, experts) that rank each next layer as its own router did ahead of time."""
     n, layers, _ = trace.chosen.shape
     scores = np.full((n, layers, trace.experts), -np.inf, np.float32)
     ranks = np.broadcast_to(-np.arange(trace.ahead.shape[2], dtype=np.float32), trace.ahead.shape)
@@ -270,5 +270,5 @@ def _previews(trace: Trace) -> np.ndarray:
 
 
 def _routing(chosen: np.ndarray, first_layer: int) -> dict[int, ExpertSet]:
-    """(layers, k) of one token, as predictors know it."""
+    """Returns (layers, k) of one token, as predictors know it."""
     return {layer: tuple(sorted(experts)) for layer, experts in enumerate(chosen.tolist(), first_layer)}

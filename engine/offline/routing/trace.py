@@ -1,4 +1,4 @@
-"""A router trace: which experts a text activated, token by token, and what looking ahead said before.
+"""Holds a router trace: which experts a text activated, token by token, and what looking ahead predicted.
 
 The file is a zip of .npy arrays without pickles (numpy reads it as .npz), uncompressed: `meta` (JSON as uint8),
 `tokens`, `starts`, `chosen`, `ahead`. History of VERSION: 1 first.
@@ -35,7 +35,7 @@ _TYPES = {"meta": "|u1", "tokens": "<i4", "starts": "<i4", "chosen": "<u2", "ahe
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """Of `experts` in each of `layers` MoE layers; those before `first_layer` are an encoder's and not recorded."""
+    """Holds choices of `experts` in each of `layers` MoE layers, without those of an encoder, before `first_layer`."""
 
     container: str  # its name, bytes and number of experts: where the trace is from
     layers: int
@@ -51,7 +51,7 @@ class Trace:
         return int(self.chosen.shape[2])
 
     def save(self, path: str) -> None:
-        """Atomically."""
+        """Writes the trace atomically."""
         meta = {
             "schema": SCHEMA, "version": VERSION, "container": self.container, "layers": self.layers,
             "experts": self.experts, "first_layer": self.first_layer,
@@ -65,7 +65,7 @@ class Trace:
 
     @classmethod
     def load(cls, path: str) -> Trace:
-        """Raises ContainerError, naming the file, for anything but a sound trace."""
+        """Reads a trace. Raises ContainerError, which names the file, unless the trace is sound."""
         try:
             if Path(path).stat().st_size > MAX_FILE_BYTES:
                 raise ContainerError(f"{path}: larger than a trace can be")
@@ -147,7 +147,7 @@ def record_trace(
 
 
 class _Recorder:
-    """Experts for a model, that writes down what was asked of them."""
+    """Gives a model its experts, and records what was asked of them."""
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class _Recorder:
 
 
 def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """A member of the archive, whose header promises no more than its bytes hold."""
+    """Returns a member of the archive whose header promises no more than its bytes hold."""
     info = archive.getinfo(f"{name}.npy")
     if info.compress_type != zipfile.ZIP_STORED or info.file_size > MAX_FILE_BYTES:
         raise ValueError(f"{name} is compressed or too large")

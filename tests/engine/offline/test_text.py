@@ -13,7 +13,7 @@ from engine.container import Container
 from engine.errors import ContainerError, RequestError
 from engine.experts.profile import PathProfile
 from engine.offline.accuracy.model import MappedExperts, OfflineModel, save_logits
-from engine.offline.accuracy.passages import Pair, cut, read_pairs, rouge_2
+from engine.offline.accuracy.passages import TextPair, cut, read_pairs, rouge_2
 from engine.offline.accuracy.perplexity import evaluate
 from engine.offline.importing.importer import import_checkpoint
 from engine.offline.routing.activations import profile_texts
@@ -207,7 +207,7 @@ def test_what_is_left_of_another_profile_is_not_taken_up(tiny: OfflineModel, tmp
 def test_pairs(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"input": "a b", "target": "c"}\n\n{"dialogue": "d", "summary": "e", "id": 3}\n')
-    assert read_pairs(path) == [Pair("a b", "c"), Pair("d", "e")]
+    assert read_pairs(path) == [TextPair("a b", "c"), TextPair("d", "e")]
     for text, words in (("", "no pairs"), ("{}", "line 1 has no text"), ('{"input": "a", "target": ""}', "line 1"),
                         ("\n[", "line 2 is not JSON"), ('{"input": 3, "target": "b"}', "line 1")):  # fmt: skip
         path.write_text(text)

@@ -14,7 +14,7 @@ from engine.experts.profile import PathCounter, PathProfile
 from engine.offline.accuracy.adapt import BEST_FORMATS, PAPER_FORMATS, BitwidthPlan, _lower_hull, adapt, write_adapted
 from engine.offline.accuracy.calibration import Calibration, Measuring
 from engine.offline.accuracy.model import OfflineModel
-from engine.offline.accuracy.passages import Pair, cut, passages_of
+from engine.offline.accuracy.passages import TextPair, cut, passages_of
 from engine.offline.accuracy.perplexity import evaluate
 from engine.offline.importing.importer import import_checkpoint
 from engine.offline.routing.activations import profile_texts
@@ -122,7 +122,10 @@ def test_what_cannot_be_adapted(
 
 def test_rouge_2_of_what_a_model_writes(shipped: Container) -> None:
     tokenizer = Tokenizer.from_container(shipped.path)
-    pairs = [Pair("It was the best of times, it was", "the worst of times"), Pair("He said that he was", "not there")]
+    pairs = [
+        TextPair("It was the best of times, it was", "the worst of times"),
+        TextPair("He said that he was", "not there"),
+    ]
     prompts = tuple(passages_of(pairs, tokenizer))
     written = [tokenizer.decode(OfflineModel(shipped).generate(p.prompt, 8)) for p in prompts]
     measuring = Measuring(shipped.path, Calibration(prompts, tuple(written), 8), [Format("int2")])

@@ -13,7 +13,7 @@ from engine.generate import Engine
 from engine.offline.benchmarks.strategies import Candidate, compare, ratios, summarise
 from engine.protocol import ExpertBudget
 from engine.quantize import Format
-from engine.selftest import profile_of, write_random_model
+from engine.selftest import selftest_profile, write_random_model
 
 TEXT = tuple((7 * i) % 96 for i in range(80))
 RATE = 50e6
@@ -23,7 +23,7 @@ RATE = 50e6
 def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, PathProfile]:
     path = str(tmp_path_factory.mktemp("model") / "m.emoe")
     write_random_model(path, [Format("fp32"), Format("int2", 32)])
-    return path, profile_of(Container.open(path))
+    return path, selftest_profile(Container.open(path))
 
 
 def test_all_candidates_take_turns_on_the_same_prompts(

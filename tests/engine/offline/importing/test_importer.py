@@ -12,7 +12,7 @@ from engine.container import Container
 from engine.errors import ContainerError
 from engine.offline.importing.checkpoint import CheckpointError
 from engine.offline.importing.importer import formats_of, import_checkpoint
-from engine.offline.summary import summarise, verify
+from engine.offline.summary import container_summary, verify
 from engine.quantize import PRECISIONS, Format, as_float32
 from tests.engine.offline.conftest import TINY
 from tests.golden.checkpoints import SHIPPED
@@ -64,7 +64,7 @@ def test_non_experts_in_int8(checkpoint: WRITE, tmp_path: Path) -> None:
 def test_each_expert_is_there_in_each_format_the_first_is_primary(checkpoint: WRITE, tmp_path: Path) -> None:
     formats = formats_of(PRECISIONS, None, None)
     container = import_checkpoint(checkpoint(), tmp_path / "m.emoe", formats)
-    facts = summarise(container.path)
+    facts = container_summary(container.path)
     assert facts["precisions"] == dict.fromkeys(PRECISIONS, 6)
     assert facts["primary_formats"] == {"fp32": 6}
     assert (facts["layers"], facts["moe_layers"], facts["experts_per_layer"], facts["top_k"]) == (2, 2, 3, 2)

@@ -17,7 +17,7 @@ from engine.offline.importing.checkpoint import CheckpointError
 from engine.offline.importing.importer import import_checkpoint
 from engine.protocol import ExpertBudget, Sampling
 from engine.quantize import Format
-from engine.selftest import profile_of
+from engine.selftest import selftest_profile
 from engine.strategies import strategy_named
 from tests.engine.offline.conftest import Change
 from tests.golden.checkpoints import write_checkpoint
@@ -121,7 +121,7 @@ def test_strategies_decode_the_same_tokens_with_hardly_a_buffer(name: str, conta
     tokens = []
     for strategy in ("full-load", name):
         budget = ExpertBudget(experts=4) if strategy_named(strategy).has_budget else None
-        engine = Engine(container, strategy_named(strategy), expert_budget=budget, profile=profile_of(container))
+        engine = Engine(container, strategy_named(strategy), expert_budget=budget, profile=selftest_profile(container))
         try:
             tokens.append(engine.generate((4, 9, 9, 2), 12, Sampling(temperature=1.0, seed=3))[0])
         finally:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine.errors import RequestError
-from engine.offline.routing.activation_paths import coverage, path_counts, profile_of
+from engine.offline.routing.activation_paths import coverage, path_counts, selftest_profile
 from engine.offline.routing.trace import Trace
 
 
@@ -35,7 +35,7 @@ def test_the_order_in_which_a_router_names_experts_is_no_path() -> None:
 def test_what_decides_the_next_expert_must_be_known_to_foresee_it() -> None:
     """The second layer repeats the first; the first is what the second was not."""
     trace = trace_of(*[(0, 0), (1, 1)] * 20)
-    profile = profile_of(trace)
+    profile = selftest_profile(trace)
     for shares in (coverage(profile), coverage(profile, trace)):
         nothing, one, two = shares
         assert nothing[:2] == pytest.approx([0.5, 1.0], abs=0.02)
@@ -44,14 +44,14 @@ def test_what_decides_the_next_expert_must_be_known_to_foresee_it() -> None:
 
 
 def test_an_unseen_text_is_foreseen_less() -> None:
-    profile = profile_of(trace_of(*[(0, 0), (1, 1)] * 20))
+    profile = selftest_profile(trace_of(*[(0, 0), (1, 1)] * 20))
     _, one, _ = coverage(profile, trace_of(*[(0, 1), (1, 0)] * 20))
     assert one[0] < 0.1
     assert one[-1] <= 1.0
 
 
 def test_layers_of_an_encoder_are_not_counted_and_another_model_is_refused() -> None:
-    profile = profile_of(trace_of((0, 1), (2, 3), layers=3, first_layer=1))
+    profile = selftest_profile(trace_of((0, 1), (2, 3), layers=3, first_layer=1))
     assert [len(counts) for counts in profile.marginal] == [0, 2, 2]
     with pytest.raises(RequestError, match="different models"):
         coverage(profile, dataclasses.replace(trace_of((0, 1)), experts=5))

@@ -18,8 +18,8 @@ from engine.generate import Engine
 from engine.models import model_config
 from engine.offline.routing.estimate import (
     Demand,
+    DeviceRates,
     Estimate,
-    Machine,
     drawn_from,
     estimate,
     times_by_hand,
@@ -193,7 +193,7 @@ def test_counters_are_the_engines_own_where_it_preloads(
 # --- estimates ------------------------------------------------------------------------------------------------------
 
 LABEL = "fp16"
-DEVICE = Machine(
+DEVICE = DeviceRates(
     ArithmeticTimes(0.010, 0.003, {LABEL: 0.002}, non_expert_bytes=1000, base_bytes=500, backend="numpy", variant=None),
     "told", Storage(1e7), "told",
 )  # fmt: skip
@@ -224,7 +224,7 @@ def test_every_strategy_has_an_estimate_or_says_what_it_needs(container: Contain
     }  # fmt: skip
 
 
-def need(container: Container, name: str, demand: Demand, machine: Machine = DEVICE, **options: object) -> str:
+def need(container: Container, name: str, demand: Demand, machine: DeviceRates = DEVICE, **options: object) -> str:
     row: Estimate = estimate(container, STRATEGIES[name], machine, demand, **options)  # type: ignore[arg-type]
     assert row.needs is not None
     return row.needs
