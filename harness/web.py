@@ -31,6 +31,7 @@ THREADS = 8
 MOST_WAITING = 64  # connections; more are closed unheard
 IDLE_S = 10.0  # between two bytes of a request
 REQUEST_S = 60.0  # for a request and its answer
+POLL_S = 0.25  # between two looks at whether to stop, and at who takes too long
 PIECE_BYTES = 64 << 10  # of an answer: each has IDLE_S to go
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{16,256}")
 _COOKIE = "edgemoe_farm"
@@ -176,10 +177,11 @@ def _local(path: str) -> str:
 
 
 class Server(socketserver.TCPServer):
-    """Listens as soon as it is made; `serve` answers until `KeyboardInterrupt`; must be closed."""
+    """Listens as soon as it is made; `serve` answers until `stop` is called; must be closed."""
 
     allow_reuse_address = True
     request_queue_size = MOST_WAITING
+    timeout = POLL_S  # of handle_request
 
     def __init__(
         self, host: str, port: int, access: Access, find: Find, *, clock: Callable[[], float] = time.monotonic
@@ -187,6 +189,7 @@ class Server(socketserver.TCPServer):
         """Listens. Raises UsageError where that address cannot be listened at."""
         self.access, self.find, self._clock = access, find, clock
         self._open: dict[socket.socket, float] = {}  # and when they must have ended
+        self._is_stopping = False
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="serve")
         self._lock = threading.Lock()
         try:
@@ -205,8 +208,17 @@ class Server(socketserver.TCPServer):
         return int(self.server_address[1])
 
     def serve(self) -> None:
-        with contextlib.suppress(KeyboardInterrupt):
-            self.serve_forever(poll_interval=0.25)
+        """Answers requests until `stop` is called, which it notices within POLL_S."""
+        while not self._is_stopping:
+            self.handle_request()
+            self.service_actions()
+
+    def stop(self) -> None:
+        """Makes `serve` return. Signal handlers and other threads may call it at any time.
+
+        A handler that raised KeyboardInterrupt instead could lose it: Python drops what is raised within a finalizer.
+        """
+        self._is_stopping = True
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:

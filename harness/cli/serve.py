@@ -39,6 +39,7 @@ def serve(host: str, port: int, names: tuple[str, ...], results_place: str, as_j
     with open_results(results_place) as database:
         site = Site(database, is_alive)
         with Server(host, port, access, lambda path, still: site.answer(path, still=still)) as server:
+            _stop_on_signals(server)
             url = _url(host, server.port) + (f"?token={access.token}" if access.token else "")
             if as_json:
                 print_json({"url": url, "host": host, "port": server.port, "token": access.token})
@@ -46,7 +47,6 @@ def serve(host: str, port: int, names: tuple[str, ...], results_place: str, as_j
                 click.echo(f"serving at {url} until Ctrl-C")
                 if not is_loopback(host):
                     click.echo("token and pages travel unencrypted: let in only a network that you trust", err=True)
-            signal.signal(signal.SIGTERM, _interrupt)
             server.serve()
 
 
@@ -55,5 +55,13 @@ def _url(host: str, port: int) -> str:
     return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/"
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _stop_on_signals(server: Server) -> None:
+    """Stops the server cleanly at the first signal; a second one ends the process at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        server.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell has it for its background jobs
+            signal.signal(number, stop)

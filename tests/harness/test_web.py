@@ -22,7 +22,7 @@ class Client:
         self.asked: list[tuple[str, bool]] = []
         self.hold: threading.Event | None = None
         self.server = Server(host, 0, access, self.find)
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread = threading.Thread(target=self.server.serve)
         self.thread.start()
 
     def find(self, path: str, still: bool) -> Answer:
@@ -42,7 +42,7 @@ class Client:
         return connection.getresponse()
 
     def close(self) -> None:
-        self.server.shutdown()
+        self.server.stop()
         self.thread.join()
         self.server.server_close()
 
@@ -152,7 +152,7 @@ def test_threads_are_few_and_who_waits_too_many_is_closed(client: Client, monkey
 def test_a_client_that_dribbles_gives_its_thread_back() -> None:
     now = [0.0]
     server = Server("127.0.0.1", 0, Access.at("127.0.0.1"), lambda path, still: Answer(200, b""), clock=lambda: now[0])
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread = threading.Thread(target=server.serve)
     thread.start()
     try:
         slow = socket.create_connection(("127.0.0.1", server.port))
@@ -163,7 +163,7 @@ def test_a_client_that_dribbles_gives_its_thread_back() -> None:
         assert _is_closed(slow)
         slow.close()
     finally:
-        server.shutdown()
+        server.stop()
         thread.join()
         server.server_close()
 
