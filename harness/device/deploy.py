@@ -99,7 +99,7 @@ class EngineBundle:
         files = sorted(
             path
             for path in source.rglob("*")
-            if path.is_file() and not set(path.relative_to(source).parts) & set(NOT_DEPLOYED)
+            if path.is_file() and path.suffix != ".md" and not set(path.relative_to(source).parts) & set(NOT_DEPLOYED)
         )
         if not (source / "__main__.py").is_file():
             raise UsageError(f"{source} is not an engine: it has no __main__.py")
