@@ -43,3 +43,19 @@ def test_pages_are_not_sent_to_devices() -> None:
     with zipfile.ZipFile(io.BytesIO(EngineBundle.of(ENGINE_SOURCE).content)) as sent:
         assert "engine/generate.py" in sent.namelist()
         assert not [name for name in sent.namelist() if name.endswith(".md")]
+
+
+def test_the_architecture_names_files_that_exist() -> None:
+    paths = {name for name in named(ROOT / "ARCHITECTURE.md") if "/" in name}
+    assert len(paths) > 30
+    for path in paths:
+        assert (ROOT / path).exists(), f"ARCHITECTURE.md: there is no {path}"
+
+
+def test_the_architecture_names_types_where_they_are() -> None:
+    rows = re.findall(r"^\| (`[A-Z].*?`) \| `(.*?\.py)` \|", (ROOT / "ARCHITECTURE.md").read_text("utf-8"), re.M)
+    assert len(rows) > 10
+    for names, path in rows:
+        source = (ROOT / path).read_text(encoding="utf-8")
+        for name in re.findall(r"`(\w+)`", names):
+            assert f"class {name}" in source, f"ARCHITECTURE.md: {path} has no {name}"
