@@ -142,7 +142,7 @@ def test_scripts_are_executable() -> None:
 
 # --- who may know whom ------------------------------------------------------------------------------------------------
 
-WIRE = {"engine.protocol", "engine.codec", "engine.errors"}  # what crosses to a device, and how it fails
+WIRE = {f"engine.{module}" for module in ("protocol", "spans", "sizes", "codec", "errors")}  # what crosses to a device
 REPORTS = {f"reports.{wing}" for wing in ("errors", "files", "judging", "metrics", "nights", "pages", "records",
                                           "results", "text", "units")}  # fmt: skip
 INVENTORY = {"device_inventory", "device_inventory.inventory"}
@@ -154,10 +154,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "harness": WIRE | {"reports.pages"},  # its loose files
     "harness.agent": set(),  # runs on devices
     "harness.cli": WIRE | INVENTORY | REPORTS | {
-        "engine.container", "engine.experts", "engine.models", "engine.offline", "engine.quantize", "engine.selftest",
-        "engine.storage", "engine.strategies", "reports.charts",
+        "engine.container", "engine.experts", "engine.models", "engine.offline", "engine.options", "engine.quantize",
+        "engine.selftest", "engine.storage", "engine.strategies", "reports.charts",
     },
-    "harness.demo": INVENTORY,
+    "harness.demo": INVENTORY | {
+        "engine.container", "engine.offline", "engine.quantize", "engine.selftest", "reports.metrics", "reports.records",
+    },
     "harness.device": WIRE | INVENTORY | {"reports.errors", "reports.records", "reports.text"},
     "harness.doctor": WIRE | INVENTORY | {"reports.errors", "reports.records", "reports.results", "reports.text"},
     "harness.night": WIRE | INVENTORY | REPORTS,
