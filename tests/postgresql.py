@@ -65,13 +65,13 @@ class Server:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """As an administrator does it: connections are cut, what was committed is on disk."""
+        """Stops it as an administrator does: connections are cut, what was committed is on disk."""
         assert self._process is not None
         self._process.send_signal(signal.SIGINT)
         self._process.wait(60)
 
     def crash(self) -> None:
-        """As a lack of memory does it: all of its processes at once."""
+        """Kills it as a lack of memory does: all of its processes at once."""
         assert self._process is not None
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         for pid in (self._process.pid, *map(int, children)):

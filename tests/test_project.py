@@ -158,7 +158,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "engine.selftest", "engine.storage", "engine.strategies", "reports.charts",
     },
     "harness.demo": INVENTORY | {
-        "engine.container", "engine.offline", "engine.quantize", "engine.selftest", "reports.metrics", "reports.records",
+        "engine.container", "engine.offline", "engine.quantize", "engine.selftest",
+        "reports.metrics", "reports.records",
     },
     "harness.device": WIRE | INVENTORY | {"reports.errors", "reports.records", "reports.text"},
     "harness.doctor": WIRE | INVENTORY | {"reports.errors", "reports.records", "reports.results", "reports.text"},

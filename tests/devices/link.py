@@ -41,7 +41,7 @@ class Link:
         return ("ip", "netns", "exec", self.name)
 
     def cut(self) -> None:
-        """As if somebody pulled the device's cable: nothing tells either end's connections."""
+        """Cuts the link as if somebody pulled the device's cable: nothing tells either end's connections."""
         self._ip("-n", self.name, "link", "set", "eth0", "down")
 
     def mend(self) -> None:

@@ -84,7 +84,7 @@ def test_what_each_strategy_reads_is_what_its_name_says(container: Container, pr
 
 
 def logits_of(container: Container, strategy: str, profile: PathProfile, budget: int | None = None) -> np.ndarray:
-    """Of a prompt, of which a prefill makes large products, and of four tokens after it: (5, vocab)."""
+    """Returns logits of a prompt, whose prefill makes large products, and of four tokens after it: (5, vocab)."""
     engine = Engine(
         container,
         STRATEGIES[strategy],

@@ -136,7 +136,7 @@ def test_a_run_emits_its_events(container: Container, profile: PathProfile, tmp_
 
 
 def test_passages_are_predicted_after_all_that_is_timed(container: Container, profile: PathProfile) -> None:
-    """As decoding would see them: the sum over a text's tokens, however a lossless strategy gets its experts."""
+    """Nats are as decoding would see them: the sum over a text's tokens, however experts are had."""
     passages = (Passage((1, 2, 3), (4, 5, 6, 7)), Passage((9,), (8,)))
     made = RunRequest("r", container.path, "full-load", ((1, 2),), 2, passages=passages)
     found = {}

@@ -122,7 +122,7 @@ class Recipe:
         return folder
 
     def sha256(self) -> str:
-        """Of the configuration and all weights: the golden values belong to exactly these."""
+        """Returns the hash of the configuration and all weights: the golden values belong to exactly these."""
         digest = hashlib.sha256(json.dumps([self.config, self.prompt], sort_keys=True).encode())
         for name, tensor in sorted(self.weights().items()):
             digest.update(name.encode())

@@ -129,14 +129,14 @@ def perplexity(model: Any, tokenizer: Any, text: str) -> dict[str, Any]:
 
 
 def held_out() -> dict[str, Any]:
-    """Of the shipped model, on each of HELD_OUT."""
+    """Returns the values of the shipped model on each of HELD_OUT."""
     model = load(SHIPPED)
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(SHIPPED / "tokenizer.json"))
     return {path.name: perplexity(model, tokenizer, held_out_text(path)) for path in HELD_OUT}
 
 
 def compare(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> list[str]:
-    """What is no longer as it was committed."""
+    """Returns what is no longer as it was committed."""
     committed = json.loads((HERE / "golden.json").read_text(encoding="utf-8"))
     committed_arrays = np.load(HERE / "golden.npz")
     problems = []

@@ -136,7 +136,7 @@ class Sshd:
             self.process = None
 
     def kill_everything(self) -> None:
-        """As a power cut does: the server, its sessions, and what was detached from them."""
+        """Ends what a power cut ends: the server, its sessions, and what was detached from them."""
         self.stop()
         for pid in _all_processes():
             if str(self.folder).encode() in _arguments(pid):

@@ -62,7 +62,7 @@ class Device:
         return json.loads((self.root / "lease/alive.json").read_text())["queue"]
 
     def let_expire(self):
-        """As if the holder had not been heard of for long."""
+        """Ages the lease as if the holder had not been heard of for long."""
         path = self.root / "lease/alive.json"
         signs = json.loads(path.read_text())
         path.write_text(json.dumps({**signs, "expires": 0.0, "heartbeat": 0.0}))

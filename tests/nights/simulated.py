@@ -89,7 +89,7 @@ class Recorded:
 
 @dataclass
 class Cells:
-    """Of one cell: the levels of the recorded nights, and all its runs."""
+    """Holds what was recorded of one cell: the levels of the nights, and all its runs."""
 
     levels: dict[int, tuple[float, float]] = field(default_factory=dict)  # night -> (ttft, tpot)
     runs: list[Recorded] = field(default_factory=list)

@@ -51,7 +51,7 @@ def released(name: str) -> Any:
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_the_names_and_shapes_of_the_released_models(name: str, tmp_path: Path) -> None:
-    """Of what transformers builds from their configurations, on the meta device: no memory, every shape."""
+    """Returns the shapes that transformers builds from their configurations, on the meta device: no memory."""
     config = released(name)
     with torch.device("meta"):
         model = modeling.SwitchTransformersForConditionalGeneration(config)

@@ -15,7 +15,7 @@ MOST_DIFFERENCE = {"int8": 0.015, "int4": 0.3}  # of perplexities; at 4.5 bits e
 
 
 def agreement(model: PeerModel, pair: Pair, tokens: tuple[int, ...]) -> dict[str, Any]:
-    """Of a text's `tokens`, those after the first CONTEXT are predicted, one pass each as in decoding."""
+    """Predicts those of a text's `tokens` after the first CONTEXT, one pass each as in decoding."""
     passage = Passage(tokens[:CONTEXT], tokens[CONTEXT:])
     work = Work(tokens[:CONTEXT], GREEDY_TOKENS, 1, passage)
     mine = ours(model.container(pair.ours), work, on_cores(1))

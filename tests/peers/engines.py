@@ -42,7 +42,7 @@ class Decoded:
 
     @property
     def steady_tokens_per_s(self) -> float:
-        """Of the median token: where nothing is waited for all cost the same, and what was disturbed does not count."""
+        """Returns the median token's rate: all cost the same where nothing is waited for, and outliers do not count."""
         return 1 / median(self.time_s[1:])
 
 
@@ -57,7 +57,7 @@ class Work:
 
 
 def on_cores(threads: int) -> Enter:
-    """As many cores as threads."""
+    """Pins as many cores as threads."""
     cores = sorted(os.sched_getaffinity(0))[:threads]
     return lambda: os.sched_setaffinity(0, cores)
 
@@ -122,7 +122,7 @@ def _run(module: Sequence[str], request: object, enter: Enter) -> tuple[str, flo
 
 
 def _busy_s() -> float:
-    """Of all cores since the machine started; what a hypervisor took counts too."""
+    """Returns the times of all cores since the machine started; what a hypervisor took counts too."""
     with open("/proc/stat", encoding="ascii") as file:
         user, nice, system, _, _, interrupts, soft, stolen = map(int, file.readline().split()[1:9])
     return (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK")

@@ -74,7 +74,7 @@ def quantize(source: Path, to: Path, kind: str) -> None:
 
 
 def bytes_per_token(path: str) -> int:
-    """Of the weights that decoding one token needs."""
+    """Returns the bytes of the weights that decoding one token needs."""
     reader = gguf.GGUFReader(path)
     total, experts = 0, reader.fields["llama.expert_count"].contents()
     tied = all(tensor.name != "output.weight" for tensor in reader.tensors)

@@ -34,7 +34,7 @@ PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def toml(text: str) -> str:
-    """As a TOML text."""
+    """Returns it as a TOML text."""
     escaped = "".join(c if c.isalnum() else f"\\U{ord(c):08x}" for c in text if not 0xD800 <= ord(c) < 0xE000)
     return f'"{escaped}"'
 

@@ -98,7 +98,7 @@ def seen(page: Page, rows: str = "tbody tr") -> list[str]:
 
 
 def shown(page: Page) -> list[str]:
-    """Of the sections and samples."""
+    """Returns the ids of the sections and samples."""
     script = "all => all.filter((e) => e.checkVisibility()).map((e) => e.id)"
     return page.locator("main [id]:is(section, details)").evaluate_all(script)
 

@@ -136,7 +136,7 @@ def test_another_checkout_renders_the_same_bytes(database, path, tmp_path):
 
 
 def rewritten(path, change):
-    """As somebody would who knows the format: the hash is right again."""
+    """Changes it as somebody would who knows the format: the hash is right again."""
     lines = gzip.decompress(path.read_bytes()).splitlines()[:-1]
     contents = [json.dumps(each).encode() + b"\n" for each in change([json.loads(line) for line in lines])]
     end = json.dumps({"sha256": hashlib.sha256(b"".join(contents)).hexdigest()}).encode() + b"\n"

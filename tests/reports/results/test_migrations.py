@@ -60,7 +60,7 @@ def look(place, act):
 
 
 def content(place):
-    """Of all tables that the first release had."""
+    """Returns the content of all tables that the first release had."""
 
     def act(connection):
         names = ("sweeps", "runs")

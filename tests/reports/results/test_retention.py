@@ -70,5 +70,5 @@ def test_the_room_is_given_back_and_the_database_goes_on(database, place, make):
 
 
 def size(place):
-    """Of a file; a server's is its own matter."""
+    """Returns the size of a file; a server's is its own matter."""
     return 0 if "://" in place else Path(place).stat().st_size

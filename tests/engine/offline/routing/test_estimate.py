@@ -107,7 +107,7 @@ def test_a_speculative_read_gives_way_at_its_next_chunk(shipped: Container) -> N
 
 
 def test_emulated_storage_goes_on_where_it_is_asked_again_soon(container: Container) -> None:
-    """As engine.experts.store does, so that what is computed between two reads costs nothing there."""
+    """Reads as engine.experts.store does, so that what is computed between two reads costs nothing there."""
     slot = container.primary[0, 0].slot_bytes
     quick = Arithmetic(layer_s=0.0, head_s=0.0, expert_s={0: 0.0005})
     provision = Provision.of(container, STRATEGIES["naive-swap"])
