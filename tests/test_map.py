@@ -59,3 +59,16 @@ def test_the_architecture_names_types_where_they_are() -> None:
         source = (ROOT / path).read_text(encoding="utf-8")
         for name in re.findall(r"`(\w+)`", names):
             assert f"class {name}" in source, f"ARCHITECTURE.md: {path} has no {name}"
+
+
+@pytest.mark.parametrize("folder", ["ci", "tests"])
+def test_the_pages_of_scripts_and_tests_name_them(folder: str) -> None:
+    names = named_anything(ROOT / folder / "README.md")
+    there = {path.name for path in (ROOT / folder).iterdir() if path.name not in ("README.md", "__pycache__")}
+    if folder == "tests":
+        there -= {"conftest.py", "test_decisions.py"}
+    assert there <= {name.rstrip("/") for name in names}, sorted(there - names)
+
+
+def named_anything(page: Path) -> set[str]:
+    return set(re.findall(r"`([\w./-]+)`", page.read_text(encoding="utf-8")))

@@ -7,14 +7,11 @@ import importlib.metadata
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import grimp
 import pytest
 
-from harness.cli import main
 from harness.sweep.matrix import parse_matrix
 from tests.command_line import COMMAND
 
@@ -75,39 +72,6 @@ def test_the_import_names_are_ours() -> None:
         assert Path(__import__(package).__file__ or "").is_relative_to(ROOT)
 
 
-def commands(group: click.Group = main, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
-    context = click.Context(group)
-    for name in group.list_commands(context):
-        command = group.get_command(context, name)
-        assert command is not None
-        if isinstance(command, click.Group):
-            yield from commands(command, f"{prefix}{name} ")
-        else:
-            yield f"{prefix}{name}", command
-
-
-@pytest.mark.parametrize(("name", "command"), list(commands()), ids=lambda v: v if isinstance(v, str) else "")
-def test_every_command_has_help_and_stands_in_the_readme(name: str, command: click.Command) -> None:
-    assert command.help, f"{name} says nothing of itself"
-    for parameter in command.params:
-        if isinstance(parameter, click.Option):
-            assert parameter.help, f"{name} {parameter.opts[0]} says nothing of itself"
-    assert f"`{name}`" in README or f"`edgemoe-farm {name}`" in README, f"{name} is not in README.md"
-
-
-@pytest.mark.parametrize(("arguments", "table"), [(["--help"], slice(6)), (["nightly", "--help"], slice(6, None))])
-def test_the_exit_codes_of_the_readme_are_those_of_the_help(arguments: list[str], table: slice) -> None:
-    help_text = subprocess.run(
-        [sys.executable, "-c", f"from harness.cli import main; main({arguments})"],
-        capture_output=True, text=True, check=True, timeout=60,
-    ).stdout  # fmt: skip
-    rows = [line.strip("| ").split(" | ") for line in README.splitlines() if line[:3].strip("| ").isdigit()]
-    assert len(rows) == 6 + 7
-    for code, meaning in rows[table]:
-        lines = [line for line in help_text.splitlines() if line.split()[:1] == [code]]
-        assert any(meaning[:30] in line for line in lines), code
-
-
 def test_the_matrix_of_the_readme_is_one() -> None:
     text = README.split("```toml\n")[1].split("```")[0]
     matrix = parse_matrix(text, source="README.md", folder=ROOT)
@@ -138,6 +102,13 @@ def test_scripts_are_executable() -> None:
     for script in scripts:
         assert script.stat().st_mode & 0o111, script
         assert script.read_text(encoding="utf-8").startswith("#!"), script
+
+
+def test_test_functions_say_what_they_return() -> None:
+    for path in sources("tests"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                assert node.returns is not None, f"{path}:{node.lineno}: write `-> None`"
 
 
 # --- who may know whom ------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ def load(tmp_path, text, version="version = 1\n"):
     return Inventory.load(path)
 
 
-def test_the_example_shows_every_kind_of_device():
+def test_the_example_shows_every_kind_of_device() -> None:
     devices = Inventory.load(EXAMPLE).devices
     assert devices["phone"].port == 8022
     assert devices["remote-pi"].proxy_jump == "farm@gateway.example.org:2222"
@@ -25,7 +25,7 @@ def test_the_example_shows_every_kind_of_device():
     assert devices["lab-pi4"] == Device("lab-pi4", "lab-pi", identity_file="~/.ssh/id_ed25519")
 
 
-def test_a_device_overrides_the_defaults(tmp_path):
+def test_a_device_overrides_the_defaults(tmp_path) -> None:
     devices = load(
         tmp_path,
         '[defaults]\nuser = "pi"\ntags = ["x"]\n[devices.a]\nhost = "a"\n[devices.b]\nhost = "b"\nuser = "me"\n',
@@ -62,7 +62,7 @@ def test_a_device_overrides_the_defaults(tmp_path):
         ('host = "a"\nemulated_read_bytes_per_s = nan', "key 'emulated_read_bytes_per_s' must be between"),
     ],
 )
-def test_mistakes_name_file_device_and_key(tmp_path, table, message):
+def test_mistakes_name_file_device_and_key(tmp_path, table, message) -> None:
     with pytest.raises(InventoryError, match=message) as raised:
         load(tmp_path, f"[devices.pi]\n{table}\n")
     assert "farm.toml" in str(raised.value)
@@ -70,7 +70,7 @@ def test_mistakes_name_file_device_and_key(tmp_path, table, message):
 
 
 @pytest.mark.parametrize("name", ['"../x"', '"a b"', '""', '"-x"', '".x"', '"a;b"', '"é"'])
-def test_unsafe_device_names_are_refused(tmp_path, name):
+def test_unsafe_device_names_are_refused(tmp_path, name) -> None:
     with pytest.raises(InventoryError, match="key 'name' may hold letters"):
         load(tmp_path, f'[devices.{name}]\nhost = "a"\n')
 
@@ -88,12 +88,12 @@ def test_unsafe_device_names_are_refused(tmp_path, name):
         ("version = 1\n", "[devices\n", "is not TOML"),
     ],
 )
-def test_documents_that_are_no_inventory(tmp_path, version, text, message):
+def test_documents_that_are_no_inventory(tmp_path, version, text, message) -> None:
     with pytest.raises(InventoryError, match=message):
         load(tmp_path, text, version)
 
 
-def test_files_that_cannot_be_read(tmp_path):
+def test_files_that_cannot_be_read(tmp_path) -> None:
     with pytest.raises(InventoryError, match=r"none\.toml is not there: copy"):
         Inventory.load(tmp_path / "none.toml")
     (tmp_path / "latin.toml").write_bytes(b"\xff\xfe")
@@ -101,14 +101,14 @@ def test_files_that_cannot_be_read(tmp_path):
         Inventory.load(tmp_path / "latin.toml")
 
 
-def test_an_unknown_device_suggests_the_nearest(tmp_path):
+def test_an_unknown_device_suggests_the_nearest(tmp_path) -> None:
     inventory = load(tmp_path, '[devices.kitchen-pi]\nhost = "a"\n')
     assert inventory["kitchen-pi"].host == "a"
     with pytest.raises(InventoryError, match=r"no device is called 'kitchen', did you mean 'kitchen-pi'\?"):
         inventory["kitchen"]
 
 
-def test_another_transport_has_options_of_its_own(tmp_path):
+def test_another_transport_has_options_of_its_own(tmp_path) -> None:
     text = '[defaults]\nuser = "pi"\n[devices.phone]\ntransport = "adb"\nadb.serial = "R58"\nadb.port = 5037\n'
     phone = load(tmp_path, text)["phone"]
     assert (phone.transport, phone.options, phone.host) == ("adb", {"serial": "R58", "port": 5037}, "")
@@ -127,6 +127,6 @@ def test_another_transport_has_options_of_its_own(tmp_path):
         ('transport = "adb"\nscripted = "x"', "key 'scripted' and transport"),
     ],
 )
-def test_mistakes_in_a_transport_are_named(tmp_path, table, message):
+def test_mistakes_in_a_transport_are_named(tmp_path, table, message) -> None:
     with pytest.raises(InventoryError, match=f"device 'pi': .*{message}"):
         load(tmp_path, f"[devices.pi]\n{table}\n")

@@ -30,7 +30,7 @@ BOTH = [define(dataclasses.dataclass), define(engine.dataclass.dataclass)]
 
 
 @pytest.mark.parametrize("point", BOTH)
-def test_values_compare_hash_and_print(point):
+def test_values_compare_hash_and_print(point) -> None:
     assert point(1) == point(1, 2, ()) == point(y=2, x=1)
     assert point(1) != point(1, 3)
     assert point(1) != (1, 2, ())
@@ -44,13 +44,13 @@ def test_values_compare_hash_and_print(point):
 @pytest.mark.parametrize(
     ("args", "values"), [((), {}), ((1, 2, (), 4), {}), ((1,), {"x": 1}), ((1,), {"z": 1}), ((), {"y": 1})]
 )
-def test_wrong_arguments_are_refused(point, args, values):
+def test_wrong_arguments_are_refused(point, args, values) -> None:
     with pytest.raises(TypeError):
         point(*args, **values)
 
 
 @pytest.mark.parametrize("point", BOTH)
-def test_nothing_is_assigned_or_deleted(point):
+def test_nothing_is_assigned_or_deleted(point) -> None:
     one = point(1)
     with pytest.raises(dataclasses.FrozenInstanceError):
         one.x = 2
@@ -62,7 +62,7 @@ def test_nothing_is_assigned_or_deleted(point):
 
 
 @pytest.mark.parametrize("point", BOTH)
-def test_the_standard_librarys_functions_work_on_it(point):
+def test_the_standard_librarys_functions_work_on_it(point) -> None:
     one = point(1)
     assert dataclasses.replace(one, y=5) == point(1, 5)
     assert dataclasses.asdict(one) == {"x": 1, "y": 2, "names": ()}
@@ -71,7 +71,7 @@ def test_the_standard_librarys_functions_work_on_it(point):
         dataclasses.replace(one, x=-1)
 
 
-def test_the_standard_librarys_may_inherit_from_ours():
+def test_the_standard_librarys_may_inherit_from_ours() -> None:
     @dataclasses.dataclass(frozen=True)
     class Named(BOTH[1]):
         name: str = ""
@@ -81,7 +81,7 @@ def test_the_standard_librarys_may_inherit_from_ours():
         Named(-1)
 
 
-def test_a_mutable_default_is_refused():
+def test_a_mutable_default_is_refused() -> None:
     with pytest.raises(ValueError, match="mutable default"):
 
         @engine.dataclass.dataclass(frozen=True)

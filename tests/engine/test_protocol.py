@@ -155,7 +155,7 @@ def test_expert_budgets_that_say_nothing(text: str) -> None:
         ExpertBudget.parse(text)
 
 
-def test_a_request_says_only_what_an_older_engine_may_have_to_know():
+def test_a_request_says_only_what_an_older_engine_may_have_to_know() -> None:
     request = RunRequest("r", "c", "edgemoe", ((1,),), 2, sampling=Sampling(temperature=1.0))
     sparse = to_sparse_json(request)
     assert sparse == {

@@ -19,7 +19,7 @@ from engine.slowdown import slowdown
         ("edgemoe@engine=0.1", 0.1),  # a folder on the way to the engine
     ],
 )
-def test_whom_it_slows(monkeypatch, text, share):
+def test_whom_it_slows(monkeypatch, text, share) -> None:
     monkeypatch.setenv("EDGEMOE_TEST_DELAY", text)
     found, notes = slowdown("edgemoe")
     assert found == share
@@ -27,13 +27,13 @@ def test_whom_it_slows(monkeypatch, text, share):
 
 
 @pytest.mark.parametrize("text", ["edgemoe", "edgemoe=", "=0.1", "edgemoe=-1", "edgemoe=nan", "edgemoe=x"])
-def test_what_is_no_delay_is_refused(monkeypatch, text):
+def test_what_is_no_delay_is_refused(monkeypatch, text) -> None:
     monkeypatch.setenv("EDGEMOE_TEST_DELAY", text)
     with pytest.raises(RequestError, match="is no delay: write STRATEGY=SHARE"):
         slowdown("edgemoe")
 
 
-def test_without_the_variable_a_file_beside_the_engine_says_it(monkeypatch, tmp_path):
+def test_without_the_variable_a_file_beside_the_engine_says_it(monkeypatch, tmp_path) -> None:
     monkeypatch.delenv("EDGEMOE_TEST_DELAY", raising=False)
     assert slowdown("edgemoe") == (0.0, ())
     monkeypatch.setattr(module, "__file__", str(tmp_path / "slowdown.py"))

@@ -137,7 +137,7 @@ def test_a_run_goes_on_without_its_controller_and_is_collected_by_the_next(conne
     class ControllerDied(Exception):
         pass
 
-    def die(event, content):
+    def die(event, content) -> None:
         if event == "loaded":
             raise ControllerDied
 

@@ -84,7 +84,7 @@ def board(make_sshd, tmp_path):
 
 
 @needs_root
-def test_a_device_that_restarts_costs_one_attempt(session_on, board):
+def test_a_device_that_restarts_costs_one_attempt(session_on, board) -> None:
     session = session_on(board.server)
     outcome = session.execute(request("sleep"), on_event=lambda event, _: event == "loaded" and board.restart())
     assert (outcome.status, outcome.fault) == (RunStatus.UNREACHABLE, Fault.REBOOTED), outcome.reasons
@@ -94,13 +94,13 @@ def test_a_device_that_restarts_costs_one_attempt(session_on, board):
 
 
 @needs_root
-def test_a_restart_in_the_middle_of_a_sweep_costs_no_cell(session_on, board, bench, tmp_path):
+def test_a_restart_in_the_middle_of_a_sweep_costs_no_cell(session_on, board, bench, tmp_path) -> None:
     for name in ("c.emoe", "c.profile"):
         (tmp_path / name).write_bytes(os.urandom(1000))
     bench.farm.open_session = lambda device: session_on(board.server)
     restarted = []
 
-    def engine_said(measurement, event, content):
+    def engine_said(measurement, event, content) -> None:
         if event == "loaded" and measurement.cell.strategy == "restless" and not restarted:
             restarted.append(measurement.cell.key)
             board.restart()
@@ -119,7 +119,7 @@ def test_a_restart_in_the_middle_of_a_sweep_costs_no_cell(session_on, board, ben
 
 
 @needs_root
-def test_a_device_whose_disk_fills_up_costs_one_attempt(session_on, sshd, tmp_path, mount_tmpfs):
+def test_a_device_whose_disk_fills_up_costs_one_attempt(session_on, sshd, tmp_path, mount_tmpfs) -> None:
     root = mount_tmpfs(tmp_path / "small", "8m") / "root"
     session = session_on(sshd, root=str(root))
     outcome = session.execute(request("fills"))
@@ -129,7 +129,7 @@ def test_a_device_whose_disk_fills_up_costs_one_attempt(session_on, sshd, tmp_pa
 
 
 @needs_root
-def test_a_device_whose_disk_is_full_can_be_pruned(session_on, sshd, tmp_path, mount_tmpfs):
+def test_a_device_whose_disk_is_full_can_be_pruned(session_on, sshd, tmp_path, mount_tmpfs) -> None:
     root = mount_tmpfs(tmp_path / "small", "8m") / "root"
     session = session_on(sshd, root=str(root))
     ballast = root / "blobs" / ("0" * 64)
@@ -152,7 +152,7 @@ def test_a_device_whose_disk_is_full_can_be_pruned(session_on, sshd, tmp_path, m
     assert session.execute(request(run_id="run-2")).status is RunStatus.OK
 
 
-def test_what_may_be_in_use_is_not_pruned(session_on, sshd, wait_until):
+def test_what_may_be_in_use_is_not_pruned(session_on, sshd, wait_until) -> None:
     session, root = session_on(sshd), Path(sshd.device.root)
     thread = threading.Thread(target=lambda: session.execute(request("slow", max_new_tokens=30)))
     thread.start()
@@ -171,10 +171,10 @@ def test_what_may_be_in_use_is_not_pruned(session_on, sshd, wait_until):
 # --- a device that hangs ----------------------------------------------------------------------------------------------
 
 
-def test_a_device_that_hangs_is_given_up_in_time_and_used_again_when_it_is_back(session_on, sshd, tmp_path):
+def test_a_device_that_hangs_is_given_up_in_time_and_used_again_when_it_is_back(session_on, sshd, tmp_path) -> None:
     session, stopped = session_on(sshd, idle_s=1.0, reconnect_s=1.0), []
 
-    def hang(event, content):
+    def hang(event, content) -> None:
         if event == "loaded":
             stopped.extend([sshd.process.pid, *sshd.sessions()])
             for pid in stopped:
@@ -204,7 +204,7 @@ def wrong_clock(tmp_path):
     return str(tmp_path / "slow/bin/python3")
 
 
-def test_nothing_depends_on_a_devices_clock_and_the_doctor_says_that_it_is_wrong(session_on, sshd, wrong_clock):
+def test_nothing_depends_on_a_devices_clock_and_the_doctor_says_that_it_is_wrong(session_on, sshd, wrong_clock) -> None:
     session = session_on(sshd, python=wrong_clock)
     outcome = session.execute(request())
     assert outcome.status is RunStatus.OK, outcome.reasons
@@ -236,12 +236,12 @@ def checks(findings):
     return {finding.check for finding in findings if finding.severity == "error"}
 
 
-def test_the_doctor_finds_nothing_fatal_on_a_device_that_works(sshd, tmp_path):
+def test_the_doctor_finds_nothing_fatal_on_a_device_that_works(sshd, tmp_path) -> None:
     device, open_it = opener(sshd, tmp_path)
     assert checks(examine_device(device, open_it, health=DeviceHealth(), selftest=False)) == set()
 
 
-def test_the_doctor_names_what_keeps_it_out(sshd, make_sshd, tmp_path):
+def test_the_doctor_names_what_keeps_it_out(sshd, make_sshd, tmp_path) -> None:
     device, open_it = opener(sshd, tmp_path, python="/opt/none")
     (finding,) = examine_device(device, open_it, health=DeviceHealth())
     assert (finding.check, finding.finding) == ("python", "/opt/none was not found")
@@ -258,7 +258,7 @@ def test_the_doctor_names_what_keeps_it_out(sshd, make_sshd, tmp_path):
 
 
 @needs_root
-def test_the_doctor_and_the_gate_of_a_run_say_the_same(sshd, tmp_path, mount_tmpfs):
+def test_the_doctor_and_the_gate_of_a_run_say_the_same(sshd, tmp_path, mount_tmpfs) -> None:
     root = mount_tmpfs(tmp_path / "small", "16m")
     device, open_it = opener(sshd, tmp_path, root=str(root / "root"))
     findings = examine_device(device, open_it, health=DeviceHealth(), selftest=False)
@@ -297,7 +297,7 @@ def index(tmp_path, monkeypatch):
     return tmp_path / "index"
 
 
-def test_a_device_without_numpy_gets_it_once(session_on, sshd, bare, index, tmp_path):
+def test_a_device_without_numpy_gets_it_once(session_on, sshd, bare, index, tmp_path) -> None:
     wheels = tmp_path / "wheels"
     with pytest.raises(PythonMissingError, match=r"pi: .*/bare/bin/python3 has no usable numpy: (run `|install)"):
         session_on(sshd, python=bare)
@@ -313,7 +313,7 @@ def test_a_device_without_numpy_gets_it_once(session_on, sshd, bare, index, tmp_
     assert (second.python, second.bytes_sent) == (first.python, 0)
 
 
-def test_a_wheel_that_does_not_work_there_is_named(session_on, sshd, bare, index, tmp_path):
+def test_a_wheel_that_does_not_work_there_is_named(session_on, sshd, bare, index, tmp_path) -> None:
     with zipfile.ZipFile(index / "numpy-9.10-py3-none-any.whl", "w") as wheel:
         wheel.writestr("numpy/__init__.py", "raise ImportError('Illegal instruction')\n")
         wheel.writestr("numpy-9.10.dist-info/METADATA", "Metadata-Version: 2.1\nName: numpy\nVersion: 9.10\n")
@@ -325,7 +325,7 @@ def test_a_wheel_that_does_not_work_there_is_named(session_on, sshd, bare, index
         session_on(sshd, python=bare, wheels=WheelCache(tmp_path / "wheels"))
 
 
-def test_a_controller_that_finds_no_wheel_says_what_would_help(session_on, sshd, bare, index, tmp_path):
+def test_a_controller_that_finds_no_wheel_says_what_would_help(session_on, sshd, bare, index, tmp_path) -> None:
     for wheel in index.iterdir():
         wheel.unlink()
     with pytest.raises(

@@ -42,7 +42,7 @@ def request(container, strategy):
     )
 
 
-def test_strategies_on_a_device_give_the_same_tokens(session, container):
+def test_strategies_on_a_device_give_the_same_tokens(session, container) -> None:
     path = session.put(container)
     outcomes = [session.execute(request(path, strategy)) for strategy in ("full-load", "naive-swap")]
     assert [(o.status, o.reasons) for o in outcomes] == [(RunStatus.OK, ())] * 2, outcomes[0].log_tail
@@ -54,7 +54,7 @@ def test_strategies_on_a_device_give_the_same_tokens(session, container):
     assert session.facts.python.startswith("3.")
 
 
-def test_a_damaged_container_is_the_engines_own_word(session, container, tmp_path):
+def test_a_damaged_container_is_the_engines_own_word(session, container, tmp_path) -> None:
     damaged = tmp_path / "damaged.emoe"
     damaged.write_bytes(container.read_bytes()[:-100])
     outcome = session.execute(request(session.put(damaged), "full-load"))

@@ -61,7 +61,7 @@ class Device:
     def queue(self):
         return json.loads((self.root / "lease/alive.json").read_text())["queue"]
 
-    def let_expire(self):
+    def let_expire(self) -> None:
         """Ages the lease as if the holder had not been heard of for long."""
         path = self.root / "lease/alive.json"
         signs = json.loads(path.read_text())
@@ -87,7 +87,7 @@ def leave_running(session, device, strategy="sleep", **changes):
     """The controller is gone, its engine is not; returns the engine's process group."""
     groups = []
 
-    def die(event, content):
+    def die(event, content) -> None:
         if event == "loaded":
             groups.append(device.engine())
             raise ControllerDied
@@ -107,7 +107,7 @@ def dead_process():
 # --- busy, waiting, given back --------------------------------------------------------------------------------------
 
 
-def test_a_busy_device_is_refused_with_its_holder(controller, device):
+def test_a_busy_device_is_refused_with_its_holder(controller, device) -> None:
     ann = controller(holder("ann"))
     ann.hold()
     with pytest.raises(DeviceBusyError, match=r"pi: held by ann@box for sweep sweep-ann since \d\d:\d\d.*unlock pi"):
@@ -117,12 +117,12 @@ def test_a_busy_device_is_refused_with_its_holder(controller, device):
     assert controller(holder("ben")).hold() > 1
 
 
-def test_who_waits_is_told_its_place_and_gets_the_device(controller):
+def test_who_waits_is_told_its_place_and_gets_the_device(controller) -> None:
     ann, ben = controller(holder("ann")), controller(holder("ben"), wait_s=60.0)
     token = ann.hold()
     told = []
 
-    def waiting(state):
+    def waiting(state) -> None:
         told.append(state)
         ann.close()
 
@@ -131,14 +131,14 @@ def test_who_waits_is_told_its_place_and_gets_the_device(controller):
     assert told[0].startswith("waiting: 1st in the queue, held by ann@box for sweep sweep-ann since ")
 
 
-def test_waiting_is_broken_off_and_leaves_no_ticket(controller, device):
+def test_waiting_is_broken_off_and_leaves_no_ticket(controller, device) -> None:
     ann, ben = controller(holder("ann")), controller(holder("ben"), wait_s=60.0)
     ann.hold()
 
     class Stopped(Exception):
         pass
 
-    def stop():
+    def stop() -> None:
         if ben_waits:
             raise Stopped
 
@@ -149,7 +149,7 @@ def test_waiting_is_broken_off_and_leaves_no_ticket(controller, device):
     assert device.queue() == []
 
 
-def test_a_sign_of_life_costs_nothing_between_short_runs(controller):
+def test_a_sign_of_life_costs_nothing_between_short_runs(controller) -> None:
     ann = controller(holder("ann"))
     token = ann.hold()
     calls = []
@@ -161,7 +161,7 @@ def test_a_sign_of_life_costs_nothing_between_short_runs(controller):
 # --- fencing --------------------------------------------------------------------------------------------------------
 
 
-def test_a_holder_that_was_fenced_out_starts_nothing(controller, device):
+def test_a_holder_that_was_fenced_out_starts_nothing(controller, device) -> None:
     ann, ben = controller(holder("ann")), controller(holder("ben"))
     ann.hold()
     device.let_expire()
@@ -175,7 +175,7 @@ def test_a_holder_that_was_fenced_out_starts_nothing(controller, device):
     assert ben.execute(request("good")).status is RunStatus.OK
 
 
-def test_what_a_former_holder_left_running_is_ended_before_the_next_measures(controller, device):
+def test_what_a_former_holder_left_running_is_ended_before_the_next_measures(controller, device) -> None:
     ann, ben = controller(holder("ann")), controller(holder("ben"))
     group = leave_running(ann, device, "stubborn")
     device.let_expire()
@@ -184,10 +184,10 @@ def test_what_a_former_holder_left_running_is_ended_before_the_next_measures(con
     assert ann.execute(request("stubborn")).status is RunStatus.UNREACHABLE
 
 
-def test_a_run_that_loses_its_device_half_way_is_unreachable_and_never_ok(controller, device):
+def test_a_run_that_loses_its_device_half_way_is_unreachable_and_never_ok(controller, device) -> None:
     ann, ben = controller(holder("ann")), controller(holder("ben"))
 
-    def take_over(event, content):
+    def take_over(event, content) -> None:
         if event == "loaded":
             device.let_expire()
             ben.hold()
@@ -197,7 +197,7 @@ def test_a_run_that_loses_its_device_half_way_is_unreachable_and_never_ok(contro
     assert "ben@box for sweep sweep-ben has taken the device" in outcome.reasons[0]
 
 
-def test_a_former_holder_can_end_and_remove_nothing_of_its_successor(controller, device):
+def test_a_former_holder_can_end_and_remove_nothing_of_its_successor(controller, device) -> None:
     """The controller that hung, and the one that goes on with its sweep elsewhere, know a run by the same id."""
     hung, resumed = controller(holder("hung", "run")), controller(holder("resumed", "run"))
     group = leave_running(hung, device)
@@ -211,7 +211,7 @@ def test_a_former_holder_can_end_and_remove_nothing_of_its_successor(controller,
     assert not is_running(group)
 
 
-def test_what_was_cut_off_under_another_holder_is_measured_anew(controller, device):
+def test_what_was_cut_off_under_another_holder_is_measured_anew(controller, device) -> None:
     ann, ben = controller(holder("ann")), controller(holder("ben"))
     leave_running(ann, device)
     device.let_expire()
@@ -221,14 +221,14 @@ def test_what_was_cut_off_under_another_holder_is_measured_anew(controller, devi
     assert outcome.status is RunStatus.OK, outcome.reasons
 
 
-def test_two_engines_of_one_holder_do_not_run_side_by_side(controller, device):
+def test_two_engines_of_one_holder_do_not_run_side_by_side(controller, device) -> None:
     ann = controller(holder("ann"))
     group = leave_running(ann, device)
     assert ann.execute(request("good", "run-2")).status is RunStatus.OK
     assert not is_running(group)
 
 
-def test_an_upload_notices_that_the_device_is_lost(controller, device, tmp_path):
+def test_an_upload_notices_that_the_device_is_lost(controller, device, tmp_path) -> None:
     ann, ben = controller(holder("ann")), controller(holder("ben"))
     ann.hold()
     device.let_expire()
@@ -242,7 +242,7 @@ def test_an_upload_notices_that_the_device_is_lost(controller, device, tmp_path)
 # --- resume ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_resumed_sweep_takes_over_from_its_killed_controller_at_once(controller, device):
+def test_a_resumed_sweep_takes_over_from_its_killed_controller_at_once(controller, device) -> None:
     dead = holder("killed", "run", pid=dead_process())
     group = leave_running(controller(dead), device, "slow", max_new_tokens=3)
     resumed = controller(holder("resumed", "run"))
@@ -261,7 +261,7 @@ def test_a_resumed_sweep_takes_over_from_its_killed_controller_at_once(controlle
         {"pid": os.getpid()},
     ],
 )
-def test_a_holder_that_may_live_is_waited_for(controller, changes):
+def test_a_holder_that_may_live_is_waited_for(controller, changes) -> None:
     usual = {"sweep": "run", "pid": dead_process()}
     controller(holder("killed", **{**usual, **changes})).hold()
     with pytest.raises(DeviceBusyError):
@@ -304,7 +304,7 @@ def inventory(sshd, tmp_path):
     return path
 
 
-def test_two_controllers_never_measure_at_once(sshd, inventory, stub_engine, tmp_path):
+def test_two_controllers_never_measure_at_once(sshd, inventory, stub_engine, tmp_path) -> None:
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", CONTROLLER, str(inventory), str(sshd.known_hosts), str(tmp_path / name),
@@ -335,7 +335,7 @@ def farm(inventory, sshd):
     return run
 
 
-def test_locks_are_shown_and_taken_away(farm, controller, device):
+def test_locks_are_shown_and_taken_away(farm, controller, device) -> None:
     def locks():
         (found,) = json.loads(farm("devices", "locks", "--json").stdout)
         return found
@@ -369,7 +369,7 @@ def test_locks_are_shown_and_taken_away(farm, controller, device):
     farm("devices", "unlock", "pi", "--yes")
 
 
-def test_locks_of_a_device_that_is_gone(farm, sshd):
+def test_locks_of_a_device_that_is_gone(farm, sshd) -> None:
     sshd.stop()
     result = farm("devices", "locks", "--json", code=4)
     (found,) = json.loads(result.stdout)
@@ -378,5 +378,5 @@ def test_locks_of_a_device_that_is_gone(farm, sshd):
     assert "1 of 1 devices cannot be asked: pi" in result.stderr
 
 
-def test_options_of_the_group_are_not_silently_ignored(inventory):
+def test_options_of_the_group_are_not_silently_ignored(inventory) -> None:
     assert "give options after `locks`" in command_line.refused("devices", "--json", "locks", "--inventory", inventory)

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Never
 
 import pytest
 
@@ -76,7 +77,7 @@ def is_running(pid):
 # --- a run and its endings ------------------------------------------------------------------------------------------
 
 
-def test_a_good_run_comes_back_whole_and_leaves_nothing(open_session, connect, tmp_path):
+def test_a_good_run_comes_back_whole_and_leaves_nothing(open_session, connect, tmp_path) -> None:
     session = open_session(connect)
     events = []
     outcome = session.execute(request(), on_event=lambda event, content: events.append(event))
@@ -101,7 +102,9 @@ def test_a_good_run_comes_back_whole_and_leaves_nothing(open_session, connect, t
         ("escape", RunStatus.FAILED, records.Fault.ENGINE, "exited with status 3: red word"),
     ],
 )
-def test_a_bad_ending_is_an_outcome_with_its_reason(open_session, connect, tmp_path, strategy, status, fault, reason):
+def test_a_bad_ending_is_an_outcome_with_its_reason(
+    open_session, connect, tmp_path, strategy, status, fault, reason
+) -> None:
     outcome = open_session(connect).execute(request(strategy))
     assert (outcome.status, outcome.fault) == (status, fault)
     assert reason in outcome.reasons[0]
@@ -110,10 +113,10 @@ def test_a_bad_ending_is_an_outcome_with_its_reason(open_session, connect, tmp_p
 
 
 @pytest.mark.parametrize("strategy", ["sleep", "stubborn"])
-def test_the_deadline_of_a_run_holds_on_the_device(open_session, connect, tmp_path, strategy):
+def test_the_deadline_of_a_run_holds_on_the_device(open_session, connect, tmp_path, strategy) -> None:
     session, groups = open_session(connect), []
 
-    def note(event, content):
+    def note(event, content) -> None:
         if event == "loaded":
             groups.append(engine_group(tmp_path))
 
@@ -124,7 +127,7 @@ def test_the_deadline_of_a_run_holds_on_the_device(open_session, connect, tmp_pa
     assert not is_running(groups[0])
 
 
-def test_a_run_is_watched_and_its_conditions_come_back(open_session, connect):
+def test_a_run_is_watched_and_its_conditions_come_back(open_session, connect) -> None:
     outcome = open_session(connect).execute(request(settle=Settle(max_wait_s=60, governor="none such")))
     assert outcome.status is RunStatus.OK
     assert outcome.conditions.readings >= 2
@@ -135,12 +138,12 @@ def test_a_run_is_watched_and_its_conditions_come_back(open_session, connect):
     assert (outcome.conditions.memory_limit_bytes, outcome.conditions.memory_limit_method) == (None, "none")
 
 
-def test_a_device_that_settles_says_so_and_can_be_cancelled(open_session, tmp_path):
+def test_a_device_that_settles_says_so_and_can_be_cancelled(open_session, tmp_path) -> None:
     """No engine runs yet, and what waits for it ends all the same."""
     session = open_session(lambda: LocalTransport("pi", tmp_path / "pi"))
     waiting, said = threading.Event(), []
 
-    def note(event, content):
+    def note(event, content) -> None:
         said.append((event, content))
         waiting.set()
 
@@ -154,7 +157,7 @@ def test_a_device_that_settles_says_so_and_can_be_cancelled(open_session, tmp_pa
     assert runs(tmp_path) == []
 
 
-def test_a_device_whose_watch_fails_is_measured_and_unknown(open_session, stub_engine, tmp_path):
+def test_a_device_whose_watch_fails_is_measured_and_unknown(open_session, stub_engine, tmp_path) -> None:
     (stub_engine / "device" / "watch.py").write_text("raise OSError('no sensors here')")
     outcome = open_session(lambda: LocalTransport("pi", tmp_path / "pi")).execute(request())
     assert outcome.status is RunStatus.OK
@@ -162,10 +165,10 @@ def test_a_device_whose_watch_fails_is_measured_and_unknown(open_session, stub_e
     assert "no sensors here" in outcome.log_tail
 
 
-def test_a_run_that_is_interrupted_is_killed_on_the_device(open_session, connect, tmp_path):
+def test_a_run_that_is_interrupted_is_killed_on_the_device(open_session, connect, tmp_path) -> None:
     groups = []
 
-    def interrupt(event, content):
+    def interrupt(event, content) -> None:
         if event == "loaded":
             groups.append(engine_group(tmp_path))
             raise KeyboardInterrupt
@@ -176,7 +179,7 @@ def test_a_run_that_is_interrupted_is_killed_on_the_device(open_session, connect
     assert runs(tmp_path) == []
 
 
-def test_a_run_is_cancelled_from_another_thread(open_session, connect, tmp_path):
+def test_a_run_is_cancelled_from_another_thread(open_session, connect, tmp_path) -> None:
     session, loaded = open_session(connect), threading.Event()
     canceller = threading.Thread(target=lambda: (loaded.wait(30), session.cancel()))
     canceller.start()
@@ -187,7 +190,7 @@ def test_a_run_is_cancelled_from_another_thread(open_session, connect, tmp_path)
     assert session.execute(request("sleep", "run-2")).reasons == ("cancelled",)
 
 
-def test_an_engine_that_cannot_start_says_why(open_session, connect, tmp_path):
+def test_an_engine_that_cannot_start_says_why(open_session, connect, tmp_path) -> None:
     session = open_session(connect)
     session.python = type(session.python)("/nonexistent/python3", "3.11", "2")
     outcome = session.execute(request())
@@ -198,10 +201,10 @@ def test_an_engine_that_cannot_start_says_why(open_session, connect, tmp_path):
 # --- lost links and dead controllers --------------------------------------------------------------------------------
 
 
-def test_a_detached_run_survives_killed_connections_and_is_collected(open_session, over_ssh, sshd, tmp_path):
+def test_a_detached_run_survives_killed_connections_and_is_collected(open_session, over_ssh, sshd, tmp_path) -> None:
     session, groups, killed = open_session(over_ssh), [], []
 
-    def cut(event, content):
+    def cut(event, content) -> None:
         if event in ("loaded", "sample"):
             groups.append(engine_group(tmp_path))
             killed.append(sshd.kill_sessions())
@@ -214,7 +217,7 @@ def test_a_detached_run_survives_killed_connections_and_is_collected(open_sessio
     assert runs(tmp_path) == []
 
 
-def test_a_link_that_drops_at_any_byte_costs_nothing(open_session, tmp_path):
+def test_a_link_that_drops_at_any_byte_costs_nothing(open_session, tmp_path) -> None:
     def connect():
         return FakeTransport(LocalTransport("pi", tmp_path / "pi"))
 
@@ -237,7 +240,7 @@ def test_a_link_that_drops_at_any_byte_costs_nothing(open_session, tmp_path):
         (LinkFault("truncate", 600), RunStatus.FAILED, "ended without its last event"),
     ],
 )
-def test_a_wire_that_lies_costs_one_run(open_session, tmp_path, fault, status, reason):
+def test_a_wire_that_lies_costs_one_run(open_session, tmp_path, fault, status, reason) -> None:
     session = open_session(lambda: FakeTransport(LocalTransport("pi", tmp_path / "pi")))
     session.hold()
     session._transport._script = iter([fault])
@@ -247,11 +250,13 @@ def test_a_wire_that_lies_costs_one_run(open_session, tmp_path, fault, status, r
     assert session.execute(request(run_id="run-2")).status is RunStatus.OK
 
 
-def test_the_run_of_a_controller_that_died_is_collected_and_not_run_again(open_session, connect, tmp_path, wait_until):
+def test_the_run_of_a_controller_that_died_is_collected_and_not_run_again(
+    open_session, connect, tmp_path, wait_until
+) -> None:
     class ControllerDied(Exception):
         pass
 
-    def die(event, content):
+    def die(event, content) -> None:
         if event == "loaded":
             raise ControllerDied
 
@@ -267,11 +272,11 @@ def test_the_run_of_a_controller_that_died_is_collected_and_not_run_again(open_s
     assert runs(tmp_path) == []
 
 
-def test_a_run_folder_of_another_request_is_never_taken_for_this_one(open_session, connect):
+def test_a_run_folder_of_another_request_is_never_taken_for_this_one(open_session, connect) -> None:
     class ControllerDied(Exception):
         pass
 
-    def die(event, content):
+    def die(event, content) -> Never:
         raise ControllerDied
 
     with pytest.raises(ControllerDied):
@@ -281,7 +286,7 @@ def test_a_run_folder_of_another_request_is_never_taken_for_this_one(open_sessio
     assert "another request" in outcome.reasons[0]
 
 
-def test_a_device_that_dies_in_a_run_is_unreachable(open_session, over_ssh, sshd):
+def test_a_device_that_dies_in_a_run_is_unreachable(open_session, over_ssh, sshd) -> None:
     session = open_session(over_ssh, reconnect_s=1.0)
     outcome = session.execute(request("sleep"), on_event=lambda event, _: event == "loaded" and sshd.kill_everything())
     assert outcome.status is RunStatus.UNREACHABLE
@@ -290,8 +295,8 @@ def test_a_device_that_dies_in_a_run_is_unreachable(open_session, over_ssh, sshd
     assert outcome.facts is not None, "what it said before is kept"
 
 
-def test_an_engine_that_dies_with_its_supervisor_is_noticed(open_session, connect, tmp_path):
-    def kill_both(event, content):
+def test_an_engine_that_dies_with_its_supervisor_is_noticed(open_session, connect, tmp_path) -> None:
+    def kill_both(event, content) -> None:
         if event == "loaded":
             group = engine_group(tmp_path)
             parent = int(Path(f"/proc/{group}/stat").read_text().rpartition(")")[2].split()[1])
@@ -303,11 +308,11 @@ def test_an_engine_that_dies_with_its_supervisor_is_noticed(open_session, connec
     assert "the engine and its supervisor was killed" in outcome.reasons[0]
 
 
-def test_what_was_given_up_for_lost_is_ended_before_the_next_run(open_session, tmp_path):
+def test_what_was_given_up_for_lost_is_ended_before_the_next_run(open_session, tmp_path) -> None:
     session = open_session(lambda: FakeTransport(LocalTransport("pi", tmp_path / "pi")), reconnect_s=0.3)
     groups = []
 
-    def cut(event, content):
+    def cut(event, content) -> None:
         if event == "loaded":
             groups.append(engine_group(tmp_path))
             session._transport._script = iter([LinkFault("refuse")] * 3)
@@ -324,7 +329,7 @@ def test_what_was_given_up_for_lost_is_ended_before_the_next_run(open_session, t
 # --- deployment -----------------------------------------------------------------------------------------------------
 
 
-def test_what_a_device_has_costs_no_bytes(open_session, connect, tmp_path):
+def test_what_a_device_has_costs_no_bytes(open_session, connect, tmp_path) -> None:
     model = tmp_path / "model.bin"
     model.write_bytes(os.urandom(3_000_000))
     first = open_session(connect)
@@ -338,7 +343,7 @@ def test_what_a_device_has_costs_no_bytes(open_session, connect, tmp_path):
     assert Path(path).is_relative_to(tmp_path / "pi" / "root" / "blobs")
 
 
-def test_only_what_runs_on_a_device_is_deployed(open_session, connect, stub_engine, tmp_path):
+def test_only_what_runs_on_a_device_is_deployed(open_session, connect, stub_engine, tmp_path) -> None:
     for name in ("offline", "tests", "__pycache__"):
         (stub_engine / name).mkdir()
         (stub_engine / name / "x.py").write_text("")
@@ -348,7 +353,7 @@ def test_only_what_runs_on_a_device_is_deployed(open_session, connect, stub_engi
     assert names == {"device", *(path.name for path in stub_engine.glob("*.py"))}
 
 
-def test_a_cut_upload_goes_on_within_one_put(open_session, sshd, relay, tmp_path):
+def test_a_cut_upload_goes_on_within_one_put(open_session, sshd, relay, tmp_path) -> None:
     model = tmp_path / "model.bin"
     model.write_bytes(os.urandom(20_000_000))
     device = sshd.device_at(relay.port)
@@ -360,7 +365,7 @@ def test_a_cut_upload_goes_on_within_one_put(open_session, sshd, relay, tmp_path
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
-def test_a_full_disk_is_named_before_anything_is_sent(open_session, sshd, over_ssh, tmp_path, mount_tmpfs):
+def test_a_full_disk_is_named_before_anything_is_sent(open_session, sshd, over_ssh, tmp_path, mount_tmpfs) -> None:
     root = mount_tmpfs(tmp_path / "small", "24m")
     model = tmp_path / "model.bin"
     model.write_bytes(bytes(20_000_000))
@@ -371,7 +376,7 @@ def test_a_full_disk_is_named_before_anything_is_sent(open_session, sshd, over_s
     assert session.bytes_sent == before
 
 
-def test_a_file_that_is_missing_here_is_not_the_devices_fault(open_session, connect, tmp_path):
+def test_a_file_that_is_missing_here_is_not_the_devices_fault(open_session, connect, tmp_path) -> None:
     with pytest.raises(UsageError, match=r"gone\.bin cannot be read"):
         open_session(connect).put(tmp_path / "gone.bin")
 
@@ -385,20 +390,20 @@ def script(path, text):
     return str(path)
 
 
-def test_a_python_that_is_too_old_is_named_with_its_version(open_session, connect, tmp_path):
+def test_a_python_that_is_too_old_is_named_with_its_version(open_session, connect, tmp_path) -> None:
     answer = '{"path": "/usr/bin/python3", "version": [3, 6, 9], "numpy": "1.13.3", "reason": ""}'
     old = script(tmp_path / "python3", f"echo '{answer}'; exit 1")
     with pytest.raises(PythonMissingError, match=r"pi: the engine needs python3 >= 3.8 .*/usr/bin/python3 is 3\.6\.9"):
         open_session(connect, python=old)
 
 
-def test_a_missing_numpy_is_named_with_the_command_that_installs_it(open_session, connect, tmp_path):
+def test_a_missing_numpy_is_named_with_the_command_that_installs_it(open_session, connect, tmp_path) -> None:
     real = os.path.realpath("/proc/self/exe")
     bare = script(tmp_path / "python3", f'exec {real} -I -S "$@"')
     with pytest.raises(PythonMissingError, match=r"pi: .* has no usable numpy: (run `|install python3 and numpy)"):
         open_session(connect, python=bare)
 
 
-def test_a_declared_python_that_is_not_there(open_session, connect):
+def test_a_declared_python_that_is_not_there(open_session, connect) -> None:
     with pytest.raises(PythonMissingError, match="pi: /opt/none was not found"):
         open_session(connect, python="/opt/none")

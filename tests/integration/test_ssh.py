@@ -36,7 +36,7 @@ def hello(device, known_hosts, **options):
 # --- host keys ------------------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_host_key_is_refused(make_sshd):
+def test_an_unknown_host_key_is_refused(make_sshd) -> None:
     server = make_sshd(trusted=False)
     with pytest.raises(HostKeyError) as raised:
         hello(server.device, server.known_hosts)
@@ -46,7 +46,7 @@ def test_an_unknown_host_key_is_refused(make_sshd):
     assert not server.known_hosts.exists()
 
 
-def test_a_changed_host_key_is_refused_with_another_message(sshd):
+def test_a_changed_host_key_is_refused_with_another_message(sshd) -> None:
     assert hello(sshd.device, sshd.known_hosts) == b"hello\n"
     old = sshd.host_key
     sshd.stop()
@@ -59,7 +59,7 @@ def test_a_changed_host_key_is_refused_with_another_message(sshd):
     assert sshd.host_key.fingerprint in str(raised.value)
 
 
-def test_a_host_key_that_changes_between_two_connections_is_refused_on_reconnect(sshd, transport):
+def test_a_host_key_that_changes_between_two_connections_is_refused_on_reconnect(sshd, transport) -> None:
     transport.run(["true"], deadline_s=10)
     sshd.stop()
     sshd.new_host_key()
@@ -68,7 +68,7 @@ def test_a_host_key_that_changes_between_two_connections_is_refused_on_reconnect
         transport.run(["true"], deadline_s=10)
 
 
-def test_trust_shows_the_fingerprint_that_ssh_keygen_prints_and_stores_the_key(make_sshd):
+def test_trust_shows_the_fingerprint_that_ssh_keygen_prints_and_stores_the_key(make_sshd) -> None:
     server = make_sshd(trusted=False)
     shown = []
     (stored,) = trust(server.device, server.known_hosts, lambda key: bool(shown.append(key) or True))
@@ -83,14 +83,14 @@ def test_trust_shows_the_fingerprint_that_ssh_keygen_prints_and_stores_the_key(m
     assert [t.stored for t in again] == [False]
 
 
-def test_trust_stores_nothing_that_was_not_accepted(make_sshd):
+def test_trust_stores_nothing_that_was_not_accepted(make_sshd) -> None:
     server = make_sshd(trusted=False)
     with pytest.raises(HostKeyError, match="was not accepted"):
         trust(server.device, server.known_hosts, lambda key: False)
     assert not server.known_hosts.exists()
 
 
-def test_trust_replaces_a_changed_key_only_when_told_to(sshd):
+def test_trust_replaces_a_changed_key_only_when_told_to(sshd) -> None:
     old = sshd.host_key
     sshd.stop()
     sshd.new_host_key()
@@ -103,7 +103,7 @@ def test_trust_replaces_a_changed_key_only_when_told_to(sshd):
     assert hello(sshd.device, sshd.known_hosts) == b"hello\n"
 
 
-def test_the_kind_of_key_that_is_known_is_the_kind_that_is_asked_for(make_sshd, tmp_path):
+def test_the_kind_of_key_that_is_known_is_the_kind_that_is_asked_for(make_sshd, tmp_path) -> None:
     rsa = tmp_path / "rsa"
     subprocess.run(["ssh-keygen", "-q", "-t", "rsa", "-b", "2048", "-N", "", "-f", rsa], check=True)
     server = make_sshd("pi", f"HostKey {rsa}", trusted=False)
@@ -117,7 +117,7 @@ def test_the_kind_of_key_that_is_known_is_the_kind_that_is_asked_for(make_sshd, 
 # --- jump hosts and ssh_config --------------------------------------------------------------------------------------
 
 
-def test_a_jump_host_is_held_to_its_key_as_well(make_sshd):
+def test_a_jump_host_is_held_to_its_key_as_well(make_sshd) -> None:
     jump, target = make_sshd("jump", trusted=False), make_sshd("target")
     device = dataclasses.replace(target.device, proxy_jump=f"{target.device.user}@127.0.0.1:{jump.port}")
     with pytest.raises(HostKeyError, match=rf"target: the host key of \[127.0.0.1\]:{jump.port} is unknown"):
@@ -126,7 +126,7 @@ def test_a_jump_host_is_held_to_its_key_as_well(make_sshd):
     assert hello(device, target.known_hosts) == b"hello\n"
 
 
-def test_trust_asks_for_the_jump_host_first(make_sshd):
+def test_trust_asks_for_the_jump_host_first(make_sshd) -> None:
     jump, target = make_sshd("jump", trusted=False), make_sshd("target", trusted=False)
     device = dataclasses.replace(target.device, proxy_jump=f"{target.device.user}@127.0.0.1:{jump.port}")
     asked = []
@@ -135,7 +135,7 @@ def test_trust_asks_for_the_jump_host_first(make_sshd):
     assert hello(device, target.known_hosts) == b"hello\n"
 
 
-def test_an_alias_of_ssh_config_with_its_proxy_jump(make_sshd, tmp_path):
+def test_an_alias_of_ssh_config_with_its_proxy_jump(make_sshd, tmp_path) -> None:
     jump, target = make_sshd("jump"), make_sshd("target")
     config = tmp_path / "ssh_config"
     config.write_text(
@@ -156,13 +156,13 @@ def test_an_alias_of_ssh_config_with_its_proxy_jump(make_sshd, tmp_path):
 # --- what cannot be reached -----------------------------------------------------------------------------------------
 
 
-def test_a_server_that_is_off(sshd):
+def test_a_server_that_is_off(sshd) -> None:
     sshd.stop()
     with pytest.raises(UnreachableError, match=rf"pi: .*127.0.0.1 port {sshd.port} cannot be reached .*is it on"):
         hello(sshd.device, sshd.known_hosts)
 
 
-def test_a_login_that_is_refused(sshd, tmp_path):
+def test_a_login_that_is_refused(sshd, tmp_path) -> None:
     other = tmp_path / "other_key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", other], check=True)
     device = dataclasses.replace(sshd.device, identity_file=str(other))
@@ -170,7 +170,7 @@ def test_a_login_that_is_refused(sshd, tmp_path):
         hello(device, sshd.known_hosts)
 
 
-def test_a_passphrase_is_asked_of_nobody_and_in_no_message(sshd, tmp_path, caplog):
+def test_a_passphrase_is_asked_of_nobody_and_in_no_message(sshd, tmp_path, caplog) -> None:
     caplog.set_level(logging.DEBUG)
     locked, secret = tmp_path / "locked", "correct-horse-battery-staple"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", secret, "-f", locked], check=True)
@@ -180,13 +180,13 @@ def test_a_passphrase_is_asked_of_nobody_and_in_no_message(sshd, tmp_path, caplo
     assert secret not in str(refused.value) + caplog.text
 
 
-def test_an_identity_file_that_is_not_there(sshd):
+def test_an_identity_file_that_is_not_there(sshd) -> None:
     device = dataclasses.replace(sshd.device, identity_file="/nonexistent/key")
     with pytest.raises(UsageError, match="pi: identity_file /nonexistent/key does not exist"):
         hello(device, sshd.known_hosts)
 
 
-def test_a_server_that_says_nothing_is_given_up(tmp_path):
+def test_a_server_that_says_nothing_is_given_up(tmp_path) -> None:
     import socket
 
     from device_inventory import Device
@@ -200,7 +200,7 @@ def test_a_server_that_says_nothing_is_given_up(tmp_path):
 # --- commands -------------------------------------------------------------------------------------------------------
 
 
-def test_hostile_words_reach_the_command_unchanged(transport, tmp_path):
+def test_hostile_words_reach_the_command_unchanged(transport, tmp_path) -> None:
     mark = tmp_path / "injected"
     hostile = [
         f"$(touch {mark})",
@@ -221,7 +221,7 @@ def test_hostile_words_reach_the_command_unchanged(transport, tmp_path):
     assert not mark.exists()
 
 
-def test_a_hostile_file_name_is_a_name_and_nothing_else(transport, tmp_path, sshd):
+def test_a_hostile_file_name_is_a_name_and_nothing_else(transport, tmp_path, sshd) -> None:
     mark = tmp_path / "injected"
     source = tmp_path / f"model'; touch {shlex.quote(mark.name)}; $(touch injected) `x`\n -rf.bin"
     source.write_bytes(b"weights")
@@ -233,7 +233,7 @@ def test_a_hostile_file_name_is_a_name_and_nothing_else(transport, tmp_path, ssh
     assert not (sshd.folder / "injected").exists()
 
 
-def test_a_command_that_overruns_its_deadline_is_dead_on_the_device(transport, tmp_path, wait_until):
+def test_a_command_that_overruns_its_deadline_is_dead_on_the_device(transport, tmp_path, wait_until) -> None:
     note = tmp_path / "pids"
     script = f'sleep 1000 & echo "$! $$" >{shlex.quote(str(note))}; trap "" TERM; sleep 1000'
     with pytest.raises(RemoteTimeoutError, match=r"pi: .*did not end within 1 s and was killed on the device"):
@@ -242,7 +242,7 @@ def test_a_command_that_overruns_its_deadline_is_dead_on_the_device(transport, t
     wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), "the whole process group to die")
 
 
-def test_a_killed_command_is_told_from_a_lost_link(transport, sshd):
+def test_a_killed_command_is_told_from_a_lost_link(transport, sshd) -> None:
     done = transport.run(["sh", "-c", "kill -9 $PPID; sleep 1"], deadline_s=10, check=False)
     assert done.exit_status != 0
     with pytest.raises(UnreachableError, match="connection was lost"):
@@ -250,7 +250,7 @@ def test_a_killed_command_is_told_from_a_lost_link(transport, sshd):
     assert transport.run(["echo", "back"], deadline_s=10).stdout == b"back\n"
 
 
-def test_silence_counts_as_a_lost_link(transport):
+def test_silence_counts_as_a_lost_link(transport) -> None:
     with pytest.raises(UnreachableError, match=r"no sign of life for 0.3 s"):
         transport.run(["sleep", "5"], deadline_s=20, silence_s=0.3)
 
@@ -258,7 +258,7 @@ def test_silence_counts_as_a_lost_link(transport):
 # --- uploads --------------------------------------------------------------------------------------------------------
 
 
-def test_a_cut_upload_goes_on_where_it_stopped(sshd, relay, tmp_path):
+def test_a_cut_upload_goes_on_where_it_stopped(sshd, relay, tmp_path) -> None:
     source, target = tmp_path / "model.bin", sshd.folder / "there" / "model.bin"
     source.write_bytes(os.urandom(24_000_000))
     transport = SshTransport(sshd.device_at(relay.port), sshd.known_hosts)
@@ -275,7 +275,7 @@ def test_a_cut_upload_goes_on_where_it_stopped(sshd, relay, tmp_path):
     assert [p.name for p in target.parent.iterdir()] == ["model.bin"]
 
 
-def test_a_server_without_sftp_will_do(make_sshd, tmp_path):
+def test_a_server_without_sftp_will_do(make_sshd, tmp_path) -> None:
     server = make_sshd("bare")  # no Subsystem line: there is no sftp
     source = tmp_path / "file"
     source.write_bytes(b"content")

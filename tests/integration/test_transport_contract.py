@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from typing import Never
 
 import pytest
 
@@ -28,31 +29,31 @@ def sh(transport, script, *arguments, **options):
     return transport.run(["sh", "-c", script, "sh", *arguments], **{"deadline_s": 10, **options})
 
 
-def test_output_and_status(transport):
+def test_output_and_status(transport) -> None:
     done = sh(transport, "echo out; echo err >&2; exit 7", check=False)
     assert done == Completed(7, b"out\n", b"err\n")
 
 
-def test_a_failure_is_an_error_that_carries_the_last_word(transport):
+def test_a_failure_is_an_error_that_carries_the_last_word(transport) -> None:
     with pytest.raises(RemoteCommandError, match=r"pi: .* failed \(exit status 3\): no such thing"):
         sh(transport, "echo first >&2; echo no such thing >&2; exit 3")
 
 
-def test_a_command_that_is_not_there(transport):
+def test_a_command_that_is_not_there(transport) -> None:
     with pytest.raises(RemoteCommandError, match=r"pi: `no-such-command-here` failed \(exit status 127\)"):
         transport.run(["no-such-command-here"], deadline_s=10)
 
 
-def test_input_arrives_whole_and_ends(transport):
+def test_input_arrives_whole_and_ends(transport) -> None:
     content = os.urandom(1_500_000)
     assert transport.run(["cat"], deadline_s=20, stdin=content).stdout == content
 
 
-def test_a_command_need_not_read_its_input(transport):
+def test_a_command_need_not_read_its_input(transport) -> None:
     assert transport.run(["echo", "done"], deadline_s=20, stdin=bytes(8_000_000)).stdout == b"done\n"
 
 
-def test_output_comes_as_it_is_made(transport):
+def test_output_comes_as_it_is_made(transport) -> None:
     pieces = []
     done = sh(transport, "echo a; sleep 0.3; echo b", on_stdout=pieces.append)
     assert b"".join(pieces) == b"a\nb\n"
@@ -60,11 +61,11 @@ def test_output_comes_as_it_is_made(transport):
     assert done.stdout == b""
 
 
-def test_an_exception_of_the_listener_breaks_the_command_off(transport):
+def test_an_exception_of_the_listener_breaks_the_command_off(transport) -> None:
     class Enough(Exception):
         pass
 
-    def listen(piece):
+    def listen(piece) -> Never:
         raise Enough
 
     with pytest.raises(Enough):
@@ -72,22 +73,22 @@ def test_an_exception_of_the_listener_breaks_the_command_off(transport):
     assert sh(transport, "echo still here").stdout == b"still here\n"
 
 
-def test_endless_output_is_cut(transport, monkeypatch):
+def test_endless_output_is_cut(transport, monkeypatch) -> None:
     monkeypatch.setattr(shell, "OUTPUT_LIMIT_BYTES", 1 << 20)
     with pytest.raises(RemoteCommandError, match=r"pi: .*wrote to stdout more than 1048576 bytes"):
         transport.run(["yes"], deadline_s=30)
 
 
-def test_the_deadline(transport):
+def test_the_deadline(transport) -> None:
     with pytest.raises(RemoteTimeoutError, match=r"pi: .*did not end within 1 s"):
         transport.run(["sleep", "60"], deadline_s=0.2)
 
 
-def test_a_status_of_124_in_time_is_the_commands_own(transport):
+def test_a_status_of_124_in_time_is_the_commands_own(transport) -> None:
     assert sh(transport, "exit 124", check=False).exit_status == 124
 
 
-def test_a_device_without_timeout_still_holds_the_deadline(transport, tmp_path, wait_until):
+def test_a_device_without_timeout_still_holds_the_deadline(transport, tmp_path, wait_until) -> None:
     tools = tmp_path / "tools"
     tools.mkdir()
     for name in ("sleep", "echo", "cat"):
@@ -108,18 +109,18 @@ def test_a_device_without_timeout_still_holds_the_deadline(transport, tmp_path, 
 
 
 @pytest.mark.parametrize("name", ["1BAD", "A B", "A;B", ""])
-def test_a_variable_with_a_hostile_name_is_refused(transport, name):
+def test_a_variable_with_a_hostile_name_is_refused(transport, name) -> None:
     with pytest.raises(RemoteCommandError, match="environment variable"):
         transport.run(["true"], deadline_s=10, environment={name: "x"})
 
 
-def test_a_zero_byte_is_refused(transport):
+def test_a_zero_byte_is_refused(transport) -> None:
     with pytest.raises(RemoteCommandError, match="zero byte"):
         transport.run(["echo", "a\0b"], deadline_s=10)
 
 
 @pytest.mark.parametrize("size", [0, 1, shell.BLOCK_BYTES, 3 * shell.CHUNK_BYTES + 17])
-def test_an_upload_arrives_whole(transport, tmp_path, size):
+def test_an_upload_arrives_whole(transport, tmp_path, size) -> None:
     source, target = tmp_path / "source", tmp_path / "pi" / "deep" / "er" / "target"
     source.write_bytes(os.urandom(size))
     told = []
@@ -131,7 +132,7 @@ def test_an_upload_arrives_whole(transport, tmp_path, size):
     assert [p.name for p in target.parent.iterdir()] == ["target"]
 
 
-def test_an_upload_goes_on_from_a_partial_file(transport, tmp_path):
+def test_an_upload_goes_on_from_a_partial_file(transport, tmp_path) -> None:
     source, target = tmp_path / "source", tmp_path / "pi" / "target"
     source.write_bytes(os.urandom(1_000_000))
     digest = shell._sha256(source)
@@ -142,7 +143,7 @@ def test_an_upload_goes_on_from_a_partial_file(transport, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["other bytes", "too long"])
-def test_a_damaged_partial_file_is_thrown_away(transport, tmp_path, damage):
+def test_a_damaged_partial_file_is_thrown_away(transport, tmp_path, damage) -> None:
     source, target = tmp_path / "source", tmp_path / "pi" / "target"
     source.write_bytes(os.urandom(1_000_000))
     target.parent.mkdir(exist_ok=True)
@@ -152,7 +153,7 @@ def test_a_damaged_partial_file_is_thrown_away(transport, tmp_path, damage):
     assert target.read_bytes() == source.read_bytes()
 
 
-def test_content_that_is_not_what_was_promised_never_gets_the_name(transport, tmp_path):
+def test_content_that_is_not_what_was_promised_never_gets_the_name(transport, tmp_path) -> None:
     source, target = tmp_path / "source", tmp_path / "pi" / "target"
     source.write_bytes(b"content")
     with pytest.raises(RemoteCommandError, match=r"pi: .*source could not be put .*checksum"):
@@ -160,14 +161,14 @@ def test_content_that_is_not_what_was_promised_never_gets_the_name(transport, tm
     assert not target.exists()
 
 
-def test_a_folder_that_cannot_be_made(transport, tmp_path):
+def test_a_folder_that_cannot_be_made(transport, tmp_path) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"content")
     with pytest.raises(RemoteCommandError, match="pi: "):
         transport.upload(source, "/proc/none/target")
 
 
-def test_a_disk_that_is_too_small_is_named_with_numbers(transport, tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_named_with_numbers(transport, tmp_path, monkeypatch) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"content")
     monkeypatch.setattr(shell, "DISK_MARGIN_BYTES", 1 << 60)  # no disk has that much to spare

@@ -29,18 +29,18 @@ class Page(HTMLParser):
         self.close()
         assert not self.open
 
-    def handle_starttag(self, tag, attributes):
+    def handle_starttag(self, tag, attributes) -> None:
         self.elements.append((tag, dict(attributes)))
         if tag not in self.VOID:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag, attributes):
+    def handle_startendtag(self, tag, attributes) -> None:
         self.elements.append((tag, dict(attributes)))
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag) -> None:
         assert self.open.pop() == tag
 
-    def handle_data(self, data):
+    def handle_data(self, data) -> None:
         within = {"style": self.styles, "script": self.scripts}
         within.get(self.open[-1] if self.open else "", self.text).append(data)
 

@@ -68,7 +68,7 @@ def bca(rng, before, after):
 
 
 @pytest.mark.parametrize("noise", NOISES[:2])
-def test_three_blocks_are_enough_for_the_interval_to_cover_what_it_says(noise):
+def test_three_blocks_are_enough_for_the_interval_to_cover_what_it_says(noise) -> None:
     design = Design(3, 4, noise)
     assert 0.93 <= coverage(design, pairs, paired=True, experiments=1500) <= 0.97
     assert 0.93 <= coverage(design, sweeps, paired=False, experiments=1500) <= 0.97
@@ -78,14 +78,14 @@ def test_three_blocks_are_enough_for_the_interval_to_cover_what_it_says(noise):
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("samples", [4, 16])
 @pytest.mark.parametrize("blocks", [3, 5, 10])
-def test_the_interval_covers_what_it_says(blocks, samples, noise):
+def test_the_interval_covers_what_it_says(blocks, samples, noise) -> None:
     design = Design(blocks, samples, noise)
     assert 0.93 <= coverage(design, pairs, paired=True, experiments=10_000) <= 0.97
     assert 0.93 <= coverage(design, sweeps, paired=False, experiments=10_000) <= 0.97
 
 
 @pytest.mark.heavy
-def test_bootstraps_of_few_blocks_do_not():
+def test_bootstraps_of_few_blocks_do_not() -> None:
     few = Design(3, 4, (0.03, 0.01))
     assert coverage(few, hierarchical_percentiles, paired=True, experiments=1000) < 0.90
     assert coverage(few, bca, paired=True, experiments=300) < 0.85
@@ -93,7 +93,7 @@ def test_bootstraps_of_few_blocks_do_not():
 
 
 @pytest.mark.heavy
-def test_it_covers_from_records_to_ratio_too(make):
+def test_it_covers_from_records_to_ratio_too(make) -> None:
     """Through runs and their samples, of four prompts that differ tenfold."""
     rng, template, covered, experiments = np.random.default_rng(5), make.run(tokens=2, prompts=4), 0, 400
     for _ in range(experiments):

@@ -58,16 +58,16 @@ def run(make):
         ("perplexity", 4.0),
     ],
 )
-def test_each_metric_is_what_its_definition_says(run, name, expected):
+def test_each_metric_is_what_its_definition_says(run, name, expected) -> None:
     assert METRICS[name].values(run) == [pytest.approx(expected)]
 
 
-def test_the_table_above_misses_no_metric():
+def test_the_table_above_misses_no_metric() -> None:
     cases = test_each_metric_is_what_its_definition_says.pytestmark[0].args[1]
     assert [name for name, _ in cases] == list(METRICS)
 
 
-def test_what_cannot_be_told_is_absent_and_not_zero(make):
+def test_what_cannot_be_told_is_absent_and_not_zero(make) -> None:
     one_token = make.run(tokens=1)
     silent = replace(one_token.samples[-1], major_faults=None, peak_resident_bytes=None)
     run = replace(one_token, samples=(silent,), totals=replace(one_token.totals, peak_resident_bytes=None))
@@ -77,6 +77,6 @@ def test_what_cannot_be_told_is_absent_and_not_zero(make):
     assert all(metric.values(make.failed()) == [] for metric in METRICS.values())
 
 
-def test_a_run_is_its_median_sample(make):
+def test_a_run_is_its_median_sample(make) -> None:
     run = make.run(prompts=1, repetitions=3)
     assert METRICS["tpot_s"].of(run) == sorted(METRICS["tpot_s"].values(run))[1]

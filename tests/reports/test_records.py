@@ -21,12 +21,12 @@ def through_json(record):
     return json.loads(json.dumps(record, allow_nan=False))
 
 
-def test_a_run_survives_json_whole(make):
+def test_a_run_survives_json_whole(make) -> None:
     for run in (make.run(), make.failed(log_tail="half a pair: \ud800, a nul: \0")):
         assert run_from_json(through_json(run_to_json(run))) == run
 
 
-def test_conditions_survive_json_under_the_names_that_others_rely_on(make):
+def test_conditions_survive_json_under_the_names_that_others_rely_on(make) -> None:
     conditions = Conditions(
         temperature_c=Course(41.0, 55.5, 41.0, 56.0), throttled=False, governor="ondemand",
         page_cache_resident_fraction=0.004, memory_limit_bytes=1 << 29, memory_limit_method="cgroup-v2",
@@ -40,7 +40,7 @@ def test_conditions_survive_json_under_the_names_that_others_rely_on(make):
     assert (told["memory_limit_bytes"], told["memory_limit_method"]) == (1 << 29, "cgroup-v2")
 
 
-def test_a_record_from_before_there_were_conditions_is_read(make):
+def test_a_record_from_before_there_were_conditions_is_read(make) -> None:
     record = through_json(run_to_json(make.run()))
     del record["conditions"]
     for name in ("core_kinds", "board", "storage", "now"):
@@ -56,14 +56,14 @@ def test_a_record_from_before_a_field_was_removed_is_read(make) -> None:
         sweep_from_json(through_json(sweep_to_json(make.sweep(make.runs()))) | {"extra": {}})
 
 
-def test_a_record_is_a_flat_object_with_plain_values(make):
+def test_a_record_is_a_flat_object_with_plain_values(make) -> None:
     record = run_to_json(make.run())
     assert record["v"] == 1
     assert {"request", "facts", "samples", "status", "verdict"} <= record.keys()
     assert type(record["status"]) is str
 
 
-def test_a_sweep_survives_json_whole(make):
+def test_a_sweep_survives_json_whole(make) -> None:
     sweep = make.sweep(make.runs())
     assert sweep_from_json(through_json(sweep_to_json(sweep))) == sweep
 
@@ -81,20 +81,20 @@ def test_a_sweep_survives_json_whole(make):
         ({"id": ""}, "id and sweep_id must not be empty"),
     ],
 )
-def test_a_damaged_record_is_refused_by_name(make, change, message):
+def test_a_damaged_record_is_refused_by_name(make, change, message) -> None:
     with pytest.raises(RecordError, match=message) as refused:
         run_from_json(through_json(run_to_json(make.run()) | change))
     assert isinstance(refused.value, ReportError)
 
 
-def test_a_missing_key_is_refused(make):
+def test_a_missing_key_is_refused(make) -> None:
     record = through_json(run_to_json(make.run()))
     del record["cell"]["device"]
     with pytest.raises(RecordError, match=r"Run\.cell: 'device' is missing"):
         run_from_json(record)
 
 
-def test_a_plan_entry_must_be_a_pair(make):
+def test_a_plan_entry_must_be_a_pair(make) -> None:
     record = through_json(sweep_to_json(make.sweep(make.runs())))
     record["planned"][0].append(3)
     with pytest.raises(RecordError, match="expected 2 entries, got 3"):
@@ -113,12 +113,12 @@ def test_a_plan_entry_must_be_a_pair(make):
         ({"verdict": Verdict.SUSPECT}, "needs a reason"),
     ],
 )
-def test_a_run_that_contradicts_itself_is_not_constructed(make, changes, message):
+def test_a_run_that_contradicts_itself_is_not_constructed(make, changes, message) -> None:
     with pytest.raises(RecordError, match=message):
         make.run(**changes)
 
 
-def test_samples_must_answer_what_was_asked_for_and_once(make):
+def test_samples_must_answer_what_was_asked_for_and_once(make) -> None:
     run = make.run()
     with pytest.raises(RecordError, match="not asked for"):
         replace(run, samples=(*run.samples, replace(run.samples[-1], prompt=2)))
@@ -127,12 +127,12 @@ def test_samples_must_answer_what_was_asked_for_and_once(make):
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a\nb", "\x1b[31m"])
-def test_the_parts_of_a_key_cannot_blur(make, name):
+def test_the_parts_of_a_key_cannot_blur(make, name) -> None:
     with pytest.raises(RecordError, match="device"):
         make.cell(device=name)
 
 
-def test_the_last_attempt_counts(make):
+def test_the_last_attempt_counts(make) -> None:
     first = make.failed(RunStatus.UNREACHABLE, "no answer", started_at="2026-11-23T20:00:00+00:00")
     again = replace(make.run(), id="again")
     assert last_attempts([again, first]) == [again]

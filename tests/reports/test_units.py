@@ -22,7 +22,7 @@ THIN = units.SPACE
         (None, "s", "–"),
     ],
 )
-def test_values_read_as_people_write_them(value, unit, text):
+def test_values_read_as_people_write_them(value, unit, text) -> None:
     assert units.text(value, unit) == text
 
 
@@ -37,20 +37,20 @@ def test_values_read_as_people_write_them(value, unit, text):
         (-12.34, "-12.3"),
     ],
 )
-def test_three_digits_are_significant(value, text):
+def test_three_digits_are_significant(value, text) -> None:
     assert units.number(value) == text
 
 
-def test_a_column_has_one_scale():
+def test_a_column_has_one_scale() -> None:
     column = units.scale("s", [0.003, 0.180, 1.21, None])
     assert [column.number(v) for v in (0.003, 0.180, 1.21, None)] == ["3", "180", f"1{THIN}210", "–"]
 
 
-def test_an_interval_that_reads_as_one_number_is_one():
+def test_an_interval_that_reads_as_one_number_is_one() -> None:
     assert units.interval(2.91, 3.28) == "2.9–3.3"
     assert units.interval(2.01, 2.02) == "2.0"
 
 
-def test_a_moment_is_short():
+def test_a_moment_is_short() -> None:
     assert units.moment("2026-11-23T22:15:00.123456+00:00") == "2026-11-23 22:15:00 UTC"
     assert units.moment("") == "–"

@@ -7,7 +7,7 @@ import pytest
 
 from reports.results.database import ResultsDatabase
 from tests.command_line import invoke
-from tests.nights.simulated import Change, SimulatedFarm, recorded
+from tests.programs.nights.simulated import Change, SimulatedFarm, recorded
 
 TARGET = ("pi4b-emulated", "edgemoe")
 
@@ -32,13 +32,13 @@ def farm(tmp_path, monkeypatch):
     return call
 
 
-def test_a_gate_needs_a_baseline(farm):
+def test_a_gate_needs_a_baseline(farm) -> None:
     code, output = farm("gate", "like")
     assert code == 2
     assert "no baseline main (known: none): `edgemoe-farm baseline pin main RUN`" in output
 
 
-def test_the_exit_code_tells(farm, tmp_path):
+def test_the_exit_code_tells(farm, tmp_path) -> None:
     assert farm("baseline", "pin", "main", "before")[0] == 0
     code, output = farm("gate", "slower", "--json", "--junit", str(tmp_path / "j.xml"))
     told = json.loads(output)
@@ -53,7 +53,7 @@ def test_the_exit_code_tells(farm, tmp_path):
     assert farm("gate", "slower", "--limit", "tpot=0.9")[0] == 2
 
 
-def test_an_acknowledged_regression_fails_no_gate(farm):
+def test_an_acknowledged_regression_fails_no_gate(farm) -> None:
     farm("baseline", "pin", "main", "before")
     where = ("--device", TARGET[0], "--strategy", TARGET[1])
     for metric in ("tpot_s", "ttft_s"):
@@ -70,7 +70,7 @@ def test_an_acknowledged_regression_fails_no_gate(farm):
     assert "nothing is acknowledged" in output
 
 
-def test_a_baseline_is_pinned_moved_and_removed(farm):
+def test_a_baseline_is_pinned_moved_and_removed(farm) -> None:
     code, output = farm("baseline", "pin", "main", "before", "--note", "0.1")
     assert code == 0
     assert "its engine 0000000000000000 is not kept on this machine" in output

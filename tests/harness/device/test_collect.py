@@ -37,13 +37,13 @@ def collect(*lines, piece_bytes=1 << 20):
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 7, 100, 1 << 20])
-def test_events_in_any_pieces(piece_bytes):
+def test_events_in_any_pieces(piece_bytes) -> None:
     collected = collect(*GOOD, piece_bytes=piece_bytes)
     assert collected.samples == [SAMPLE, SAMPLE]
     assert classify(collected, Ending("exited", 0), 60) == (RunStatus.OK, None, ())
 
 
-def test_a_timeline_as_long_as_one_can_be_comes_in_one_sample_more():
+def test_a_timeline_as_long_as_one_can_be_comes_in_one_sample_more() -> None:
     n, us = MOST_SPANS, 10**9
     timeline = Timeline(
         1, (0,) * 4, (us,) * 4, ComputeSpans((2,) * n, (99,) * n, (us,) * n, (us,) * n),
@@ -57,7 +57,7 @@ def test_a_timeline_as_long_as_one_can_be_comes_in_one_sample_more():
         collect(*GOOD[:-1], line, FINISHED)
 
 
-def test_a_device_may_settle_before_the_engine_starts():
+def test_a_device_may_settle_before_the_engine_starts() -> None:
     said = []
     collected = Collector(REQUEST, TEXT, lambda event, content: said.append((event, content)))
     settling = encode_event("settling", waited_s=2.0, reasons=["\x1b[31m70 °C"])
@@ -68,7 +68,7 @@ def test_a_device_may_settle_before_the_engine_starts():
         collected.feed(f"{settling}\n".encode())
 
 
-def test_the_conditions_are_what_was_watched_and_what_limited():
+def test_the_conditions_are_what_was_watched_and_what_limited() -> None:
     request = replace(REQUEST, memory_limit_bytes=1 << 29)
     watched = Watched(readings=9, temperature_c=Course(40.0, 50.0, 40.0, 51.0), governor="ondemand", throttled=False)
     ending = Ending("exited", 0, watched=watched, limit=LimitHeld("cgroup-v1", 1 << 28, "memory.max_usage_in_bytes"))
@@ -86,13 +86,13 @@ def test_the_conditions_are_what_was_watched_and_what_limited():
     assert found.page_cache_resident_fraction == 0.002
 
 
-def test_a_device_that_was_not_watched_is_unknown():
+def test_a_device_that_was_not_watched_is_unknown() -> None:
     found = conditions(REQUEST, collect(STARTED), Ending("died"))
     assert found.memory_limit_method == "none"
     assert "was not watched" in found.unknown[0]
 
 
-def test_the_answer_of_a_run_that_does_not_fit_its_limit():
+def test_the_answer_of_a_run_that_does_not_fit_its_limit() -> None:
     ending = Ending("exited", -9, oom_kills=1, limit=LimitHeld("cgroup-v1", 1 << 28, "memory.max_usage_in_bytes"))
     status, _, reasons = classify(collect(STARTED), ending, 60)
     assert status is RunStatus.OUT_OF_MEMORY
@@ -118,7 +118,7 @@ def test_the_answer_of_a_run_that_does_not_fit_its_limit():
         ([json.dumps({**json.loads(LOADED), "v": 99})], "version 99"),
     ],
 )
-def test_what_does_not_fit_the_protocol_is_refused(lines, message):
+def test_what_does_not_fit_the_protocol_is_refused(lines, message) -> None:
     with pytest.raises(ProtocolError, match=message):
         collect(*lines)
 
@@ -229,18 +229,18 @@ def test_what_does_not_fit_the_protocol_is_refused(lines, message):
         ),
     ],
 )
-def test_endings(lines, ending, status, fault, reason):
+def test_endings(lines, ending, status, fault, reason) -> None:
     found, whose, reasons = classify(collect(*lines), ending, 60)
     assert (found, whose) == (status, fault)
     assert (reason is None and reasons == ()) or reason in reasons[0]
 
 
-def test_an_ending_of_an_unknown_state_is_refused():
+def test_an_ending_of_an_unknown_state_is_refused() -> None:
     with pytest.raises(ProtocolError, match="unknown state"):
         Ending("happy")
 
 
-def test_log_tails_are_harmless():
+def test_log_tails_are_harmless() -> None:
     text = "a\x1b[31mred\x1b[0m \x1b]0;title\x07b\u202ec\x00\r\td\ne"
     assert log_tail(text) == "ared bc\td\ne"
     assert len(log_tail("x" * 100_000)) == 8000

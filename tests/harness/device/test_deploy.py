@@ -17,7 +17,7 @@ def sha256(content):
     return hashlib.sha256(content).hexdigest()
 
 
-def test_a_hash_is_remembered_until_the_file_changes(tmp_path):
+def test_a_hash_is_remembered_until_the_file_changes(tmp_path) -> None:
     file = tmp_path / "model.bin"
     file.write_bytes(b"one")
     os.utime(file, ns=(10**18, 10**18))
@@ -31,7 +31,7 @@ def test_a_hash_is_remembered_until_the_file_changes(tmp_path):
     assert cache.sha256(file) == sha256(b"two")
 
 
-def test_a_file_that_was_written_just_now_is_not_remembered(tmp_path):
+def test_a_file_that_was_written_just_now_is_not_remembered(tmp_path) -> None:
     file = tmp_path / "model.bin"
     file.write_bytes(b"one")
     os.utime(file, ns=(10**18, 10**18))
@@ -42,25 +42,25 @@ def test_a_file_that_was_written_just_now_is_not_remembered(tmp_path):
     assert cache.sha256(file) == sha256(b"two")
 
 
-def test_a_file_that_cannot_be_read(tmp_path):
+def test_a_file_that_cannot_be_read(tmp_path) -> None:
     with pytest.raises(UsageError, match=r"none\.bin cannot be read: No such file"):
         HashCache(tmp_path / "cache").sha256(tmp_path / "none.bin")
 
 
-def test_the_bundle_holds_what_a_device_needs_and_its_hash_is_of_the_content():
+def test_the_bundle_holds_what_a_device_needs_and_its_hash_is_of_the_content() -> None:
     bundle = EngineBundle.of(ENGINE_SOURCE)
     names = zipfile.ZipFile(io.BytesIO(bundle.content)).namelist()
     assert "engine/__main__.py" in names
     assert not [n for n in names if "offline" in n or "__pycache__" in n or "tests" in n]
 
 
-def test_the_same_engine_is_the_same_bundle_whenever_it_is_packed(monkeypatch):
+def test_the_same_engine_is_the_same_bundle_whenever_it_is_packed(monkeypatch) -> None:
     now = EngineBundle.of(ENGINE_SOURCE)
     monkeypatch.setattr(time, "time", lambda: 2_000_000_000.0)
     assert EngineBundle.of(ENGINE_SOURCE) == now
 
 
-def test_any_change_changes_the_hash_of_the_bundle(tmp_path):
+def test_any_change_changes_the_hash_of_the_bundle(tmp_path) -> None:
     source = tmp_path / "engine"
     source.mkdir()
     (source / "__main__.py").write_text("a")
@@ -74,7 +74,7 @@ def test_any_change_changes_the_hash_of_the_bundle(tmp_path):
     assert len(hashes) == 4
 
 
-def test_a_folder_that_is_no_engine(tmp_path):
+def test_a_folder_that_is_no_engine(tmp_path) -> None:
     with pytest.raises(UsageError, match="is not an engine"):
         EngineBundle.of(tmp_path)
 
@@ -90,7 +90,7 @@ def test_a_folder_that_is_no_engine(tmp_path):
         ("é" * 300, "_" * 100),
     ],
 )
-def test_safe_names(name, safe):
+def test_safe_names(name, safe) -> None:
     assert safe_name(name) == safe
 
 

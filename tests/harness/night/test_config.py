@@ -19,14 +19,14 @@ def config(tmp_path):
     return read_nightly(tmp_path / "nightly.toml")
 
 
-def test_the_smallest_configuration(config, tmp_path):
+def test_the_smallest_configuration(config, tmp_path) -> None:
     assert config.matrix == tmp_path / "m.toml"
     assert config.reports == tmp_path / "nightly"
     assert config.limits == {"tpot_s": 0.03, "ttft_s": 0.05, "peak_resident_bytes": 0.03, "perplexity": 0.02}
     assert (config.pairs, config.rounds, config.deadline_s, config.webhook_env) == (10, 3, 43200.0, "")
 
 
-def test_the_example_has_the_defaults(config):
+def test_the_example_has_the_defaults(config) -> None:
     example = read_nightly(Path(__file__).parents[3] / "ci" / "nightly.toml")
     assert (example.limits, example.pairs, example.rounds) == (config.limits, config.pairs, config.rounds)
     assert (example.keep_reports, example.keep_engines_days) == (config.keep_reports, config.keep_engines_days)
@@ -47,7 +47,7 @@ def test_the_example_has_the_defaults(config):
         ("[retention]\nreports = 0", "reports is 0"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_it(tmp_path, more, complaint):
+def test_a_mistake_is_one_line_that_names_it(tmp_path, more, complaint) -> None:
     path = tmp_path / "n.toml"
     path.write_text(SMALLEST + more)
     with pytest.raises(UsageError, match=complaint) as error:
@@ -55,7 +55,7 @@ def test_a_mistake_is_one_line_that_names_it(tmp_path, more, complaint):
     assert str(path) in str(error.value)
 
 
-def test_two_at_once_are_refused_and_the_holder_is_named(config):
+def test_two_at_once_are_refused_and_the_holder_is_named(config) -> None:
     refused = pytest.raises(LockedError, match=rf"at work already: .*process {os.getpid()}")
     with locked(config), refused as error, locked(config):
         pass
@@ -64,7 +64,7 @@ def test_two_at_once_are_refused_and_the_holder_is_named(config):
         pass
 
 
-def test_the_lock_of_a_process_that_was_killed_is_free(config):
+def test_the_lock_of_a_process_that_was_killed_is_free(config) -> None:
     with locked(config):
         pass
     path = config.reports / ".farm.lock"
@@ -73,7 +73,7 @@ def test_the_lock_of_a_process_that_was_killed_is_free(config):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_a_night_goes_on_until_its_deadline_has_passed(config):
+def test_a_night_goes_on_until_its_deadline_has_passed(config) -> None:
     assert unfinished(config, NOW) is None
     with locked(config):
         progress = NightState(NOW.isoformat(), "20261125-020000-abcd").with_round("20261125-040000-abcd")
@@ -85,14 +85,14 @@ def test_a_night_goes_on_until_its_deadline_has_passed(config):
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"v": 2}', '{"v": 1, "began": "x", "sweep_id": "s"}', '{"v": 1}'])
-def test_a_damaged_state_names_the_file(config, text):
+def test_a_damaged_state_names_the_file(config, text) -> None:
     config.reports.mkdir()
     (config.reports / ".farm.state.json").write_text(text)
     with pytest.raises(UsageError, match=r"\.farm\.state\.json: the state of a night cannot be read"):
         unfinished(config, NOW)
 
 
-def test_old_reports_go_and_what_no_night_wrote_stays(config, tmp_path):
+def test_old_reports_go_and_what_no_night_wrote_stays(config, tmp_path) -> None:
     (tmp_path / "nightly.toml").write_text(SMALLEST + "[retention]\nreports = 2")
     config = read_nightly(tmp_path / "nightly.toml")
     config.reports.mkdir()

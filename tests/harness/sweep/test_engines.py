@@ -21,7 +21,7 @@ def bundle(tmp_path, text):
     return EngineBundle.of(source)
 
 
-def test_an_engine_comes_back_as_it_was_kept(store, tmp_path):
+def test_an_engine_comes_back_as_it_was_kept(store, tmp_path) -> None:
     engine = EngineBundle.of(ENGINE_SOURCE)
     assert engine.sha256 not in store
     store.keep(engine)
@@ -31,7 +31,7 @@ def test_an_engine_comes_back_as_it_was_kept(store, tmp_path):
     assert len(list((tmp_path / "engines").iterdir())) == 1
 
 
-def test_a_slowed_engine_is_another_engine_and_carries_its_delay(store):
+def test_a_slowed_engine_is_another_engine_and_carries_its_delay(store) -> None:
     slowed = EngineBundle.of(ENGINE_SOURCE, test_delay="edgemoe=0.10")
     assert slowed.sha256 != EngineBundle.of(ENGINE_SOURCE).sha256
     store.keep(slowed)
@@ -39,7 +39,7 @@ def test_a_slowed_engine_is_another_engine_and_carries_its_delay(store):
     assert archive.read("engine/test_delay") == b"edgemoe=0.10"
 
 
-def test_what_is_damaged_or_another_is_never_handed_out(store, tmp_path):
+def test_what_is_damaged_or_another_is_never_handed_out(store, tmp_path) -> None:
     one, other = bundle(tmp_path, "1"), bundle(tmp_path, "2")
     store.keep(one)
     path = tmp_path / "engines" / f"{one.sha256}.zip"
@@ -55,7 +55,7 @@ def test_what_is_damaged_or_another_is_never_handed_out(store, tmp_path):
         store.get("../../etc/passwd")
 
 
-def test_pruning_leaves_what_is_wanted_or_was_used_of_late(store, tmp_path):
+def test_pruning_leaves_what_is_wanted_or_was_used_of_late(store, tmp_path) -> None:
     old, wanted, fresh = (bundle(tmp_path, text) for text in "abc")
     for engine in (old, wanted, fresh):
         store.keep(engine)
@@ -67,7 +67,7 @@ def test_pruning_leaves_what_is_wanted_or_was_used_of_late(store, tmp_path):
     assert fresh.sha256 in store
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
+def test_a_folder_that_cannot_be_written(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="engines cannot be kept in"):
         EngineStore(tmp_path / "file" / "engines").keep(bundle(tmp_path, "1"))

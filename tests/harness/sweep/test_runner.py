@@ -32,7 +32,7 @@ def statuses(runs) -> set[RunStatus]:
     return {run.status for run in runs}
 
 
-def test_engines_take_turns_on_one_device(bench):
+def test_engines_take_turns_on_one_device(bench) -> None:
     plan, old = bench.plan(), EngineBundle("0" * 64, b"old")
     key = plan.measurements[0].cell.key
     turns = plan.in_turns([(key, 0), (key, 1), (key, 2), (key, 3)], ["0" * 64, "1" * 64, "1" * 64, "0" * 64])
@@ -44,12 +44,12 @@ def test_engines_take_turns_on_one_device(bench):
     assert bench.sweep.engines == ("0" * 64, "1" * 64, "1" * 64, "0" * 64)
 
 
-def test_a_cell_that_the_matrix_does_not_have_cannot_be_measured_again(bench):
+def test_a_cell_that_the_matrix_does_not_have_cannot_be_measured_again(bench) -> None:
     with pytest.raises(UsageError, match="pi/none is not in the matrix scripted any more"):
         bench.plan().in_turns([("pi/none", 0)], ["0" * 64])
 
 
-def test_a_canary_run_comes_first_where_it_is_asked_for(bench):
+def test_a_canary_run_comes_first_where_it_is_asked_for(bench) -> None:
     bench.canary = True
     plan = bench.plan(devices=("pi", "jet"))
     bench.farm.canary_error = lambda device: DeviceError("jet: arithmetic differs") if device == "jet" else None

@@ -16,7 +16,7 @@ def known(tmp_path):
     return KnownHosts(tmp_path / "new" / "folder" / "known_hosts")
 
 
-def test_what_was_stored_is_found_under_its_host_alone(known):
+def test_what_was_stored_is_found_under_its_host_alone(known) -> None:
     assert known.find(ONE.host) == ()
     known.store(ONE)
     known.store(TWO)
@@ -27,7 +27,7 @@ def test_what_was_stored_is_found_under_its_host_alone(known):
     assert [p.name for p in known.path.parent.iterdir()] == ["known_hosts"]
 
 
-def test_a_new_key_replaces_every_old_one_of_its_host_and_nothing_else(known):
+def test_a_new_key_replaces_every_old_one_of_its_host_and_nothing_else(known) -> None:
     known.path.parent.mkdir(parents=True)
     other = base64.b64encode(b"\0old").decode()
     known.path.write_text(f"# mine\n\npi.local,10.0.0.9 ssh-rsa {other}\npi.local ssh-ed25519 {other}\ndamaged\n")
@@ -38,7 +38,7 @@ def test_a_new_key_replaces_every_old_one_of_its_host_and_nothing_else(known):
     assert "damaged" in known.path.read_text()
 
 
-def test_hashed_names_are_found_and_replaced(known):
+def test_hashed_names_are_found_and_replaced(known) -> None:
     known.store(TWO)
     subprocess.run(["ssh-keygen", "-q", "-H", "-f", known.path], check=True, capture_output=True)
     if "pi.local" in known.path.read_text():
@@ -53,13 +53,13 @@ def test_hashed_names_are_found_and_replaced(known):
 @pytest.mark.parametrize(
     "line", ["|1|x|y ssh-ed25519 AAAA", "|1| ssh-ed25519 AAAA", "pi.local ssh-ed25519 !!", "pi.local"]
 )
-def test_damaged_lines_match_nothing(known, line):
+def test_damaged_lines_match_nothing(known, line) -> None:
     known.path.parent.mkdir(parents=True)
     known.path.write_text(line + "\n")
     assert known.find("pi.local") == ()
 
 
-def test_the_default_follows_xdg(tmp_path):
+def test_the_default_follows_xdg(tmp_path) -> None:
     assert default_path({"XDG_CONFIG_HOME": str(tmp_path)}) == tmp_path / "edgemoe-farm" / "known_hosts"
     assert default_path({"XDG_CONFIG_HOME": "relative"}) == default_path({})
     assert default_path({}).parts[-3:] == (".config", "edgemoe-farm", "known_hosts")

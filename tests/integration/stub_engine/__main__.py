@@ -31,12 +31,12 @@ FACTS = DeviceFacts("stub", platform.machine(), "6.1", None, None, None, 1, None
 LOAD = Load(0.1, 1, 1, None, 10, 1, None, {"name": "stub"}, "pread", "numpy")
 
 
-def emit(event, **content):
+def emit(event, **content) -> None:
     sys.stdout.write(encode_event(event, **content) + "\n")
     sys.stdout.flush()
 
 
-def main():
+def main() -> int:
     if sys.argv[1] == "selftest":
         print(json.dumps({"check": "stub", "ok": True, "detail": ""}))
         return 0

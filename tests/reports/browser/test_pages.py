@@ -18,8 +18,8 @@ from reports.pages.devices import devices_page
 from reports.pages.night_page import night_page
 from reports.pages.strategies import strategies_page
 from reports.records import Cell
+from tests.programs.scale import sides
 from tests.reports.browser.conftest import PHONE, Opened, findings
-from tests.scale import sides
 
 KINDS = ("strategies", "devices", "nightly")
 MOST_BYTES = 2_000_000
@@ -61,7 +61,7 @@ def choice(page: Page, label: str) -> Locator:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nobody_is_kept_out(pages, opened: Opened, kind):
+def test_nobody_is_kept_out(pages, opened: Opened, kind) -> None:
     page = opened(pages[kind])
     assert not findings(page)
     page.set_viewport_size(PHONE)
@@ -72,7 +72,7 @@ def test_nobody_is_kept_out(pages, opened: Opened, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_link_leads_somewhere_and_opens_it(pages, opened, kind):
+def test_every_link_leads_somewhere_and_opens_it(pages, opened, kind) -> None:
     page = opened(pages[kind])
     links = page.locator("a").evaluate_all("all => all.map((link) => link.getAttribute('href'))")
     ids = page.locator("[id]").evaluate_all("all => all.map((each) => each.id)")
@@ -87,7 +87,7 @@ def test_every_link_leads_somewhere_and_opens_it(pages, opened, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_filters_leave_what_was_asked_for(pages, opened, kind):
+def test_filters_leave_what_was_asked_for(pages, opened, kind) -> None:
     page = opened(pages[kind])
     rows = page.locator("tr[data-device], tr[data-strategy]")
     everything = rows.count()
@@ -104,7 +104,7 @@ def test_filters_leave_what_was_asked_for(pages, opened, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_table_is_sorted_by_every_heading_with_a_button(pages, opened, kind):
+def test_every_table_is_sorted_by_every_heading_with_a_button(pages, opened, kind) -> None:
     page = opened(pages[kind])
     found = page.locator("th[data-sort]:has(button)").evaluate_all("""(headings) => headings.map((heading) => {
         heading.querySelector("button").click();
@@ -119,7 +119,7 @@ def test_every_table_is_sorted_by_every_heading_with_a_button(pages, opened, kin
     assert columns == [sorted(column) for column in columns]
 
 
-def test_a_night_is_filtered_by_its_result(pages, measured, opened):
+def test_a_night_is_filtered_by_its_result(pages, measured, opened) -> None:
     page = opened(pages["nightly"])
     choice(page, "Result").select_option("worse")
     worse = {(each.cell.device, each.cell.strategy) for each in measured[2].comparison.judged if each.mark == "worse"}
@@ -128,7 +128,7 @@ def test_a_night_is_filtered_by_its_result(pages, measured, opened):
     assert set(page.locator("tr[data-mark]").evaluate_all(left)) == {"board-00,edgemoe"}
 
 
-def test_the_timeline_of_a_record_tells_all_its_spans(pages, opened):
+def test_the_timeline_of_a_record_tells_all_its_spans(pages, opened) -> None:
     page = opened(pages["strategies"])
     figure = page.locator("figure.timeline").filter(has_text="edgemoe").first
     told = figure.get_by_role("slider").evaluate("""(slider) => {
@@ -145,7 +145,7 @@ def test_the_timeline_of_a_record_tells_all_its_spans(pages, opened):
     assert {text.split(":")[0] for text in told} >= {"compute stall", "load demanded", "load preloaded"}
 
 
-def test_all_of_a_page_is_drawn_and_of_a_long_one_soon(pages, opened):
+def test_all_of_a_page_is_drawn_and_of_a_long_one_soon(pages, opened) -> None:
     style = "(each) => getComputedStyle(each).contentVisibility === 'visible'"
     drawn = f"() => [...document.querySelectorAll('main > section')].every({style})"
     assert opened(pages["nightly"]).evaluate(drawn)
@@ -158,7 +158,7 @@ def test_all_of_a_page_is_drawn_and_of_a_long_one_soon(pages, opened):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_on_paper_there_is_the_page_and_nothing_to_press(pages, opened, kind):
+def test_on_paper_there_is_the_page_and_nothing_to_press(pages, opened, kind) -> None:
     page = opened(pages[kind])
     page.emulate_media(media="print", color_scheme="dark")
     assert page.locator("#filters, .controls, nav, .told").filter(visible=True).count() == 0
@@ -211,7 +211,7 @@ def hostile_pages(measured: tuple[Measured, Measured, Night]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_strangers_wrote_is_text(hostile_pages, opened, kind):
+def test_what_strangers_wrote_is_text(hostile_pages, opened, kind) -> None:
     page = opened(hostile_pages[kind])
     assert page.locator("script").count() == 1
     assert page.locator("img, iframe, object, embed, base, [onload], [onerror], body style, body link").count() == 0
@@ -222,7 +222,7 @@ def test_what_strangers_wrote_is_text(hostile_pages, opened, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_strangers_names_are_filtered_by_and_linked_to(hostile_pages, opened, kind):
+def test_strangers_names_are_filtered_by_and_linked_to(hostile_pages, opened, kind) -> None:
     name = f"{IN_CELL}board-01"
     page = opened(hostile_pages[kind])
     choice(page, "Device").select_option(name)
@@ -236,7 +236,7 @@ def test_strangers_names_are_filtered_by_and_linked_to(hostile_pages, opened, ki
 # --- size ------------------------------------------------------------------------------------------------------------
 
 
-def test_five_hundred_cells_stay_small():
+def test_five_hundred_cells_stay_small() -> None:
     before, after = sides.side(10, 10, 5, blocks=1), sides.side(10, 10, 5, blocks=1, seed=2, day=1, slower=1.2)
     night = sides.night(before, after)
     assert len(night.findings) > 1000  # of one block each, all is inconclusive

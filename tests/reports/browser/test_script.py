@@ -106,13 +106,13 @@ def shown(page: Page) -> list[str]:
 # --- filters ---------------------------------------------------------------------------------------------------------
 
 
-def test_there_is_a_choice_for_each_facet_of_more_than_one_value(tables):
+def test_there_is_a_choice_for_each_facet_of_more_than_one_value(tables) -> None:
     assert tables.locator("#filters label span").all_inner_texts() == ["Find", "Device", "Strategy"]
     assert tables.get_by_label("Device").locator("option").all_inner_texts() == ["all", "pi4b", "pi5"]
     expect(tables.get_by_role("search").get_by_role("status")).to_have_text("6 rows")
 
 
-def test_a_device_leaves_its_rows_its_section_and_its_raw_samples(tables):
+def test_a_device_leaves_its_rows_its_section_and_its_raw_samples(tables) -> None:
     tables.get_by_label("Device").select_option("pi5")
     assert seen(tables) == ["edgemoe", "naive-swap", "full load, ﬁne"]
     assert shown(tables) == ["second", "raw-second"]
@@ -124,7 +124,7 @@ def test_a_device_leaves_its_rows_its_section_and_its_raw_samples(tables):
     assert tables.evaluate("location.hash") == ""
 
 
-def test_filters_narrow_together_and_say_where_nothing_fits(tables):
+def test_filters_narrow_together_and_say_where_nothing_fits(tables) -> None:
     tables.get_by_label("Strategy").select_option("full-load")
     assert seen(tables) == ["full-load"]
     assert shown(tables) == ["first", "raw-first", "raw-second"]
@@ -143,19 +143,19 @@ def test_filters_narrow_together_and_say_where_nothing_fits(tables):
         ("(.*[", []),
     ],
 )
-def test_words_are_looked_for_in_the_rows(tables, typed, rows):
+def test_words_are_looked_for_in_the_rows(tables, typed, rows) -> None:
     tables.get_by_label("Find").fill(typed)
     assert seen(tables) == rows
 
 
-def test_samples_are_found_by_their_summary_and_not_by_what_is_folded_away(tables):
+def test_samples_are_found_by_their_summary_and_not_by_what_is_folded_away(tables) -> None:
     tables.get_by_label("Find").fill("samples of pi5")
     assert shown(tables) == ["raw-second"]
     tables.get_by_label("Find").fill("hidden words")
     assert shown(tables) == []
 
 
-def test_a_filtered_and_sorted_view_has_an_address(tables, opened):
+def test_a_filtered_and_sorted_view_has_an_address(tables, opened) -> None:
     tables.get_by_label("Find").fill("e & d=ö")
     tables.get_by_label("Find").fill("e")
     tables.get_by_label("Device").select_option("pi4b")
@@ -181,7 +181,7 @@ def test_a_filtered_and_sorted_view_has_an_address(tables, opened):
         "filter:q=" + quote("<img src=x onerror=alert(1)>") + "&device=javascript:alert(1)",
     ],
 )
-def test_any_address_is_borne(opened, fragment):
+def test_any_address_is_borne(opened, fragment) -> None:
     page = opened(TABLES, f"#{fragment}")
     expect(page.get_by_role("status")).to_have_text(
         "0 of 6 rows: nothing fits" if "img" in fragment and "q=" in fragment else "6 rows"
@@ -191,18 +191,18 @@ def test_any_address_is_borne(opened, fragment):
     assert page.locator("img").count() == 0
 
 
-def test_enter_sends_nothing(tables):
+def test_enter_sends_nothing(tables) -> None:
     tables.get_by_label("Find").fill("swap")
     tables.get_by_label("Find").press("Enter")
     assert seen(tables) == ["naive-swap", "naive-swap"]
 
 
-def test_without_facets_there_are_no_filters(opened):
+def test_without_facets_there_are_no_filters(opened) -> None:
     page = opened(written("<p>Nothing was measured.</p>"))
     assert not page.locator("#filters").is_visible()
 
 
-def test_where_there_are_no_rows_entries_are_counted(opened):
+def test_where_there_are_no_rows_entries_are_counted(opened) -> None:
     page = opened(written("".join(f'<article data-device="pi{i}"><p>board {i}</p></article>' for i in range(3))))
     page.get_by_label("Find").fill("board 2")
     expect(page.get_by_role("status")).to_have_text("1 of 3 entries")
@@ -211,7 +211,7 @@ def test_where_there_are_no_rows_entries_are_counted(opened):
 # --- links -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_link_opens_what_it_leads_to(tables):
+def test_a_link_opens_what_it_leads_to(tables) -> None:
     target = tables.locator("#raw-second")
     tables.locator("#second tbody a").first.click()
     expect(target).to_have_attribute("open", "")
@@ -222,7 +222,7 @@ def test_a_link_opens_what_it_leads_to(tables):
     expect(target).to_have_attribute("open", "")
 
 
-def test_an_address_opens_what_it_leads_to_though_a_filter_hides_it(tables, opened):
+def test_an_address_opens_what_it_leads_to_though_a_filter_hides_it(tables, opened) -> None:
     page = opened(TABLES, "#raw-first")
     expect(page.locator("#raw-first")).to_have_attribute("open", "")
     page.get_by_label("Device").select_option("pi5")
@@ -231,7 +231,7 @@ def test_an_address_opens_what_it_leads_to_though_a_filter_hides_it(tables, open
     expect(page.locator("#raw-first")).to_be_visible()
 
 
-def test_the_way_back_leads_to_the_filtered_view(tables):
+def test_the_way_back_leads_to_the_filtered_view(tables) -> None:
     tables.get_by_label("Device").select_option("pi5")
     tables.locator("#second tbody a").first.click()
     expect(tables.locator("#raw-second")).to_have_attribute("open", "")
@@ -243,7 +243,7 @@ def test_the_way_back_leads_to_the_filtered_view(tables):
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def test_numbers_are_sorted_by_their_value_and_what_has_none_stays_last(tables):
+def test_numbers_are_sorted_by_their_value_and_what_has_none_stays_last(tables) -> None:
     heading = tables.locator("#first-table th").nth(1)
     as_written = seen(tables, "#first-table tbody tr")
     heading.get_by_role("button").click()
@@ -258,7 +258,7 @@ def test_numbers_are_sorted_by_their_value_and_what_has_none_stays_last(tables):
     assert seen(tables, "#second-table tbody tr") == [strategy for _, strategy, _ in ROWS["second"]]
 
 
-def test_a_number_that_stands_in_the_text_alone_is_one(opened):
+def test_a_number_that_stands_in_the_text_alone_is_one(opened) -> None:
     rows = "".join(f"<tr><th scope=row>{name}</th></tr>" for name in ("100 ms", "9 ms", "–", "30 ms"))
     heading = '<th scope="col" data-sort="number">Time</th>'
     page = opened(
@@ -268,7 +268,7 @@ def test_a_number_that_stands_in_the_text_alone_is_one(opened):
     assert seen(page) == ["9 ms", "30 ms", "100 ms", "–"]
 
 
-def test_text_is_sorted_as_people_do_by_keyboard(opened):
+def test_text_is_sorted_as_people_do_by_keyboard(opened) -> None:
     rows = "".join(f"<tr><th scope=row>{name}</th></tr>" for name in ("b10", "B9", "a", "ä"))
     page = opened(
         written(
@@ -311,7 +311,7 @@ def told(page: Page) -> str:
     return text
 
 
-def test_buttons_zoom_and_move_and_end_at_the_ends(zoomed):
+def test_buttons_zoom_and_move_and_end_at_the_ends(zoomed) -> None:
     def button(name):
         return zoomed.get_by_role("button", name=name)
 
@@ -335,7 +335,7 @@ def test_buttons_zoom_and_move_and_end_at_the_ends(zoomed):
     assert view(zoomed) == (0, 10_000)
 
 
-def test_ticks_and_steps_move_along_and_finer_ticks_are_written(zoomed):
+def test_ticks_and_steps_move_along_and_finer_ticks_are_written(zoomed) -> None:
     step, ticks = zoomed.locator("line.step"), zoomed.locator("text.time:visible")
     assert ticks.all_text_contents() == ["0 ms", "5 ms", "10 ms"]
     zoomed.get_by_role("button", name="Zoom in").click()
@@ -350,7 +350,7 @@ def test_ticks_and_steps_move_along_and_finer_ticks_are_written(zoomed):
     assert ticks.all_text_contents() == ["0 ms", "5 ms", "10 ms"]
 
 
-def test_the_keyboard_goes_from_span_to_span_and_the_view_follows(zoomed):
+def test_the_keyboard_goes_from_span_to_span_and_the_view_follows(zoomed) -> None:
     slider = zoomed.get_by_role("slider")
     zoomed.keyboard.press("Tab")
     while not slider.evaluate("element => element === document.activeElement"):
@@ -378,7 +378,7 @@ def test_the_keyboard_goes_from_span_to_span_and_the_view_follows(zoomed):
     assert told(zoomed).startswith("compute attention: layer 0")
 
 
-def test_the_pointer_tells_the_span_that_it_is_on(zoomed):
+def test_the_pointer_tells_the_span_that_it_is_on(zoomed) -> None:
     zoomed.mouse.move(*at(zoomed, 2000))
     assert told(zoomed).startswith("compute stall: layer 1")
     zoomed.mouse.move(*at(zoomed, 4100, y=50))
@@ -387,7 +387,7 @@ def test_the_pointer_tells_the_span_that_it_is_on(zoomed):
     assert [outline.get_attribute(name) for name in ("x", "width", "y")] == ["4000", "1500", "44"]
 
 
-def test_ctrl_and_the_wheel_zoom_where_the_pointer_is_and_the_wheel_alone_scrolls(zoomed):
+def test_ctrl_and_the_wheel_zoom_where_the_pointer_is_and_the_wheel_alone_scrolls(zoomed) -> None:
     zoomed.mouse.move(*at(zoomed, 2500))
     zoomed.mouse.wheel(0, -100)
     assert view(zoomed) == (0, 10_000)
@@ -398,7 +398,7 @@ def test_ctrl_and_the_wheel_zoom_where_the_pointer_is_and_the_wheel_alone_scroll
     assert end - begin == 5000 and begin == pytest.approx(1250, abs=10)
 
 
-def test_dragging_moves_the_view(zoomed):
+def test_dragging_moves_the_view(zoomed) -> None:
     zoomed.get_by_role("button", name="Zoom in").click()
     zoomed.mouse.move(*at(zoomed, 5000))
     zoomed.mouse.down()
@@ -410,7 +410,7 @@ def test_dragging_moves_the_view(zoomed):
 # --- without it ------------------------------------------------------------------------------------------------------
 
 
-def test_without_the_script_all_is_there_to_be_read(opened):
+def test_without_the_script_all_is_there_to_be_read(opened) -> None:
     page = opened(TABLES, java_script_enabled=False)
     assert page.locator("tbody tr:visible").count() == 6
     assert not page.locator("#filters").is_visible()

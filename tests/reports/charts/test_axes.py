@@ -12,12 +12,12 @@ from reports.charts.axes import Axis, Tick, line, log_ticks, nice_ticks, steps, 
         (1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
     ],
 )
-def test_ticks_are_round_and_hold_the_top(top, ticks):
+def test_ticks_are_round_and_hold_the_top(top, ticks) -> None:
     assert nice_ticks(top) == pytest.approx(ticks)
 
 
 @pytest.mark.parametrize("nothing", [0.0, float("nan"), float("inf")])
-def test_an_axis_without_values_still_exists(nothing):
+def test_an_axis_without_values_still_exists(nothing) -> None:
     assert nice_ticks(nothing) == [0.0, 1.0]
 
 
@@ -30,7 +30,7 @@ def test_an_axis_without_values_still_exists(nothing):
         (0.0, 0.0, [-1, -0.5, 0, 0.5, 1]),
     ],
 )
-def test_an_axis_that_does_not_start_at_nought_lies_closely_around_its_values(low, high, ticks):
+def test_an_axis_that_does_not_start_at_nought_lies_closely_around_its_values(low, high, ticks) -> None:
     assert ticks_between(low, high) == pytest.approx(ticks)
 
 
@@ -38,7 +38,7 @@ def test_an_axis_that_does_not_start_at_nought_lies_closely_around_its_values(lo
     ("low", "high", "ticks"),
     [(1.0, 6.3, [1, 2, 5, 10]), (0.7, 1.0, [0.5, 1]), (3.0, 40000.0, [1, 10, 100, 1000, 10000, 100000])],
 )
-def test_a_logarithmic_axis_holds_its_values(low, high, ticks):
+def test_a_logarithmic_axis_holds_its_values(low, high, ticks) -> None:
     assert log_ticks(low, high) == pytest.approx(ticks)
 
 

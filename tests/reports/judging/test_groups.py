@@ -20,7 +20,7 @@ def row(group, strategy):
     return next(r for r in group.rows if r.strategy == strategy)
 
 
-def test_only_strategy_and_budget_differ_within_a_group(make):
+def test_only_strategy_and_budget_differ_within_a_group(make) -> None:
     runs = make.runs()
     warm = [replace(r, id=r.id + "w", cell=replace(r.cell, page_cache="warm")) for r in runs]
     groups = compare(make.sweep(runs + warm), runs + warm)
@@ -30,12 +30,12 @@ def test_only_strategy_and_budget_differ_within_a_group(make):
     assert all(len(r.runs) == 3 for g in groups for r in g.rows)
 
 
-def test_the_order_is_that_of_the_plan_whatever_the_order_of_the_runs(make):
+def test_the_order_is_that_of_the_plan_whatever_the_order_of_the_runs(make) -> None:
     runs = make.runs()
     assert compare(make.sweep(runs), runs[::-1]) == compare(make.sweep(runs), runs)
 
 
-def test_suspect_runs_stand_aside_for_valid_ones_and_invalid_ones_are_never_used(make):
+def test_suspect_runs_stand_aside_for_valid_ones_and_invalid_ones_are_never_used(make) -> None:
     runs = make.runs(devices=("pi4b-emulated",), blocks=2)
     runs[2] = suspect(runs[2])
     edgemoe = row(one_group(make, runs), "edgemoe")
@@ -50,7 +50,7 @@ def test_suspect_runs_stand_aside_for_valid_ones_and_invalid_ones_are_never_used
     assert [r.strategy for r in one_group(make, runs).rows] == ["naive-swap", "full-load"]
 
 
-def test_a_baseline_without_a_budget_serves_every_budget(make):
+def test_a_baseline_without_a_budget_serves_every_budget(make) -> None:
     small = [make.run(block=b) for b in range(2)]
     large = [replace(r, id=r.id + "l", cell=replace(r.cell, expert_budget="16777216")) for r in small]
     naive = [make.run(strategy="naive-swap", block=b) for b in range(2)]
@@ -59,7 +59,7 @@ def test_a_baseline_without_a_budget_serves_every_budget(make):
     assert all(r.speed_up.ratio > 3 for r in group.rows[1:])
 
 
-def test_a_baseline_with_budgets_serves_its_own(make):
+def test_a_baseline_with_budgets_serves_its_own(make) -> None:
     edgemoe = [make.run()]
     naive = [
         replace(make.run(strategy="naive-swap"), id=budget, cell=make.cell(strategy="naive-swap", expert_budget=budget))
@@ -72,7 +72,7 @@ def test_a_baseline_with_budgets_serves_its_own(make):
     assert row(one_group(make, naive + same), "edgemoe").speed_up is not None
 
 
-def test_other_tokens_are_noticed(make):
+def test_other_tokens_are_noticed(make) -> None:
     runs = make.runs(devices=("pi4b-emulated",), blocks=2)
     assert one_group(make, runs).other_tokens == ()
     wrong = replace(runs[2].samples[-1], tokens=tuple(t + 1 for t in runs[2].samples[-1].tokens))
@@ -81,7 +81,7 @@ def test_other_tokens_are_noticed(make):
     assert one_group(make, runs[:1]).other_tokens is None
 
 
-def test_the_sentence_says_what_the_rows_say(make):
+def test_the_sentence_says_what_the_rows_say(make) -> None:
     runs = make.runs(devices=("pi4b-emulated",))
     group = one_group(make, runs)
     speed = row(group, "edgemoe").speed_up
@@ -92,7 +92,7 @@ def test_the_sentence_says_what_the_rows_say(make):
     assert headline([group]) == sentence(group)
 
 
-def test_the_sentence_admits_a_loss(make):
+def test_the_sentence_admits_a_loss(make) -> None:
     """Against full-load edgemoe is slower, and saves memory."""
     text = sentence(one_group(make, make.runs(devices=("pi4b-emulated",)), baseline="full-load"))
     assert "slower than full-load" in text
@@ -109,7 +109,7 @@ def test_the_sentence_admits_more_memory(make) -> None:
     assert sentence(replace(group, rows=rows)).endswith("), with 2.5× the memory of full-load.")
 
 
-def test_the_sentence_admits_no_difference(make):
+def test_the_sentence_admits_no_difference(make) -> None:
     runs = [make.run(block=b, seed=1) for b in range(4)]
     twin = [replace(make.run(block=b, seed=2), id=f"twin-{b}", cell=make.cell(strategy="lru")) for b in range(4)]
     text = sentence(one_group(make, runs + twin, baseline="edgemoe"))
@@ -124,12 +124,12 @@ def test_the_sentence_admits_no_difference(make):
         (["naive-swap", "full-load"], "full-load generates a token 16.0× faster than naive-swap"),
     ],
 )
-def test_the_sentence_stands_with_whatever_was_measured(make, strategies, text):
+def test_the_sentence_stands_with_whatever_was_measured(make, strategies, text) -> None:
     runs = [make.run(strategy=s, block=b) for b in range(2) for s in strategies]
     assert text in sentence(one_group(make, runs)).replace("16.1", "16.0")
 
 
-def test_a_headline_over_devices_spans_them(make):
+def test_a_headline_over_devices_spans_them(make) -> None:
     runs = make.runs()
     groups = compare(make.sweep(runs), runs)
     low, high = sorted(row(g, "edgemoe").speed_up.ratio for g in groups)
@@ -178,7 +178,7 @@ def test_across_devices_the_fastest_that_has_a_time_is_named(make) -> None:
     )
 
 
-def test_a_headline_counts_where_it_cannot_boast(make):
+def test_a_headline_counts_where_it_cannot_boast(make) -> None:
     runs = [r for r in make.runs() if r.cell.strategy != "naive-swap" or r.cell.device == "pi4b-emulated"]
     assert "in 1 of 2 comparisons on 2 devices" in headline(compare(make.sweep(runs), runs))
     assert headline([]).startswith("Nothing was measured")

@@ -33,7 +33,7 @@ def only(comparison, metric="tpot_s"):
 @pytest.mark.parametrize(
     ("factor", "mark", "code"), [(1.10, "worse", 1), (1.05, "worse", 1), (0.90, "better", 0), (1.01, "unchanged", 0)]
 )
-def test_a_change_counts_where_it_is_larger_than_the_threshold(make, factor, mark, code):
+def test_a_change_counts_where_it_is_larger_than_the_threshold(make, factor, mark, code) -> None:
     found = compared(steady(make), steady(make, sweep=AFTER, factor=factor))
     judged = only(found)
     assert judged.mark == mark
@@ -44,18 +44,18 @@ def test_a_change_counts_where_it_is_larger_than_the_threshold(make, factor, mar
     assert 0.03 < judged.minimum_detectable < 0.06
 
 
-def test_more_is_better_of_some(make):
+def test_more_is_better_of_some(make) -> None:
     found = compared(steady(make), steady(make, sweep=AFTER, factor=1.1), {"decode_tokens_per_s": 0.03})
     judged = only(found, "decode_tokens_per_s")
     assert (judged.mark, judged.ratio) == (Mark.WORSE, pytest.approx(1 / 1.1))
 
 
-def test_the_threshold_is_a_parameter(make):
+def test_the_threshold_is_a_parameter(make) -> None:
     slower = steady(make, sweep=AFTER, factor=1.10)
     assert only(compared(steady(make), slower, {"tpot_s": 0.15})).mark is Mark.UNCHANGED
 
 
-def test_no_difference_larger_than_the_noise_of_the_device_is_a_regression(make):
+def test_no_difference_larger_than_the_noise_of_the_device_is_a_regression(make) -> None:
     before, after = steady(make), steady(make, sweep=AFTER, factor=1.08)
     assert "not known" in only(compared(before, after)).reason
     noisy = compared(before, after, noise={("pi4b-emulated", "tpot_s"): 0.12})
@@ -66,13 +66,13 @@ def test_no_difference_larger_than_the_noise_of_the_device_is_a_regression(make)
     assert (only(quiet).mark, only(quiet).reason) == (Mark.WORSE, "")
 
 
-def test_in_one_sweep_the_noise_between_sweeps_is_no_matter(make):
+def test_in_one_sweep_the_noise_between_sweeps_is_no_matter(make) -> None:
     after = steady(make, factor=1.08)
     judged = only(compared(steady(make), after, noise={("pi4b-emulated", "tpot_s"): 0.12}))
     assert (judged.mark, judged.noise) == (Mark.WORSE, None)
 
 
-def test_too_much_spread_is_inconclusive_either_way(make):
+def test_too_much_spread_is_inconclusive_either_way(make) -> None:
     wild = (1.0, 1.3, 0.8)
     doubtful = compared(steady(make, wild), steady(make, wild, sweep=AFTER, factor=1.1))
     assert only(doubtful).mark is Mark.INCONCLUSIVE
@@ -85,13 +85,13 @@ def test_too_much_spread_is_inconclusive_either_way(make):
     assert only(known).mark is Mark.UNCHANGED
 
 
-def test_one_run_on_a_side_is_inconclusive(make):
+def test_one_run_on_a_side_is_inconclusive(make) -> None:
     judged = only(compared(steady(make, (1.0,)), steady(make, (1.5,), sweep=AFTER)))
     assert (judged.mark, judged.ratio, judged.ci_low) == (Mark.INCONCLUSIVE, pytest.approx(1.5), None)
 
 
 @pytest.mark.parametrize("verdicts", [("valid", "suspect"), ("suspect", "valid")])
-def test_suspect_runs_are_suspect_and_never_a_regression(make, verdicts):
+def test_suspect_runs_are_suspect_and_never_a_regression(make, verdicts) -> None:
     sides = [
         [replace(run, verdict=Verdict(verdict), reasons=("throttled during the run",)) for run in runs]
         for verdict, runs in zip(verdicts, (steady(make), steady(make, sweep=AFTER, factor=2.0)), strict=True)
@@ -102,7 +102,7 @@ def test_suspect_runs_are_suspect_and_never_a_regression(make, verdicts):
     assert judged.reason.startswith("throttled during the run (run ")
 
 
-def test_valid_runs_count_and_suspect_ones_beside_them_do_not(make):
+def test_valid_runs_count_and_suspect_ones_beside_them_do_not(make) -> None:
     after = steady(make, (1.0, 1.004, 0.997, 5.0), sweep=AFTER)
     after = [replace(r, verdict=Verdict.SUSPECT, reasons=("throttled",)) if r.block == 3 else r for r in after]
     judged = only(compared(steady(make), after))
@@ -114,7 +114,7 @@ def other_tokens(run):
     return replace(run, samples=samples)
 
 
-def test_another_answer_is_worse_whatever_the_speed(make):
+def test_another_answer_is_worse_whatever_the_speed(make) -> None:
     after = [other_tokens(run) for run in steady(make, sweep=AFTER, factor=0.5)]
     found = compared(steady(make), after)
     assert (only(found).mark, only(found, ANSWER).mark, exit_code(found)) == (Mark.BETTER, Mark.WORSE, 1)
@@ -123,7 +123,7 @@ def test_another_answer_is_worse_whatever_the_speed(make):
     assert exit_code(compared(steady(make), suspect)) == 1
 
 
-def test_a_lossy_strategy_and_another_device_may_answer_otherwise(make):
+def test_a_lossy_strategy_and_another_device_may_answer_otherwise(make) -> None:
     def lossy(runs):
         return [replace(r, load=replace(r.load, strategy={**r.load.strategy, "precision": "int4"})) for r in runs]
 
@@ -149,14 +149,14 @@ def with_perplexity(runs, nats, text=6):
 @pytest.mark.parametrize(
     ("nats", "mark"), [(230.0, "unchanged"), (231.0, "unchanged"), (232.1, "worse"), (1e9, "worse"), (227.0, "better")]
 )
-def test_a_loss_of_accuracy_of_two_per_cent_is_worse_whatever_the_speed(make, nats, mark):
+def test_a_loss_of_accuracy_of_two_per_cent_is_worse_whatever_the_speed(make, nats, mark) -> None:
     before, after = steady(make), steady(make, sweep=AFTER, factor=0.5)
     found = compared(with_perplexity(before, 230.0), with_perplexity(after, nats), GATED)
     assert only(found, "perplexity").mark == mark
     assert exit_code(found) == (1 if mark == "worse" else 0)
 
 
-def test_perplexities_of_two_texts_are_not_compared(make):
+def test_perplexities_of_two_texts_are_not_compared(make) -> None:
     before, after = with_perplexity(steady(make), 230.0), with_perplexity(steady(make, sweep=AFTER), 400.0, text=9)
     found = compared(before, after, GATED)
     assert "perplexity" not in {j.metric for j in found.judged}
@@ -164,7 +164,7 @@ def test_perplexities_of_two_texts_are_not_compared(make):
     assert exit_code(found) == 5
 
 
-def test_memory_is_judged_like_time(make):
+def test_memory_is_judged_like_time(make) -> None:
     def larger(run):
         return replace(run, totals=replace(run.totals, peak_resident_bytes=run.totals.peak_resident_bytes * 2))
 
@@ -172,7 +172,7 @@ def test_memory_is_judged_like_time(make):
     assert only(found, "peak_resident_bytes").mark is Mark.WORSE
 
 
-def test_what_has_no_logarithm_has_no_ratio(make):
+def test_what_has_no_logarithm_has_no_ratio(make) -> None:
     swap = steady(make, strategy="naive-swap")
     rate = {"expert_hit_rate": 0.05}
     assert only(compared(swap, steady(make, strategy="naive-swap", sweep=AFTER), rate), "expert_hit_rate").mark is (
@@ -196,21 +196,21 @@ def failed(make, fault, status=RunStatus.FAILED, **changes):
         (None, RunStatus.SKIPPED, 4),
     ],
 )
-def test_failing_is_a_regression_where_the_engine_is_to_blame(make, fault, status, code):
+def test_failing_is_a_regression_where_the_engine_is_to_blame(make, fault, status, code) -> None:
     found = compared(steady(make), failed(make, fault, status))
     judged = only(found, RESULT)
     assert (judged.mark, exit_code(found)) == (Mark.FAILING, code)
     assert "it failed (run " in judged.reason
 
 
-def test_one_failing_block_is_told_and_the_others_are_compared(make):
+def test_one_failing_block_is_told_and_the_others_are_compared(make) -> None:
     after = [*steady(make, (1.0, 1.003), sweep=AFTER), make.failed(fault=Fault.REBOOTED, block=2, tokens=8)]
     found = compared(steady(make), after)
     assert only(found, RESULT).reason.startswith("1 of 3 runs: failed: ")
     assert (only(found).mark, exit_code(found)) == (Mark.UNCHANGED, 3)
 
 
-def test_what_failed_before_likewise_is_no_news(make):
+def test_what_failed_before_likewise_is_no_news(make) -> None:
     memory = failed(make, Fault.OUT_OF_MEMORY, RunStatus.OUT_OF_MEMORY)
     found = compared(memory, memory)
     assert (only(found, RESULT).mark, exit_code(found)) == (Mark.UNCHANGED, 0)
@@ -218,7 +218,7 @@ def test_what_failed_before_likewise_is_no_news(make):
     assert only(compared(memory, steady(make)), RESULT).mark is Mark.BETTER
 
 
-def test_new_and_gone_cells_are_told(make):
+def test_new_and_gone_cells_are_told(make) -> None:
     both, gone, new = (steady(make, strategy=s) for s in ("edgemoe", "full-load", "naive-swap"))
     found = compared([*both, *gone], [*both, *new])
     assert {(j.cell.strategy, j.mark) for j in found.judged if j.metric == RESULT} == {
@@ -240,7 +240,7 @@ def test_new_and_gone_cells_are_told(make):
         (lambda run: {"request": replace(run.request, reader="mmap")}, "reader: auto, now mmap"),
     ],
 )
-def test_what_was_measured_otherwise_is_not_compared(make, changes, reason):
+def test_what_was_measured_otherwise_is_not_compared(make, changes, reason) -> None:
     before = steady(make)
     found = compared(before, [replace(run, **changes(run)) for run in steady(make, sweep=AFTER)])
     ((cell, why),) = found.incomparable
@@ -248,13 +248,13 @@ def test_what_was_measured_otherwise_is_not_compared(make, changes, reason):
     assert why.startswith(reason)
 
 
-def test_devices_are_compared_though_their_emulation_differs(make):
+def test_devices_are_compared_though_their_emulation_differs(make) -> None:
     found = compared(steady(make), steady(make, device="jetson-tx2-emulated"), across=("device",))
     assert only(found).cell.device == "jetson-tx2-emulated"
     assert ("emulation", *(f"expert reads limited to {n} MB/s by the engine" for n in (43, 200))) in found.environment
 
 
-def test_strategies_are_compared_at_the_same_budget_or_with_the_only_one(make):
+def test_strategies_are_compared_at_the_same_budget_or_with_the_only_one(make) -> None:
     naive = steady(make, strategy="naive-swap")
     edgemoe = [
         replace(run, cell=replace(run.cell, expert_budget=budget))
@@ -268,7 +268,7 @@ def test_strategies_are_compared_at_the_same_budget_or_with_the_only_one(make):
     assert back.incomparable[0][1] == "the baseline has other expert budgets: 10-experts, 20-experts"
 
 
-def test_differences_of_the_environment_are_listed(make):
+def test_differences_of_the_environment_are_listed(make) -> None:
     after = [
         replace(
             run,
@@ -286,12 +286,12 @@ def test_differences_of_the_environment_are_listed(make):
     )
 
 
-def test_a_sweep_is_like_itself(make):
+def test_a_sweep_is_like_itself(make) -> None:
     runs = make.runs()
     found = compared(runs, runs, GATED)
     assert {j.mark for j in found.judged} == {Mark.UNCHANGED}
     assert exit_code(found) == 0
 
 
-def test_nothing_compared_is_no_pass():
+def test_nothing_compared_is_no_pass() -> None:
     assert exit_code(compared([], [])) == 5

@@ -34,7 +34,7 @@ def nights(make, deviation, n, *, seed=1, engines=1, strategies=("edgemoe",)):
     return runs
 
 
-def test_two_sweeps_of_one_engine_differ_by_less_as_often_as_it_says(make):
+def test_two_sweeps_of_one_engine_differ_by_less_as_often_as_it_says(make) -> None:
     inside = total = 0
     rng = np.random.default_rng(9)
     for seed in range(25):
@@ -45,26 +45,26 @@ def test_two_sweeps_of_one_engine_differ_by_less_as_often_as_it_says(make):
     assert 0.97 <= inside / total <= 1.0
 
 
-def test_it_grows_with_what_varies_between_sweeps_and_not_with_what_varies_within(make):
+def test_it_grows_with_what_varies_between_sweeps_and_not_with_what_varies_within(make) -> None:
     quiet, loud = (noise_floors(nights(make, d, 6), ["tpot_s"])[TPOT] for d in (0.005, 0.05))
     assert quiet < 0.05 < loud
     assert loud / quiet == pytest.approx(10, rel=0.3)
 
 
-def test_engines_are_not_mixed(make):
+def test_engines_are_not_mixed(make) -> None:
     """Every other night is that of an engine twice as slow."""
     runs = [slowed(r, 2.0) if int(r.engine_sha256) else r for r in nights(make, 0.005, 10, engines=2)]
     assert noise_floors(runs, ["tpot_s"])[TPOT] < 0.05
     assert noise_floors(nights(make, 0.005, 10, engines=10), ["tpot_s"]) == {}
 
 
-def test_too_little_history_is_none(make):
+def test_too_little_history_is_none(make) -> None:
     assert noise_floors(nights(make, 0.01, 3), ["tpot_s"]) == {}
     many = nights(make, 0.01, 3, strategies=("edgemoe", "full-load", "naive-swap"))
     assert noise_floors(many, ["tpot_s"]) == {}  # cells of a night are no nights
 
 
-def test_suspect_runs_and_other_conditions_are_left_out(make):
+def test_suspect_runs_and_other_conditions_are_left_out(make) -> None:
     runs = nights(make, 0.005, 6)
     throttled = [replace(slowed(r, 9.0), id=f"{r.id}-hot", verdict=Verdict.SUSPECT, reasons=("hot",)) for r in runs[:3]]
     elsewhere = [replace(slowed(r, 9.0), id=f"{r.id}-fast", emulated=()) for r in runs[3:6]]
@@ -88,7 +88,7 @@ def stored(tmp_path, make):
         yield database, runs, sweeps
 
 
-def test_history_is_that_of_the_matrix_before_the_sweep(stored):
+def test_history_is_that_of_the_matrix_before_the_sweep(stored) -> None:
     database, runs, sweeps = stored
     expected = [run for run in runs if "night-03" <= run.sweep_id < "night-09"]
     assert len({run.sweep_id for run in expected}) == SWEEPS
@@ -100,7 +100,7 @@ def test_history_is_that_of_the_matrix_before_the_sweep(stored):
 @pytest.mark.parametrize(
     "damage", ["{", "[]", '{"verdict": "valid", "cell": {}}', '{"samples": 7}', '{"a b": {"c": []}}']
 )
-def test_a_damaged_record_is_one_line(stored, monkeypatch, damage):
+def test_a_damaged_record_is_one_line(stored, monkeypatch, damage) -> None:
     database, runs, sweeps = stored
     text = damage if damage[-1] != "}" else json.dumps(run_to_json(runs[0]) | json.loads(damage))
     monkeypatch.setattr(ResultsDatabase, "records", lambda *_: [text] * 4)

@@ -49,14 +49,14 @@ def sides(database, a, b):
         ("20261123-220000-dddd~1", "20261122-220000-bbbb"),
     ],
 )
-def test_a_sweep_has_many_names(database, text, sweep):
+def test_a_sweep_has_many_names(database, text, sweep) -> None:
     chosen = select(database, text, "latest")
     assert chosen.baseline.name == sweep
     assert (chosen.between[0].id, len(chosen.baseline.runs)) == (sweep, 12)
     assert chosen.across == frozenset()
 
 
-def test_parts_of_a_sweep(database):
+def test_parts_of_a_sweep(database) -> None:
     chosen = select(database, "device:pi4b-emulated,strategy:edgemoe@latest~1", "latest")
     assert chosen.baseline.name == "device:pi4b-emulated,strategy:edgemoe@20261122-220000-bbbb"
     for side in (chosen.baseline, chosen.candidate):  # what one side names holds for both
@@ -67,7 +67,7 @@ def test_parts_of_a_sweep(database):
     assert {run.cell.strategy for run in budget.candidate.runs} == {"edgemoe"}
 
 
-def test_devices_and_strategies_are_compared_where_both_sides_name_one(database):
+def test_devices_and_strategies_are_compared_where_both_sides_name_one(database) -> None:
     pi, jetson = "device:pi4b-emulated", "device:jetson-tx2-emulated"
     assert sides(database, pi, jetson)[2] == {"device"}
     assert sides(database, pi, f"{pi}@latest~1")[2] == set()
@@ -77,7 +77,7 @@ def test_devices_and_strategies_are_compared_where_both_sides_name_one(database)
     assert {run.sweep_id for run in chosen.candidate.runs} == {"20261123-120000-cccc"}
 
 
-def test_engines_are_those_of_their_newest_sweep(database):
+def test_engines_are_those_of_their_newest_sweep(database) -> None:
     assert sides(database, "engine:a1", "engine:b2b2") == (
         "engine:a1a1a1a1a1a1a1a1@20261121-220000-aaaa",
         "engine:b2b2b2b2b2b2b2b2@20261123-220000-dddd",
@@ -88,7 +88,7 @@ def test_engines_are_those_of_their_newest_sweep(database):
     assert {run.cell.device for run in older.baseline.runs} == {"pi4b-emulated"}
 
 
-def test_commits_are_those_of_their_newest_sweep(tmp_path, make):
+def test_commits_are_those_of_their_newest_sweep(tmp_path, make) -> None:
     runs = make.runs(blocks=1)
     with ResultsDatabase.open(tmp_path / "own.db") as own:
         for i, commit in enumerate(("3f2a91c04b7e", "3f2a91c04b7e.dirty", "3f2b00000000")):
@@ -101,7 +101,7 @@ def test_commits_are_those_of_their_newest_sweep(tmp_path, make):
             select(own, "commit:3f2", "latest")
 
 
-def test_one_run_is_a_side_and_the_other_is_its_cell(database):
+def test_one_run_is_a_side_and_the_other_is_its_cell(database) -> None:
     run = database.runs(sweep_id="20261122-220000-bbbb", strategy="edgemoe")[0]
     chosen = select(database, run.id, "latest")
     assert chosen.baseline.runs == (run,)
@@ -110,7 +110,7 @@ def test_one_run_is_a_side_and_the_other_is_its_cell(database):
     assert sides(database, run.id, other.id) == (run.id, other.id, {"strategy"})
 
 
-def test_of_a_cell_that_was_tried_again_the_last_attempt_counts(database, make):
+def test_of_a_cell_that_was_tried_again_the_last_attempt_counts(database, make) -> None:
     lost = replace(
         database.runs(sweep_id="20261123-120000-cccc")[0], id="lost", status=RunStatus.UNREACHABLE,
         verdict=Verdict.INVALID, reasons=("gone",), started_at="2026-11-23T01:00:00+00:00",
@@ -142,14 +142,14 @@ def test_of_a_cell_that_was_tried_again_the_last_attempt_counts(database, make):
         ("engine:a1@latest", "no run there with engine_sha256 a1a1"),
     ],
 )
-def test_a_mistake_is_one_line_with_the_remedy(database, text, error):
+def test_a_mistake_is_one_line_with_the_remedy(database, text, error) -> None:
     with pytest.raises((SelectionError, UnknownSweepError)) as found:
         select(database, text, "latest")
     assert error in str(found.value)
     assert "\n" not in str(found.value)
 
 
-def test_an_ambiguous_engine_is_refused(database, monkeypatch):
+def test_an_ambiguous_engine_is_refused(database, monkeypatch) -> None:
     monkeypatch.setattr(ResultsDatabase, "engines", lambda *_: [("a" * 64, "x"), ("ab" * 32, "y")])
     with pytest.raises(SelectionError, match="engine:a begins more than one, aaaaaaaaaaaaaaaa and abab"):
         select(database, "engine:a", "latest")

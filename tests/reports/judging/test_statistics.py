@@ -29,7 +29,7 @@ def slowed(run, factor):
     return replace(run, samples=samples)
 
 
-def test_a_summary_has_median_quartiles_and_counts(make):
+def test_a_summary_has_median_quartiles_and_counts(make) -> None:
     runs = [make.run(block=b) for b in range(3)]
     values = sorted(v for run in runs for v in TPOT.values(run))
     summary = summarize(TPOT, [*runs, make.failed(block=3)])
@@ -39,7 +39,7 @@ def test_a_summary_has_median_quartiles_and_counts(make):
     assert summarize(TPOT, [make.failed()]) is None
 
 
-def test_a_run_has_one_value_in_which_every_prompt_counts_alike(make):
+def test_a_run_has_one_value_in_which_every_prompt_counts_alike(make) -> None:
     run = make.run(prompts=2, repetitions=3)
     by_prompt = [
         sorted(TPOT.per_sample(run, s) for s in run.timed_samples if s.prompt == prompt)[1] for prompt in (0, 1)
@@ -51,11 +51,11 @@ def test_a_run_has_one_value_in_which_every_prompt_counts_alike(make):
     assert summarize_runs(TPOT, []) is None
 
 
-def test_a_share_of_nothing_is_a_value(make):
+def test_a_share_of_nothing_is_a_value(make) -> None:
     assert run_value(METRICS["expert_hit_rate"], make.run(strategy="naive-swap")) == 0.0
 
 
-def test_the_interval_of_pairs_is_that_of_scipy():
+def test_the_interval_of_pairs_is_that_of_scipy() -> None:
     differences = np.random.default_rng(3).normal(0.1, 0.02, 7)
     found = paired_ratio(list(differences))
     expected = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
@@ -65,7 +65,7 @@ def test_the_interval_of_pairs_is_that_of_scipy():
 
 
 @pytest.mark.parametrize("sizes", [(3, 3), (4, 9), (10, 2)])
-def test_the_interval_of_two_sweeps_is_that_of_scipy(sizes):
+def test_the_interval_of_two_sweeps_is_that_of_scipy(sizes) -> None:
     rng = np.random.default_rng(4)
     before, after = rng.normal(0.0, 0.01, sizes[0]), rng.normal(0.1, 0.03, sizes[1])
     found = unpaired_ratio(list(before), list(after))
@@ -76,14 +76,14 @@ def test_the_interval_of_two_sweeps_is_that_of_scipy(sizes):
     assert found.blocks is None
 
 
-def test_an_exact_ratio_has_no_spread(make):
+def test_an_exact_ratio_has_no_spread(make) -> None:
     fast = [make.run(block=b) for b in range(3)]
     found = speed_up([slowed(run, 2.0) for run in fast], fast)
     assert (found.ratio, found.low, found.high) == pytest.approx((2.0, 2.0, 2.0))
     assert (found.blocks, found.conclusive) == (3, True)
 
 
-def test_blocks_are_paired_so_that_drift_cancels(make):
+def test_blocks_are_paired_so_that_drift_cancels(make) -> None:
     """The device is 10 times slower in the last block; the ratio within each block is 1.5 all the same."""
     drift = (1.0, 1.0, 10.0)
     fast = [slowed(make.run(block=b), drift[b]) for b in range(3)]
@@ -98,7 +98,7 @@ def test_blocks_are_paired_so_that_drift_cancels(make):
     assert not unpaired.conclusive
 
 
-def test_a_run_that_something_else_disturbed_widens_the_interval_and_leaves_the_estimate(make):
+def test_a_run_that_something_else_disturbed_widens_the_interval_and_leaves_the_estimate(make) -> None:
     fast = [make.run(block=b) for b in range(5)]
     disturbed = [slowed(run, 3.0 if run.block == 2 else 1.0) for run in fast]
     found = ratio(TPOT, fast, disturbed)
@@ -106,13 +106,13 @@ def test_a_run_that_something_else_disturbed_widens_the_interval_and_leaves_the_
     assert found.low < 1 < 1.5 < found.high
 
 
-def test_no_difference_is_not_conclusive(make):
+def test_no_difference_is_not_conclusive(make) -> None:
     found = speed_up([make.run(block=b, seed=1) for b in range(4)], [make.run(block=b, seed=2) for b in range(4)])
     assert found.low < 1 < found.high
     assert not found.conclusive
 
 
-def test_one_block_has_no_interval_and_none_has_no_ratio(make):
+def test_one_block_has_no_interval_and_none_has_no_ratio(make) -> None:
     one = make.run()
     single = speed_up([slowed(one, 2.0)], [one])
     assert (single.ratio, single.low, single.high) == (pytest.approx(2.0), None, None)
@@ -123,19 +123,19 @@ def test_one_block_has_no_interval_and_none_has_no_ratio(make):
     assert (alone.ratio, alone.low) == (pytest.approx(2.0), None)
 
 
-def test_what_is_zero_has_no_ratio(make):
+def test_what_is_zero_has_no_ratio(make) -> None:
     swap = [make.run(strategy="naive-swap", block=b) for b in range(3)]
     assert ratio(METRICS["expert_hit_rate"], swap, swap) is None
 
 
-def test_the_inverse_of_a_ratio_is_the_other_sides(make):
+def test_the_inverse_of_a_ratio_is_the_other_sides(make) -> None:
     found = Ratio(2.0, 1.6, 2.5, 0.1, 4.0, 5)
     assert found.inverse == Ratio(0.5, 0.4, 1 / 1.6, 0.1, 4.0, 5)
     assert Ratio(2.0).inverse == Ratio(0.5)
 
 
 @pytest.mark.parametrize("n", [3, 5, 10])
-def test_the_minimum_detectable_change_is_found_as_often_as_it_says(n):
+def test_the_minimum_detectable_change_is_found_as_often_as_it_says(n) -> None:
     """With the true error known: of 2000 experiments with that change, a share of POWER is conclusive."""
     rng = np.random.default_rng(n)
     deviation = 0.02

@@ -28,7 +28,7 @@ def comparison(make):
     return compare_sides(Side("before", (*steady(make), *gone, *other)), Side("after", tuple(after)), GATED)
 
 
-def test_json_has_every_pair_with_plain_numbers(comparison):
+def test_json_has_every_pair_with_plain_numbers(comparison) -> None:
     content = json.loads(FORMATS["json"](comparison))
     assert (content["baseline"], content["candidate"], content["exit_code"]) == ("before", "after", 1)
     assert all(pair.keys() >= _KEYS for pair in content["pairs"])
@@ -43,7 +43,7 @@ def test_json_has_every_pair_with_plain_numbers(comparison):
     )
 
 
-def test_csv_has_a_row_a_pair(comparison):
+def test_csv_has_a_row_a_pair(comparison) -> None:
     rows = list(csv.DictReader(io.StringIO(FORMATS["csv"](comparison))))
     assert len(rows) == len(comparison.judged)
     tpot = next(row for row in rows if row["metric"] == "tpot_s")
@@ -51,7 +51,7 @@ def test_csv_has_a_row_a_pair(comparison):
     assert next(row for row in rows if row["metric"] == "result")["ratio"] == ""
 
 
-def test_markdown_and_latex_have_rows_reasons_and_differences(comparison):
+def test_markdown_and_latex_have_rows_reasons_and_differences(comparison) -> None:
     markdown = FORMATS["markdown"](comparison)
     assert markdown.startswith("**after** against **before**: ")
     table = [line for line in markdown.splitlines() if line.startswith("|")]
@@ -66,12 +66,12 @@ def test_markdown_and_latex_have_rows_reasons_and_differences(comparison):
     assert "% not comparable: " in latex
 
 
-def test_totals_are_in_words(comparison):
+def test_totals_are_in_words(comparison) -> None:
     assert totals(comparison) == "3 worse, 1 unchanged, 1 gone, 1 not comparable"
 
 
 @pytest.mark.parametrize("text", [*SNIPPETS, r"100% of \input{x} & $y_1$ #~^", "a|b\nc", '=cmd|" /C calc"!A0'])
-def test_what_strangers_say_stays_text(comparison, text):
+def test_what_strangers_say_stays_text(comparison, text) -> None:
     cell = replace(comparison.judged[0].cell, workload=r"=<b>|&_\input{x}", strategy="@x")
     hostile = replace(
         comparison,
@@ -97,7 +97,7 @@ def test_what_strangers_say_stays_text(comparison, text):
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on this machine")
-def test_latex_is_latex(comparison, tmp_path):
+def test_latex_is_latex(comparison, tmp_path) -> None:
     document = r"\documentclass{article}\usepackage{booktabs}\begin{document}" + "\n"
     (tmp_path / "a.tex").write_text(f"{document}{FORMATS['latex'](comparison)}\\end{{document}}\n")
     subprocess.run(["pdflatex", "-halt-on-error", "a.tex"], cwd=tmp_path, check=True, capture_output=True, timeout=100)

@@ -44,7 +44,7 @@ def path(database, tmp_path):
     return tmp_path / "night.bundle"
 
 
-def test_a_bundle_holds_all_that_its_manifest_says(database, path):
+def test_a_bundle_holds_all_that_its_manifest_says(database, path) -> None:
     found = bundle.read(path)
     assert list(found.runs) == database.runs()
     assert list(found.sweeps) == database.sweeps()
@@ -60,7 +60,7 @@ def test_a_bundle_holds_all_that_its_manifest_says(database, path):
     assert "boot_id" not in environment
 
 
-def test_a_night_comes_with_those_before_it(database, path, make, tmp_path):
+def test_a_night_comes_with_those_before_it(database, path, make, tmp_path) -> None:
     sweep = database.sweep("latest")
     for day, sweep_id, name in (
         (21, "first", "demo"),
@@ -73,7 +73,7 @@ def test_a_night_comes_with_those_before_it(database, path, make, tmp_path):
     assert [night.sweep_id for night in bundle.read(path).nights] == ["first", sweep.id]
 
 
-def test_a_night_brings_the_sweeps_of_which_its_page_tells(database, path, make, tmp_path):
+def test_a_night_brings_the_sweeps_of_which_its_page_tells(database, path, make, tmp_path) -> None:
     """So that its page is the same elsewhere: baseline, and what was measured again."""
     sweep = database.sweep("latest")
     for at, sweep_id, name in ((20, "before", "demo"), (24, "again", "demo (confirmation)"), (25, "other", "demo")):
@@ -92,7 +92,7 @@ def test_a_night_brings_the_sweeps_of_which_its_page_tells(database, path, make,
     assert 'href="#raw-17"' in page(database, [sweep.id])  # the samples of what was measured again
 
 
-def test_the_same_records_are_the_same_bytes(database, path, tmp_path):
+def test_the_same_records_are_the_same_bytes(database, path, tmp_path) -> None:
     first = path.read_bytes()
     with ResultsDatabase.open(tmp_path / "other.db") as other:
         merge(other, [*database.sweeps(), *reversed(database.runs())])
@@ -100,7 +100,7 @@ def test_the_same_records_are_the_same_bytes(database, path, tmp_path):
     assert (tmp_path / "other.bundle").read_bytes() == first
 
 
-def test_an_unknown_sweep_leaves_no_file(database, tmp_path):
+def test_an_unknown_sweep_leaves_no_file(database, tmp_path) -> None:
     with pytest.raises(UnknownSweepError):
         bundle.write(database, ["latest", "nonsense"], tmp_path / "x.bundle", "0.1.0")
     assert not (tmp_path / "x.bundle").exists()
@@ -118,7 +118,7 @@ print(reports.__file__)
 """
 
 
-def test_another_checkout_renders_the_same_bytes(database, path, tmp_path):
+def test_another_checkout_renders_the_same_bytes(database, path, tmp_path) -> None:
     """In another place, language and time zone, with another seed of hashes."""
     render(database, ["latest"], tmp_path / "here.html")
     there = tmp_path / "another checkout"
@@ -135,7 +135,7 @@ def test_another_checkout_renders_the_same_bytes(database, path, tmp_path):
 # --- what others may have made of it --------------------------------------------------------------------------------
 
 
-def rewritten(path, change):
+def rewritten(path, change) -> None:
     """Changes it as somebody would who knows the format: the hash is right again."""
     lines = gzip.decompress(path.read_bytes()).splitlines()[:-1]
     contents = [json.dumps(each).encode() + b"\n" for each in change([json.loads(line) for line in lines])]
@@ -143,7 +143,7 @@ def rewritten(path, change):
     path.write_bytes(gzip.compress(b"".join([*contents, end])))
 
 
-def test_a_flipped_bit_is_found(path):
+def test_a_flipped_bit_is_found(path) -> None:
     whole = path.read_bytes()
     for at in range(10, len(whole), len(whole) // 50):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
@@ -151,7 +151,7 @@ def test_a_flipped_bit_is_found(path):
             bundle.read(path)
 
 
-def test_a_cut_off_bundle_is_found(path):
+def test_a_cut_off_bundle_is_found(path) -> None:
     whole = path.read_bytes()
     for length in (0, 1, 5, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
@@ -163,7 +163,7 @@ def test_a_cut_off_bundle_is_found(path):
         bundle.read(path)
 
 
-def test_a_changed_number_is_found_by_the_hash(path):
+def test_a_changed_number_is_found_by_the_hash(path) -> None:
     text = gzip.decompress(path.read_bytes())
     path.write_bytes(gzip.compress(text.replace(b'"block":1', b'"block":9', 1)))
     with pytest.raises(BundleError, match="its lines hash to"):
@@ -186,13 +186,13 @@ def test_a_changed_number_is_found_by_the_hash(path):
         (lambda c: [*c, {"sha256": "x"}], "something follows the end"),
     ],
 )  # fmt: skip
-def test_what_contradicts_itself_is_refused(path, change, message):
+def test_what_contradicts_itself_is_refused(path, change, message) -> None:
     rewritten(path, change)
     with pytest.raises(BundleError, match=message):
         bundle.read(path)
 
 
-def test_a_run_twice_or_without_its_sweep_is_refused(database, path):
+def test_a_run_twice_or_without_its_sweep_is_refused(database, path) -> None:
     for double in (lambda runs: [*runs, runs[0]], lambda runs: [replace(runs[0], sweep_id="another"), *runs[1:]]):
         runs, sweeps = double(database.runs()), database.sweeps()
 
@@ -205,7 +205,7 @@ def test_a_run_twice_or_without_its_sweep_is_refused(database, path):
             bundle.read(path)
 
 
-def test_a_bomb_is_not_unpacked(path, monkeypatch):
+def test_a_bomb_is_not_unpacked(path, monkeypatch) -> None:
     with gzip.open(path, "wb") as lines:
         for _ in range(20):
             lines.write(b"0" * (1 << 20))
@@ -217,7 +217,7 @@ def test_a_bomb_is_not_unpacked(path, monkeypatch):
         bundle.read(path)
 
 
-def test_other_files_are_refused(tmp_path):
+def test_other_files_are_refused(tmp_path) -> None:
     (tmp_path / "text").write_text("dear diary")
     assert not bundle.is_bundle(tmp_path / "text")
     assert not bundle.is_bundle(tmp_path)

@@ -31,7 +31,7 @@ def slowed(run, factor):
     return replace(run, samples=samples)
 
 
-def test_a_real_slow_down_is_confirmed(suspicion):
+def test_a_real_slow_down_is_confirmed(suspicion) -> None:
     decision = outcome(suspicion, ratios(1.10))
     assert decision.settled
     assert decision.confirmation.confirmed
@@ -39,30 +39,30 @@ def test_a_real_slow_down_is_confirmed(suspicion):
     assert "Time per token +" in decision.confirmation.note
 
 
-def test_no_difference_is_refuted(suspicion):
+def test_no_difference_is_refuted(suspicion) -> None:
     decision = outcome(suspicion, ratios(1.0, spread=0.02))
     assert decision.settled
     assert decision.confirmation.is_refuted
     assert not decision.confirmation.confirmed
 
 
-def test_what_is_in_between_waits_for_more_pairs(suspicion):
+def test_what_is_in_between_waits_for_more_pairs(suspicion) -> None:
     decision = outcome(suspicion, ratios(1.04, spread=0.08, pairs=6))
     assert not decision.settled
     assert "undecided" in decision.confirmation.note
 
 
-def test_a_slow_down_under_its_limit_is_none(suspicion):
+def test_a_slow_down_under_its_limit_is_none(suspicion) -> None:
     assert not outcome(suspicion, ratios(1.02, spread=0.001)).confirmation.confirmed
 
 
-def test_a_rate_is_worse_where_it_is_lower(suspicion):
+def test_a_rate_is_worse_where_it_is_lower(suspicion) -> None:
     rate = replace(suspicion, metric="decode_tokens_per_s")
     assert outcome(rate, ratios(0.9)).confirmation.confirmed
     assert outcome(rate, ratios(1.1)).confirmation.is_refuted
 
 
-def test_its_ends_are_the_tests_of_scipy():
+def test_its_ends_are_the_tests_of_scipy() -> None:
     for seed in range(10):
         values = np.random.Generator(np.random.PCG64(seed)).normal(0.3, 1, 5 + seed)
         expected = wilcoxon(values, alternative="greater", method="exact").pvalue
@@ -72,7 +72,7 @@ def test_its_ends_are_the_tests_of_scipy():
         assert signed_rank_p_value(values, cap=1) == pytest.approx(sign_test)
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says(suspicion):
+def test_the_interval_covers_the_truth_as_often_as_it_says(suspicion) -> None:
     rng = np.random.Generator(np.random.PCG64(3))
     covered = 0
     for _ in range(1000):
@@ -81,7 +81,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(suspicion):
     assert 0.93 <= covered / 1000 <= 0.97
 
 
-def test_one_disturbed_run_hides_nothing(suspicion):
+def test_one_disturbed_run_hides_nothing(suspicion) -> None:
     values = ratios(1.10, spread=0.01, pairs=18)
     values[4] = 0.5
     decision = outcome(suspicion, values)
@@ -89,20 +89,20 @@ def test_one_disturbed_run_hides_nothing(suspicion):
     assert decision.confirmation.ratio == pytest.approx(1.10, abs=0.01)
 
 
-def test_memory_without_any_noise(suspicion):
+def test_memory_without_any_noise(suspicion) -> None:
     memory = replace(suspicion, metric="peak_resident_bytes")
     assert outcome(memory, [1.05] * 12).confirmation.confirmed
     assert outcome(memory, [1.0] * 6).confirmation.is_refuted
 
 
-def test_too_few_pairs_decide_nothing(suspicion):
+def test_too_few_pairs_decide_nothing(suspicion) -> None:
     decision = outcome(suspicion, [1.5, 1.5, 1.5])
     assert not decision.settled
     assert decision.confirmation.ratio is None
     assert "only 3 valid pairs" in decision.confirmation.note
 
 
-def test_false_alarms_are_as_rare_as_promised_whatever_the_number_of_suspicions(suspicion):
+def test_false_alarms_are_as_rare_as_promised_whatever_the_number_of_suspicions(suspicion) -> None:
     nights, suspicions, alarms = 400, 5, 0
     rng = np.random.Generator(np.random.PCG64(1))
     for _ in range(nights):
@@ -113,7 +113,7 @@ def test_false_alarms_are_as_rare_as_promised_whatever_the_number_of_suspicions(
     assert nights * ALARM == 4
 
 
-def test_pairs_are_of_one_pair_of_blocks_and_both_valid(make, suspicion):
+def test_pairs_are_of_one_pair_of_blocks_and_both_valid(make, suspicion) -> None:
     runs = []
     for pair in range(4):
         old = make.run(block=2 * pair, engine_sha256=OLD)

@@ -45,11 +45,11 @@ def night(make):
     )  # fmt: skip
 
 
-def test_a_night_comes_back_as_it_was_written(night):
+def test_a_night_comes_back_as_it_was_written(night) -> None:
     assert Night.from_json(night.to_json()) == night
 
 
-def test_the_points_of_the_nights_before_are_kept_by_those_nights(night):
+def test_the_points_of_the_nights_before_are_kept_by_those_nights(night) -> None:
     older = replace(night.trends[0].points[0], sweep_id="s1")
     before = replace(night, sweep_id="s1", trends=(replace(night.trends[0], points=(older,)),))
     full = with_history(night, [before])
@@ -61,32 +61,32 @@ def test_the_points_of_the_nights_before_are_kept_by_those_nights(night):
     assert with_history(night, [bare]) == full
 
 
-def test_changes_among_nights_that_are_gone_are_left_out(night):
+def test_changes_among_nights_that_are_gone_are_left_out(night) -> None:
     late = replace(night.trends[0], changes=(ChangePoint(3, 0.1, 0.2, 0.005),), environment=((2, "kernel"), (0, "os")))
     (alone,) = with_history(replace(night, trends=(late,)), []).trends
     assert (alone.changes, alone.environment) == ((), ((0, "os"),))
 
 
-def test_another_container_of_the_same_name_is_another_line(night):
+def test_another_container_of_the_same_name_is_another_line(night) -> None:
     trend = night.trends[0]
     before = replace(night, trends=(replace(trend, cell=replace(trend.cell, container_sha256="c1" * 32)),))
     assert with_history(night, [before]) == night
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"v": 2}', '{"v": 1, "sweep_id": "s"}', "nul"])
-def test_what_is_no_night_is_refused(text):
+def test_what_is_no_night_is_refused(text) -> None:
     with pytest.raises(RecordError, match="night"):
         Night.from_json(text)
 
 
-def test_the_gravest_finding_decides():
+def test_the_gravest_finding_decides() -> None:
     kinds = [Kind.INCONCLUSIVE, Kind.INFRASTRUCTURE, Kind.MISSING, Kind.REGRESSION]
     codes = [exit_code([Finding(kind, "") for kind in kinds[: n + 1]]) for n in range(4)]
     assert codes == [5, 4, 3, 1]
     assert exit_code([]) == 0
 
 
-def test_a_summary_says_what_where_and_by_how_much(night):
+def test_a_summary_says_what_where_and_by_how_much(night) -> None:
     text = markdown(night)
     assert text.startswith("## farm, sweep s2 against main: 1 regressions, 1 missing results, 1 acknowledged")
     for line in ("### Regressions", "### Missing results", "### Acknowledged", "### Measured again", "6.1 → 6.6"):
@@ -96,7 +96,7 @@ def test_a_summary_says_what_where_and_by_how_much(night):
     assert summary_line(replace(night, findings=(), acknowledged=())).endswith("against main: no regression")
 
 
-def test_junit_has_a_case_for_each_cell(night):
+def test_junit_has_a_case_for_each_cell(night) -> None:
     suite = ElementTree.fromstring(junit(night))
     assert suite.attrib["tests"] == "2"
     assert (suite.attrib["failures"], suite.attrib["errors"], suite.attrib["skipped"]) == ("1", "1", "0")
@@ -106,7 +106,7 @@ def test_junit_has_a_case_for_each_cell(night):
     assert "10 % slower" in failed.find("failure").attrib["message"]
 
 
-def test_hostile_text_stays_text(night):
+def test_hostile_text_stays_text(night) -> None:
     hostile = replace(night, findings=(replace(night.findings[0], reason=HOSTILE),), name=HOSTILE)
     text = markdown(hostile)
     assert "<script>" not in text.replace("\\<script\\>", "")
@@ -118,7 +118,7 @@ def test_hostile_text_stays_text(night):
     assert json.loads(json.dumps(payload(hostile)))["findings"][0]["reason"] == HOSTILE
 
 
-def test_findings_of_no_cell_have_a_case_too(night):
+def test_findings_of_no_cell_have_a_case_too(night) -> None:
     lone = replace(night, findings=(Finding(Kind.INFRASTRUCTURE, "no device"),), trends=(), comparison=None)
     (case,) = ElementTree.fromstring(junit(lone)).findall("testcase")
     assert (case.attrib["classname"], case.attrib["name"]) == ("farm", "the night")

@@ -4,8 +4,8 @@ from dataclasses import replace
 from reports.nights.gate import Measured
 from reports.pages.devices import devices_page
 from reports.records import Fault, RunStatus, Verdict
+from tests.programs.scale.sides import complete
 from tests.reports.seen import Page
-from tests.scale.sides import complete
 
 
 def html_of(make, runs, **changes):
@@ -16,7 +16,7 @@ def shades(html):
     return re.findall(r'<td class="level-(\d)" data-value="([^"]+)"', html)
 
 
-def test_the_map_has_every_strategy_on_every_device_and_the_fastest_is_darkest(make):
+def test_the_map_has_every_strategy_on_every_device_and_the_fastest_is_darkest(make) -> None:
     html = html_of(make, make.runs())
     found = [(int(level), float(value)) for level, value in shades(html)]
     assert len(found) == 6
@@ -29,7 +29,7 @@ def test_the_map_has_every_strategy_on_every_device_and_the_fastest_is_darkest(m
     assert re.search(r"pi4b-emulated takes [\d.]+× as long", words)
 
 
-def test_what_gave_no_number_says_why_in_its_place(make):
+def test_what_gave_no_number_says_why_in_its_place(make) -> None:
     runs = make.runs(blocks=1)
     runs[0] = make.failed(RunStatus.OUT_OF_MEMORY, "needs 171 MiB", fault=Fault.OUT_OF_MEMORY, strategy="naive-swap")
     runs[1] = replace(runs[1], verdict=Verdict.SUSPECT, reasons=("throttled",))
@@ -44,7 +44,7 @@ def test_what_gave_no_number_says_why_in_its_place(make):
     assert "1 unreachable" in words
 
 
-def test_memory_speed_and_roof_are_drawn_for_each_device(make):
+def test_memory_speed_and_roof_are_drawn_for_each_device(make) -> None:
     page = Page(html_of(make, [complete(run) for run in make.runs()]))
     assert page.words.count("Memory and time, ") == page.words.count("Roofline, ") == 4  # caption and title
     classes = {path.get("class", "") for path in page.all("path")}
@@ -55,7 +55,7 @@ def test_memory_speed_and_roof_are_drawn_for_each_device(make):
     assert figures == ["pi4b-emulated"] * 2 + ["jetson-tx2-emulated"] * 2
 
 
-def test_a_device_that_two_sweeps_measured_is_one_in_each(make):
+def test_a_device_that_two_sweeps_measured_is_one_in_each(make) -> None:
     first = make.runs(devices=("pi4b-emulated",), blocks=1)
     second = [replace(run, sweep_id="later", id=f"later-{run.id}") for run in first]
     sides = [Measured.of(make.sweep(first), first), Measured.of(make.sweep(second, id="later"), second)]
@@ -67,17 +67,17 @@ def test_a_device_that_two_sweeps_measured_is_one_in_each(make):
     assert len(page.ids) == len(set(page.ids))
 
 
-def test_where_all_keep_every_expert_in_memory_they_are_what_is_compared(make):
+def test_where_all_keep_every_expert_in_memory_they_are_what_is_compared(make) -> None:
     words = Page(html_of(make, [run for run in make.runs() if run.cell.strategy == "full-load"])).words
     assert re.search(r"(?<!memory, )jetson-tx2-emulated is fastest: .{1,12} a token with full-load\.", words)
 
 
-def test_nothing_measured_still_has_a_page(make):
+def test_nothing_measured_still_has_a_page(make) -> None:
     runs = [make.failed(device=device) for device in ("pi3b", "pi4b")]
     words = Page(html_of(make, runs)).words
     assert "Nothing was measured" in words and "failed" in words
 
 
-def test_the_same_records_give_the_same_bytes_in_any_order(make):
+def test_the_same_records_give_the_same_bytes_in_any_order(make) -> None:
     runs = [*make.runs(), make.failed(device="pi3b")]
     assert html_of(make, runs) == devices_page([Measured.of(make.sweep(runs), runs[::-1])])

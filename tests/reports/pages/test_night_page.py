@@ -82,7 +82,7 @@ def html(night, tonight, before):
     return night_page(night, tonight, [before], before.sweep.id)
 
 
-def test_the_first_sentence_says_how_it_ended_and_where(html):
+def test_the_first_sentence_says_how_it_ended_and_where(html) -> None:
     words = Page(html).words
     assert "1 regression against main: edgemoe (10 experts) on pi4b-emulated." in words
     assert "Exit code 1. Judged 2026-11-25 06:00:00 UTC against main, sweep 20261123-221500-3f2a" in words
@@ -98,13 +98,13 @@ def test_the_first_sentence_says_how_it_ended_and_where(html):
         ((Finding(Kind.INCONCLUSIVE, "too much noise"),), 5, "1 result inconclusive against main", "warn"),
     ],
 )
-def test_other_endings_have_their_sentence(night, tonight, findings, code, sentence, colour):
+def test_other_endings_have_their_sentence(night, tonight, findings, code, sentence, colour) -> None:
     html = night_page(replace(night, findings=findings, exit_code=code), tonight)
     assert sentence in Page(html).words and f'class="lede outcome {colour}"' in html
     assert all(finding.reason in html for finding in findings)
 
 
-def test_a_finding_says_what_where_and_since_when_and_leads_on(html):
+def test_a_finding_says_what_where_and_since_when_and_leads_on(html) -> None:
     (item,) = re.findall(r"<li[^>]*>\n<p><span class=\"mark regression\">Time per token.*?</li>", html, re.S)
     words = Page(item).words
     assert (
@@ -119,19 +119,19 @@ def test_a_finding_says_what_where_and_since_when_and_leads_on(html):
     assert targets[0] == "trend-0" and targets[1] in tonights and targets[2] not in tonights
 
 
-def test_what_is_acknowledged_is_shown_apart(html):
+def test_what_is_acknowledged_is_shown_apart(html) -> None:
     acknowledged = html.split('id="acknowledged"')[1].split("</section>")[0]
     assert "known since May" in acknowledged
     assert "known since May" not in html.split('id="acknowledged"')[0]
 
 
-def test_what_was_measured_again_has_its_interval(html):
+def test_what_was_measured_again_has_its_interval(html) -> None:
     words = Page(html).words
     assert "pi4b-emulated, edgemoe (10 experts): Time per token 1.200 (1.15–1.25)" in words
     assert "confirmed +20.0% +15.0% to +25.0% 12 0.001 confirmed" in words
 
 
-def test_trends_of_findings_come_first_with_band_and_change(html, night, tonight):
+def test_trends_of_findings_come_first_with_band_and_change(html, night, tonight) -> None:
     first = html.split('id="trend-0"')[1].split("</figure>")[0]
     assert 'class="band"' in first and 'class="rule change"' in first and 'class="rule environment"' in first
     assert "+20.0%" in first and "2026-11-24: from 100\u202fms to 120\u202fms, p = 0.005" in first
@@ -142,7 +142,7 @@ def test_trends_of_findings_come_first_with_band_and_change(html, night, tonight
     assert 'id="trends"' not in night_page(alone, tonight)  # one night is no trend
 
 
-def test_every_result_has_its_row_and_its_mark(html):
+def test_every_result_has_its_row_and_its_mark(html) -> None:
     table = html.split('id="comparison-table"')[1].split("</table>")[0]
     rows = re.findall(r'<tr data-device="(.*?)" data-strategy="(.*?)".*?(?: data-mark="(\w+)")?>\n', table)
     marks = {(device, strategy): mark for device, strategy, mark in rows}
@@ -155,7 +155,7 @@ def test_every_result_has_its_row_and_its_mark(html):
     assert "throttled: cool the board" in words and "same answer" in words
 
 
-def test_the_first_night_has_medians(night, tonight):
+def test_the_first_night_has_medians(night, tonight) -> None:
     hint = Finding(Kind.INCONCLUSIVE, "no baseline main is pinned, so nothing was compared")
     first = replace(night, baseline=None, comparison=None, findings=(hint,), confirmations=(), acknowledged=())
     words = Page(night_page(first, tonight)).words
@@ -163,7 +163,7 @@ def test_the_first_night_has_medians(night, tonight):
     assert re.search(r"jetson-tx2-emulated naive-swap tiny-mixtral-int4 / dialogue / cold [\d.]+ ms", words)
 
 
-def test_a_night_of_many_cells_draws_what_matters_and_says_what_is_left(night, tonight):
+def test_a_night_of_many_cells_draws_what_matters_and_says_what_is_left(night, tonight) -> None:
     cells = [replace(trend.cell, workload=f"w{i}") for i in range(40) for trend in night.trends[:2]]
     many = replace(night, trends=(*(replace(night.trends[0], cell=cell) for cell in cells), night.trends[0]))
     html = night_page(many, tonight)
@@ -172,7 +172,7 @@ def test_a_night_of_many_cells_draws_what_matters_and_says_what_is_left(night, t
     assert "edgemoe (10 experts) on pi4b-emulated<small>tiny-mixtral-int4 / dialogue" in html.split('id="trend-0"')[1]
 
 
-def test_of_many_findings_the_first_are_told_and_the_others_counted(night, tonight):
+def test_of_many_findings_the_first_are_told_and_the_others_counted(night, tonight) -> None:
     first = next(finding for finding in night.findings if finding.cell)
     many = [replace(first, cell=replace(first.cell, workload=f"w{i}"), kind=Kind.INCONCLUSIVE) for i in range(100)]
     page = night_page(replace(night, findings=(*night.findings, *many)), tonight)
@@ -184,6 +184,6 @@ def test_of_many_findings_the_first_are_told_and_the_others_counted(night, tonig
     assert "more." not in night_page(night, tonight).split('id="findings"')[1].split("</section>")[0]
 
 
-def test_the_same_night_gives_the_same_bytes(html, night, tonight, before):
+def test_the_same_night_gives_the_same_bytes(html, night, tonight, before) -> None:
     other = Measured(tonight.sweep, tonight.runs[::-1])
     assert night_page(night, other, [before], before.sweep.id) == html

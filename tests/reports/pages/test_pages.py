@@ -13,9 +13,9 @@ from reports.nights.night import Night
 from reports.pages import page, render
 from reports.results.baselines import NightRecord
 from reports.results.database import ResultsDatabase
+from tests.programs.scale.sides import complete
 from tests.reports.conftest import runs, sweep
 from tests.reports.seen import HOSTILE, Page, pages_of
-from tests.scale.sides import complete
 
 KINDS = ("strategies", "devices", "nightly")
 
@@ -36,7 +36,7 @@ def database(tmp_path, make):
         yield database
 
 
-def judged(database, sweep_id, **changes):
+def judged(database, sweep_id, **changes) -> None:
     night = Night(sweep_id, "demo", "2026-11-24T06:00:00+00:00", 0, **changes)
     database.add_night(NightRecord(sweep_id, "demo", None, night.at, 0, night.to_json()))
 
@@ -46,7 +46,7 @@ def title_of(html):
     return kind
 
 
-def test_a_page_is_written_whole_from_the_database(database, tmp_path):
+def test_a_page_is_written_whole_from_the_database(database, tmp_path) -> None:
     written = render(database, ["latest"], tmp_path / "page.html")
     assert written.read_text() == page(database, ["latest"])
     with pytest.raises(UnknownSweepError):
@@ -55,7 +55,7 @@ def test_a_page_is_written_whole_from_the_database(database, tmp_path):
         render(database, ["latest"], tmp_path / "nowhere" / "page.html")
 
 
-def test_auto_goes_by_what_there_is(database, make):
+def test_auto_goes_by_what_there_is(database, make) -> None:
     assert title_of(page(database, ["latest"])) == "strategies"
     many = [
         replace(run, id=f"{run.id}-{i}", sweep_id="many", cell=replace(run.cell, device=f"pi{i}"))
@@ -73,7 +73,7 @@ def test_auto_goes_by_what_there_is(database, make):
     assert title_of(page(database, ["many", "latest"])) == "devices"
 
 
-def test_a_night_is_shown_only_where_there_is_one(database):
+def test_a_night_is_shown_only_where_there_is_one(database) -> None:
     with pytest.raises(SelectionError, match="was not judged as a night"):
         page(database, ["latest"], "nightly")
     database.add_sweep(replace(database.sweep("latest"), id="other"))
@@ -81,12 +81,12 @@ def test_a_night_is_shown_only_where_there_is_one(database):
         page(database, ["2026", "other"], "nightly")
 
 
-def test_the_same_sweep_named_twice_is_one(database):
+def test_the_same_sweep_named_twice_is_one(database) -> None:
     assert page(database, ["latest", "2026"]) == page(database, ["latest"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_page_needs_nothing_but_itself_and_its_policy_allows_nothing_else(pages, kind):
+def test_a_page_needs_nothing_but_itself_and_its_policy_allows_nothing_else(pages, kind) -> None:
     seen = Page(pages[kind])
 
     def digest(text):
@@ -108,7 +108,7 @@ def test_a_page_needs_nothing_but_itself_and_its_policy_allows_nothing_else(page
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_links_lead_somewhere_and_no_id_stands_twice(pages, kind):
+def test_links_lead_somewhere_and_no_id_stands_twice(pages, kind) -> None:
     seen = Page(pages[kind])
     assert len(seen.ids) == len(set(seen.ids))
     links = {a["href"].removeprefix("#") for a in seen.all("a")}
@@ -120,7 +120,7 @@ def test_links_lead_somewhere_and_no_id_stands_twice(pages, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_chart_has_its_name_and_its_numbers_in_words(pages, kind):
+def test_every_chart_has_its_name_and_its_numbers_in_words(pages, kind) -> None:
     seen = Page(pages[kind])
     for svg in seen.all("svg"):
         is_within = svg.get("class") == "spans"
@@ -129,7 +129,7 @@ def test_every_chart_has_its_name_and_its_numbers_in_words(pages, kind):
     assert "nan" not in " ".join(path["d"] for path in seen.all("path"))
 
 
-def test_hostile_text_stays_text_everywhere(make, pages):
+def test_hostile_text_stays_text_everywhere(make, pages) -> None:
     name = "<script>alert(1)<\\script>\"'&"  # a key has no "/"
     cell = make.cell(device=name, container=name, strategy=name, expert_budget=name, workload=name, page_cache=name)
     facts = replace(
@@ -154,7 +154,7 @@ def test_hostile_text_stays_text_everywhere(make, pages):
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202e\ud800-\udfff]", html)
 
 
-def test_whatever_a_chart_draws_or_a_table_marks_has_a_style():
+def test_whatever_a_chart_draws_or_a_table_marks_has_a_style() -> None:
     style = (Path(__file__).parents[3] / "reports" / "templates" / "page.css").read_text()
     from engine.spans import COMPUTED, LOADED
     from reports.charts.samples import PARTS

@@ -6,7 +6,7 @@ from reports.pages.raw import Detail, raw_samples
 
 
 @pytest.mark.parametrize("budget", [10_000_000, 60_000, 20_000, 1])
-def test_samples_are_told_in_as_much_detail_as_fits(make, budget):
+def test_samples_are_told_in_as_much_detail_as_fits(make, budget) -> None:
     runs = make.runs(blocks=2)
     raw = raw_samples(runs, budget)
     detail = {10_000_000: Detail.STEPS, 60_000: Detail.TIMES, 20_000: Detail.SAMPLES, 1: Detail.RUNS}[budget]
@@ -16,7 +16,7 @@ def test_samples_are_told_in_as_much_detail_as_fits(make, budget):
     assert sum(map(len, texts)) < budget
 
 
-def test_at_every_detail_a_run_has_its_conditions_verdict_and_command(make):
+def test_at_every_detail_a_run_has_its_conditions_verdict_and_command(make) -> None:
     runs = [replace(run, reasons=("looked at twice",)) for run in make.runs(blocks=1)]
     for budget in (10_000_000, 60_000, 20_000):
         for cell in raw_samples(runs, budget).cells:
@@ -40,8 +40,8 @@ def test_what_engaged_is_told_where_it_changes(make) -> None:
     assert [run.command for run in cell.runs] == [command, "", "python3 -m other", command]
 
 
-def test_a_sample_of_the_timeline_is_no_repetition(make):
-    from tests.scale.sides import complete
+def test_a_sample_of_the_timeline_is_no_repetition(make) -> None:
+    from tests.programs.scale.sides import complete
 
     (cell,) = raw_samples([complete(make.run())]).cells
     titles = [title for title, _ in cell.runs[0].samples]
@@ -49,7 +49,7 @@ def test_a_sample_of_the_timeline_is_no_repetition(make):
     assert sum("warm-up" in title for title in titles) == 1
 
 
-def test_runs_without_samples_have_no_place(make):
+def test_runs_without_samples_have_no_place(make) -> None:
     failed = make.failed()
     raw = raw_samples([failed])
     assert raw.cells == () and raw.anchor(failed) == ""

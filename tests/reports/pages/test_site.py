@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Never
 
 import pytest
 
@@ -29,7 +30,7 @@ class Rendered:
         self.site = Site(database, is_at_work, page=self.page, clock=lambda: self.now)
         self.answer = self.site.answer
 
-    def page(self, database, sweeps, kind):
+    def page(self, database, sweeps, kind) -> str:
         (sweep,) = sweeps
         self.pages.append(sweep)
         return f"<p>{len(database.runs(sweep_id=sweep))} of {sweep}, {kind}"
@@ -131,7 +132,7 @@ def test_hostile_names_stay_text(database, make) -> None:
 def test_what_cannot_be_shown_is_one_line(database, make) -> None:
     database.add_sweep(make.sweep([make.run()]))
 
-    def page(database, sweeps, kind):
+    def page(database, sweeps, kind) -> Never:
         raise RecordError("run x is \x1b damaged: restore the database")
 
     answer = Site(database, lambda controller: True, page=page).answer("/sweep/latest")

@@ -8,8 +8,8 @@ from engine.protocol import Course, Passage
 from reports.nights.gate import Measured
 from reports.pages.strategies import strategies_page
 from reports.records import Conditions, Fault, RunStatus, Verdict
+from tests.programs.scale.sides import complete
 from tests.reports.seen import HOSTILE, Page
-from tests.scale.sides import complete
 
 
 def html_of(sweep, runs):
@@ -20,12 +20,12 @@ def page_of(make, runs, **changes):
     return Page(html_of(make.sweep(runs, **changes), runs))
 
 
-def test_the_same_records_give_the_same_bytes_in_any_order(make):
+def test_the_same_records_give_the_same_bytes_in_any_order(make) -> None:
     runs = [*make.runs(), make.failed(device="pi3b")]
     assert html_of(make.sweep(runs), runs) == html_of(make.sweep(runs), runs[::-1])
 
 
-def test_every_number_from_emulated_conditions_is_marked(make):
+def test_every_number_from_emulated_conditions_is_marked(make) -> None:
     runs = make.runs(devices=("pi4b-emulated",))
     html = html_of(make.sweep(runs), runs)
     for place in ('class="lede"', '<h2 id="comparison', "<caption", "<article"):
@@ -40,7 +40,7 @@ def test_every_number_from_emulated_conditions_is_marked(make):
     assert ">emulated</span>" not in html_of(make.sweep(real), real)
 
 
-def test_every_number_leads_to_its_raw_samples(make):
+def test_every_number_leads_to_its_raw_samples(make) -> None:
     runs = make.runs()
     page = page_of(make, runs)
     targets = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
@@ -51,7 +51,7 @@ def test_every_number_leads_to_its_raw_samples(make):
     assert f"{steps.time_s[0] * 1e3:.3f}" in page.words and f"{steps.time_s[-1] * 1e3:.3f}" in page.words
 
 
-def test_ids_are_unique_and_charts_are_named(make):
+def test_ids_are_unique_and_charts_are_named(make) -> None:
     page = page_of(make, make.runs())
     assert len(page.ids) == len(set(page.ids))
     drawings = page.all("svg")
@@ -59,7 +59,7 @@ def test_ids_are_unique_and_charts_are_named(make):
     assert all(set(svg["aria-labelledby"].split()) <= set(page.ids) and svg["role"] == "img" for svg in drawings)
 
 
-def test_what_failed_is_missing_or_doubtful_is_told_with_its_reason(make):
+def test_what_failed_is_missing_or_doubtful_is_told_with_its_reason(make) -> None:
     runs = make.runs(devices=("pi4b-emulated",), blocks=2)
     runs[1] = replace(runs[1], verdict=Verdict.SUSPECT, reasons=("throttled: cool the board",))
     runs[5] = replace(runs[5], verdict=Verdict.INVALID, reasons=("the clock jumped",))
@@ -80,7 +80,7 @@ def test_what_failed_is_missing_or_doubtful_is_told_with_its_reason(make):
     assert re.search("missing orin / m / .{1,80} block 1 no record: the sweep was interrupted", words)
 
 
-def test_different_answers_are_shouted(make):
+def test_different_answers_are_shouted(make) -> None:
     runs = make.runs(devices=("pi4b-emulated",), blocks=1)
     assert "All strategies generated the same tokens." in page_of(make, runs).words
     wrong = tuple(replace(s, tokens=tuple(t + 1 for t in s.tokens)) for s in runs[2].samples)
@@ -90,20 +90,20 @@ def test_different_answers_are_shouted(make):
     assert "All strategies generated the same tokens." not in words
 
 
-def test_a_sweep_without_a_single_number_still_has_a_page(make):
+def test_a_sweep_without_a_single_number_still_has_a_page(make) -> None:
     runs = [make.failed(strategy=s) for s in ("naive-swap", "edgemoe")]
     words = page_of(make, runs).words
     assert "Nothing was measured" in words and "exit status 3" in words
 
 
-def test_a_fact_that_changed_within_the_sweep_is_seen(make):
+def test_a_fact_that_changed_within_the_sweep_is_seen(make) -> None:
     runs = make.runs(devices=("pi4b-emulated",), blocks=2)
     runs[3] = replace(runs[3], facts=replace(runs[3].facts, kernel="6.12.0"))
     assert "6.6.31+rpt-rpi-v8, then 6.12.0" in page_of(make, runs).words
 
 
 @pytest.mark.parametrize(("tokens", "prompts", "repetitions"), [(1, 1, 1), (2, 1, 1), (700, 1, 1)])
-def test_a_page_stands_with_few_and_with_many_tokens(make, tokens, prompts, repetitions):
+def test_a_page_stands_with_few_and_with_many_tokens(make, tokens, prompts, repetitions) -> None:
     runs = make.runs(devices=("pi4b-emulated",), blocks=1, tokens=tokens, prompts=prompts, repetitions=repetitions)
     page = page_of(make, runs)
     assert len(page.all("svg")) == (2 if tokens == 1 else 10)
@@ -111,7 +111,7 @@ def test_a_page_stands_with_few_and_with_many_tokens(make, tokens, prompts, repe
     assert "nan" not in " ".join(path["d"] for path in page.all("path"))
 
 
-def test_one_outlier_does_not_flatten_the_others(make):
+def test_one_outlier_does_not_flatten_the_others(make) -> None:
     runs = make.runs(devices=("pi4b-emulated",), blocks=3)
     sample = runs[0].samples[-1]
     steps = replace(sample.steps, time_s=(*sample.steps.time_s[:-1], 60.0))
@@ -119,7 +119,7 @@ def test_one_outlier_does_not_flatten_the_others(make):
     assert "1 step lies above the axis" in page_of(make, runs).words
 
 
-def test_what_a_lossy_strategy_loses_stands_beside_its_speed(make):
+def test_what_a_lossy_strategy_loses_stands_beside_its_speed(make) -> None:
     """And a lossy one without a measured loss says that it has none."""
     passages = (Passage((1,), (2, 3)),)
 
@@ -144,7 +144,7 @@ def test_what_a_lossy_strategy_loses_stands_beside_its_speed(make):
     assert "Perplexity" not in page_of(make, make.runs()).words.split("How to read the numbers")[0]
 
 
-def test_each_run_shows_its_conditions(make):
+def test_each_run_shows_its_conditions(make) -> None:
     seen = Conditions(
         readings=40, cpu_s=0.02, temperature_c=Course(41.0, 55.5, 41.0, 56.0), governor=HOSTILE, throttled=True,
         throttle_causes=("under-voltage",), energy_j=30.0, watched_s=10.0, energy_sensor="ina VDD_IN", waited_s=12.0,
@@ -161,7 +161,7 @@ def test_each_run_shows_its_conditions(make):
     assert "Energy per token" not in page_of(make, [make.run()]).words.split("How to read the numbers")[0]
 
 
-def test_what_a_token_consists_of_and_what_loading_did_is_shown_where_it_was_seen(make):
+def test_what_a_token_consists_of_and_what_loading_did_is_shown_where_it_was_seen(make) -> None:
     runs = [complete(run) for run in make.runs(devices=("pi4b-emulated",), blocks=1)]
     page = page_of(make, runs)
     for title in ("Where a token's time goes", "Memory over time", "Hit rate by layer", "Distribution over tokens"):
@@ -176,7 +176,7 @@ def test_what_a_token_consists_of_and_what_loading_did_is_shown_where_it_was_see
     assert "Hit rate by layer" not in bare.words and not [f for f in bare.all("figure") if "data-zoom" in f]
 
 
-def test_several_sweeps_share_a_page_and_say_which_they_are(make):
+def test_several_sweeps_share_a_page_and_say_which_they_are(make) -> None:
     first = make.runs(devices=("pi4b-emulated",), blocks=1)
     second = [replace(run, sweep_id="later", id=f"later-{run.id}") for run in first]
     sides = [Measured.of(make.sweep(first), first), Measured.of(make.sweep(second, id="later", name="again"), second)]
@@ -186,7 +186,7 @@ def test_several_sweeps_share_a_page_and_say_which_they_are(make):
     assert {a["href"] for a in page.all("a") if a["href"].startswith("#raw")} == {f"#raw-{i}" for i in range(6)}
 
 
-def test_sorting_goes_by_values_and_not_by_their_text(make):
+def test_sorting_goes_by_values_and_not_by_their_text(make) -> None:
     page = page_of(make, make.runs())
     values = [cell["data-value"] for cell in page.all("td") if "data-value" in cell]
     assert len(values) == 6 * 7 and all(math.isfinite(float(value)) for value in values)

@@ -26,7 +26,7 @@ def acknowledgement(make, **changes):
     return replace(usual, **changes)
 
 
-def test_a_baseline_is_moved_and_taken_away(database):
+def test_a_baseline_is_moved_and_taken_away(database) -> None:
     pinned = Baseline("release", SWEEP, AT, "me@lab", "0.1")
     database.pin(pinned)
     database.pin(Baseline("canary", SWEEP, AT, "me@lab"))
@@ -37,7 +37,7 @@ def test_a_baseline_is_moved_and_taken_away(database):
     assert database.baseline("release") is None
 
 
-def test_a_baseline_is_a_sweep_that_is_there(database):
+def test_a_baseline_is_a_sweep_that_is_there(database) -> None:
     with pytest.raises(DatabaseError, match=r"baseline release: sweep 2025 is not in the results database"):
         database.pin(Baseline("release", "2025", AT, "me@lab"))
     for name in ("", "two\nlines"):
@@ -45,7 +45,7 @@ def test_a_baseline_is_a_sweep_that_is_there(database):
             Baseline(name, SWEEP, AT, "me@lab")
 
 
-def test_a_regression_is_acknowledged_until_a_day(database, make):
+def test_a_regression_is_acknowledged_until_a_day(database, make) -> None:
     known = acknowledgement(make)
     for _ in range(2):
         database.acknowledge(known)
@@ -66,7 +66,7 @@ def test_a_regression_is_acknowledged_until_a_day(database, make):
         acknowledgement(make, reason="")
 
 
-def test_a_night_that_is_judged_again_replaces_what_it_said(database):
+def test_a_night_that_is_judged_again_replaces_what_it_said(database) -> None:
     first = NightRecord(SWEEP, "demo", None, AT, 3, '{"v": 1}')
     second = NightRecord(NEXT, "demo", SWEEP, LATER, 1, "{}")
     for night in (second, first, replace(first, exit_code=0)):

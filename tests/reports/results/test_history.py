@@ -22,7 +22,7 @@ def nights(place, make):
         yield database, [f"2026112{night}-020000-aa00" for night in range(4)]
 
 
-def test_sweeps_of_a_name_in_their_order(nights):
+def test_sweeps_of_a_name_in_their_order(nights) -> None:
     database, ids = nights
     assert [sweep.id for sweep in database.sweeps()] == ids
     assert [sweep.id for sweep in database.sweeps(name="nightly")] == [ids[0], ids[2], ids[3]]
@@ -30,7 +30,7 @@ def test_sweeps_of_a_name_in_their_order(nights):
     assert database.sweeps(name="none") == []
 
 
-def test_how_sweeps_ended_by_the_last_attempt_at_each_cell_and_block(nights, make):
+def test_how_sweeps_ended_by_the_last_attempt_at_each_cell_and_block(nights, make) -> None:
     database, ids = nights
     again = make.failed(RunStatus.UNREACHABLE, "no answer", block=1, seed=9)
     for run in (again, replace(again, id="last", status=RunStatus.TIMED_OUT, verdict=Verdict.SUSPECT)):

@@ -42,7 +42,7 @@ def target(place):
         yield database
 
 
-def test_everything_comes_over_once(source, target, runs):
+def test_everything_comes_over_once(source, target, runs) -> None:
     merged = merge(target, entries_of(source))
     assert (merged.sweeps, merged.runs, merged.nights, merged.known, merged.conflicts) == (1, 3, 1, 0, [])
     assert list(entries_of(target)) == list(entries_of(source))
@@ -51,7 +51,7 @@ def test_everything_comes_over_once(source, target, runs):
     assert list(entries_of(target)) == list(entries_of(source))
 
 
-def test_conflicts_are_named_and_what_is_here_stays(source, target, runs, make):
+def test_conflicts_are_named_and_what_is_here_stays(source, target, runs, make) -> None:
     sweep, other = make.sweep(runs), make.sweep(runs, id="another")
     target.add_sweep(sweep)
     target.add_sweep(other)
@@ -69,14 +69,14 @@ def test_conflicts_are_named_and_what_is_here_stays(source, target, runs, make):
     assert target.night(sweep.id).exit_code == 1
 
 
-def test_nothing_is_mixed_with_another_sweep_of_the_same_id(source, target, runs, make):
+def test_nothing_is_mixed_with_another_sweep_of_the_same_id(source, target, runs, make) -> None:
     target.add_sweep(make.sweep(runs, name="other"))
     merged = merge(target, entries_of(source))
     assert merged.conflicts[0] == f"sweep {runs[0].sweep_id} is another one here: it and its runs are left out"
     assert target.runs() == []
 
 
-def test_a_record_of_an_earlier_farm_is_the_same_record(target, runs, make):
+def test_a_record_of_an_earlier_farm_is_the_same_record(target, runs, make) -> None:
     """It lacks what was added since."""
     target.add_sweep(make.sweep(runs))
     target.add_run(runs[0])
@@ -86,7 +86,7 @@ def test_a_record_of_an_earlier_farm_is_the_same_record(target, runs, make):
     assert (merged.runs, merged.conflicts) == (2, [])
 
 
-def test_an_export_comes_back_with_its_sweeps(source, target, runs, make, tmp_path):
+def test_an_export_comes_back_with_its_sweeps(source, target, runs, make, tmp_path) -> None:
     file = tmp_path / "runs.jsonl"
     export(source.stream(), "jsonl", file, sweeps=source.sweeps())
     assert len(file.read_bytes().splitlines()) == 4
@@ -94,7 +94,7 @@ def test_an_export_comes_back_with_its_sweeps(source, target, runs, make, tmp_pa
     assert (target.runs(), target.sweeps()) == (runs, [make.sweep(runs)])
 
 
-def test_runs_alone_get_a_stand_in_until_their_sweep_comes(source, target, runs, make, tmp_path):
+def test_runs_alone_get_a_stand_in_until_their_sweep_comes(source, target, runs, make, tmp_path) -> None:
     for i, part in enumerate((runs[:2], runs[1:])):
         export(part, "jsonl", tmp_path / f"{i}.jsonl")
         assert merge(target, json_lines(tmp_path / f"{i}.jsonl")).conflicts == []
@@ -109,7 +109,7 @@ def test_runs_alone_get_a_stand_in_until_their_sweep_comes(source, target, runs,
 
 
 @pytest.mark.parametrize("line", [b"{", b"[]", b'{"v": 1}', b'{"v": 7, "id": "x"}', b'{"planned": []}', b"\xff"])
-def test_a_line_that_is_no_record_is_named(line, target, runs, tmp_path):
+def test_a_line_that_is_no_record_is_named(line, target, runs, tmp_path) -> None:
     stream = BytesIO()
     export(runs[:1], "jsonl", stream)
     (tmp_path / "runs.jsonl").write_bytes(stream.getvalue() + line + b"\n")
@@ -118,13 +118,13 @@ def test_a_line_that_is_no_record_is_named(line, target, runs, tmp_path):
     assert target.sweeps() == []
 
 
-def test_a_file_that_cannot_be_read_is_named(target, tmp_path):
+def test_a_file_that_cannot_be_read_is_named(target, tmp_path) -> None:
     with pytest.raises(ReportError, match=r"cannot read .*none\.jsonl: No such file"):
         merge(target, json_lines(tmp_path / "none.jsonl"))
 
 
 @pytest.mark.parametrize("name", ["\ud800", "a\0b", "two\nlines", "x" * 201])
-def test_text_that_no_database_could_search_is_refused(name, target, runs, make, tmp_path):
+def test_text_that_no_database_could_search_is_refused(name, target, runs, make, tmp_path) -> None:
     record = sweep_to_json(make.sweep(runs, name=name))
     (tmp_path / "sweep.jsonl").write_text(json.dumps(record))
     with pytest.raises(RecordError, match=r"^sweep .*: name is not printable text of up to 200"):

@@ -43,7 +43,7 @@ def old(place):
     return place
 
 
-def change(place, *statements):
+def change(place, *statements) -> None:
     engine = Place.parse(place).connect()
     with engine.begin() as connection:
         for statement in statements:
@@ -79,7 +79,7 @@ def differences(place):
     return look(place, act)
 
 
-def test_the_first_release_migrates_to_the_newest_without_loss(old):
+def test_the_first_release_migrates_to_the_newest_without_loss(old) -> None:
     before = content(old)
     done = migrate(old)
     assert (done.before, done.after) == (1, schema.REVISION)
@@ -92,7 +92,7 @@ def test_the_first_release_migrates_to_the_newest_without_loss(old):
     assert (again.before, again.after, again.backup) == (schema.REVISION, schema.REVISION, None)
 
 
-def test_what_later_farms_of_the_first_revision_had_made_is_kept(old):
+def test_what_later_farms_of_the_first_revision_had_made_is_kept(old) -> None:
     engine = Place.parse(old).connect()
     schema.marks.create(engine)
     schema.controllers.create(engine)
@@ -103,7 +103,7 @@ def test_what_later_farms_of_the_first_revision_had_made_is_kept(old):
     assert differences(old) == []
 
 
-def test_a_file_is_copied_before_it_is_migrated(tmp_path):
+def test_a_file_is_copied_before_it_is_migrated(tmp_path) -> None:
     file = tmp_path / "farm.db"
     with closing(sqlite3.connect(file)) as connection:
         connection.executescript(FIRST_RELEASE)
@@ -120,7 +120,7 @@ def test_a_file_is_copied_before_it_is_migrated(tmp_path):
         migrate(file)
 
 
-def test_opening_takes_the_steps_that_harm_nobody(old):
+def test_opening_takes_the_steps_that_harm_nobody(old) -> None:
     before = content(old)
     with ResultsDatabase.open(old, create=False) as database:
         assert database.nights() == []
@@ -142,7 +142,7 @@ def step_up(place, revision):
     return config
 
 
-def test_a_night_of_the_second_revision_is_kept_and_outlives_its_sweep(place):
+def test_a_night_of_the_second_revision_is_kept_and_outlives_its_sweep(place) -> None:
     step_up(place, "2")
     change(
         place,
@@ -159,19 +159,19 @@ def test_a_night_of_the_second_revision_is_kept_and_outlives_its_sweep(place):
         assert database.nights() == [night]
 
 
-def test_all_steps_from_nothing_lead_to_the_tables_of_a_new_database(place):
+def test_all_steps_from_nothing_lead_to_the_tables_of_a_new_database(place) -> None:
     config = step_up(place, "head")
     assert differences(place) == []
     assert ScriptDirectory.from_config(config).get_heads() == [str(schema.REVISION)]
 
 
-def test_a_new_database_is_at_the_newest_revision(place):
+def test_a_new_database_is_at_the_newest_revision(place) -> None:
     ResultsDatabase.open(place).close()
     assert differences(place) == []
     assert migrate(place).before == schema.REVISION
 
 
-def test_a_step_that_fails_changes_nothing(old):
+def test_a_step_that_fails_changes_nothing(old) -> None:
     change(old, "CREATE TABLE nights (cat TEXT)")  # in the way, after tables were made
     with pytest.raises(DatabaseError, match=r"cannot be migrated, and is what it was: .*nights.* already exists"):
         migrate(old)
@@ -179,7 +179,7 @@ def test_a_step_that_fails_changes_nothing(old):
     assert tables == {"farm_schema", "sweeps", "runs", "nights"}
 
 
-def test_a_later_release_is_refused_where_it_must_be_and_else_used(old):
+def test_a_later_release_is_refused_where_it_must_be_and_else_used(old) -> None:
     migrate(old)
     change(old, "UPDATE alembic_version SET version_num = '99'")
     with ResultsDatabase.open(old, create=False) as database:
@@ -194,13 +194,13 @@ def test_a_later_release_is_refused_where_it_must_be_and_else_used(old):
         migrate(old)
 
 
-def test_an_older_version_is_migrated_only_when_somebody_says_so(old):
+def test_an_older_version_is_migrated_only_when_somebody_says_so(old) -> None:
     change(old, "UPDATE farm_schema SET version = 0")
     with pytest.raises(DatabaseError, match=r"schema version 0, of an older farm, .* `edgemoe-farm results migrate`"):
         ResultsDatabase.open(old)
 
 
-def test_there_is_nothing_to_migrate_where_there_is_nothing(place, tmp_path):
+def test_there_is_nothing_to_migrate_where_there_is_nothing(place, tmp_path) -> None:
     with pytest.raises(DatabaseError, match="no results"):
         migrate(place)
     assert list(tmp_path.iterdir()) == []

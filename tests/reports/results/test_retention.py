@@ -12,7 +12,7 @@ from reports.results.database import ResultsDatabase
 from reports.results.retention import Retention, outdated, remove, vacuum
 
 
-def at(day):
+def at(day) -> str:
     return f"2026-11-{day:02d}T02:00:00+00:00"
 
 
@@ -28,7 +28,7 @@ def database(place, make):
         yield database
 
 
-def test_old_sweeps_go_but_for_those_that_are_needed(database):
+def test_old_sweeps_go_but_for_those_that_are_needed(database) -> None:
     database.pin(Baseline("release", "s2", at(3), "me@lab"))
     doomed = outdated(database, Retention(at(8), keep=2), running={"s1"})
     assert [sweep.id for sweep in doomed.sweeps] == ["s3", "s4", "s5", "s6"]
@@ -39,7 +39,7 @@ def test_old_sweeps_go_but_for_those_that_are_needed(database):
     ]
 
 
-def test_a_sweep_goes_with_its_runs_and_a_lost_controller_but_not_its_night(database):
+def test_a_sweep_goes_with_its_runs_and_a_lost_controller_but_not_its_night(database) -> None:
     database.add_night(NightRecord("s3", "other", None, at(3), 0, "{}"))
     database.enter(Controller("lost", "me@lab", 1, "", "s3"))
     (sweep,) = (sweep for sweep in database.sweeps() if sweep.id == "s3")
@@ -50,7 +50,7 @@ def test_a_sweep_goes_with_its_runs_and_a_lost_controller_but_not_its_night(data
     assert [night.sweep_id for night in database.nights()] == ["s3"]
 
 
-def test_what_was_pinned_meanwhile_stays_whole(database):
+def test_what_was_pinned_meanwhile_stays_whole(database) -> None:
     (sweep, *_) = database.sweeps()
     database.pin(Baseline("release", sweep.id, at(1), "me@lab"))
     with pytest.raises(DatabaseError, match="sweep s1 cannot be removed"):
@@ -58,7 +58,7 @@ def test_what_was_pinned_meanwhile_stays_whole(database):
     assert len(database.runs(sweep_id="s1")) == 1
 
 
-def test_the_room_is_given_back_and_the_database_goes_on(database, place, make):
+def test_the_room_is_given_back_and_the_database_goes_on(database, place, make) -> None:
     vacuum(database)
     before = size(place)
     for sweep in database.sweeps()[:9]:

@@ -37,7 +37,7 @@ def stored(place):
 # --- a server that is restarted -------------------------------------------------------------------------------------
 
 
-def _write(place, sweep, runs, stored_so_far):
+def _write(place, sweep, runs, stored_so_far) -> None:
     with ResultsDatabase.open(place, patience=PATIENT) as database:
         database.add_sweep(sweep)
         for run in runs:
@@ -46,7 +46,7 @@ def _write(place, sweep, runs, stored_so_far):
                 stored_so_far.value += 1
 
 
-def test_a_server_that_restarts_while_two_controllers_write_costs_no_record(postgresql, make):
+def test_a_server_that_restarts_while_two_controllers_write_costs_no_record(postgresql, make) -> None:
     """Once shut down as an administrator does, once all of its processes killed; the writers have to wait each time."""
     place = postgresql.emptied()
     runs = many(make, 400)
@@ -70,7 +70,7 @@ def test_a_server_that_restarts_while_two_controllers_write_costs_no_record(post
     assert stored(place) == sorted(run.id for run in runs)
 
 
-def wait_until(condition, limit_s=60):
+def wait_until(condition, limit_s=60) -> None:
     end = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < end
@@ -87,10 +87,10 @@ class Relay:
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._serve, daemon=True).start()
 
-    def close(self):
+    def close(self) -> None:
         self._listener.close()
 
-    def _serve(self):
+    def _serve(self) -> None:
         while True:
             try:
                 client, _ = self._listener.accept()
@@ -98,7 +98,7 @@ class Relay:
                 return
             threading.Thread(target=self._pass_on, args=(client,), daemon=True).start()
 
-    def _pass_on(self, client):
+    def _pass_on(self, client) -> None:
         server = socket.create_connection(("127.0.0.1", self._server_port))
         threading.Thread(target=self._answer, args=(server, client), daemon=True).start()
         with server, client:
@@ -111,7 +111,7 @@ class Relay:
                     return
                 server.sendall(piece)
 
-    def _answer(self, server, client):
+    def _answer(self, server, client) -> None:
         while piece := _received(server):
             try:
                 client.sendall(piece)
@@ -126,7 +126,7 @@ def _received(end):
         return b""
 
 
-def test_a_commit_whose_answer_was_lost_is_not_done_twice(postgresql, make):
+def test_a_commit_whose_answer_was_lost_is_not_done_twice(postgresql, make) -> None:
     direct = postgresql.emptied()
     runs = many(make, 3)
     with ResultsDatabase.open(direct) as database:
@@ -148,11 +148,11 @@ def test_a_commit_whose_answer_was_lost_is_not_done_twice(postgresql, make):
     assert stored(direct) == sorted(run.id for run in runs)
 
 
-def test_waiting_ends_at_the_deadline_with_the_remedy_and_without_the_password(postgresql, make):
+def test_waiting_ends_at_the_deadline_with_the_remedy_and_without_the_password(postgresql, make) -> None:
     run = make.run()
     seconds, told = [0.0], []
 
-    def pause(why, wait_s):
+    def pause(why, wait_s) -> bool:
         told.append(why)
         seconds[0] += wait_s
         return True
@@ -182,7 +182,7 @@ def open_cursors():
     return [each for each in gc.get_objects() if isinstance(each, psycopg.ServerCursor) and not each.closed]
 
 
-def test_a_server_that_goes_away_while_it_is_read_leaves_no_cursor_open(postgresql, make):
+def test_a_server_that_goes_away_while_it_is_read_leaves_no_cursor_open(postgresql, make) -> None:
     with ResultsDatabase.open(postgresql.emptied()) as database:
         database.add_sweep(make.sweep(runs := many(make, 120)))
         for run in runs:
@@ -198,7 +198,7 @@ def test_a_server_that_goes_away_while_it_is_read_leaves_no_cursor_open(postgres
         assert open_cursors() == []
 
 
-def test_a_server_that_went_away_before_it_is_asked_leaves_no_cursor_open(postgresql):
+def test_a_server_that_went_away_before_it_is_asked_leaves_no_cursor_open(postgresql) -> None:
     engine = Place.parse(postgresql.emptied()).connect()
     with engine.connect() as connection:
         connection.exec_driver_sql("SELECT 1")
@@ -212,8 +212,8 @@ def test_a_server_that_went_away_before_it_is_asked_leaves_no_cursor_open(postgr
     engine.dispose()
 
 
-def test_a_mistake_is_not_waited_for(place, make):
-    def never(why, seconds):
+def test_a_mistake_is_not_waited_for(place, make) -> None:
+    def never(why, seconds) -> None:
         pytest.fail(f"waited because of {why}")
 
     patience = Patience(900, never)
@@ -224,7 +224,7 @@ def test_a_mistake_is_not_waited_for(place, make):
         database.add_run(make.run())
 
 
-def test_a_record_is_durable_on_return_whatever_the_server_thinks(postgresql):
+def test_a_record_is_durable_on_return_whatever_the_server_thinks(postgresql) -> None:
     postgresql.emptied()
     postgresql.execute("ALTER ROLE farm SET synchronous_commit = off")
     try:
@@ -254,7 +254,7 @@ def controller(name):
     return Controller(name, f"{name}@lab", 7, "", SWEEP)
 
 
-def test_a_sweep_has_one_place(database):
+def test_a_sweep_has_one_place(database) -> None:
     assert database.controllers() == []
     assert database.enter(controller("a"))
     (seen,) = database.controllers()
@@ -271,7 +271,7 @@ def test_a_sweep_has_one_place(database):
     assert database.controllers() == []
 
 
-def test_who_was_heard_of_since_is_not_replaced(database):
+def test_who_was_heard_of_since_is_not_replaced(database) -> None:
     database.enter(controller("a"))
     (seen,) = database.controllers()
     time.sleep(0.01)
@@ -282,7 +282,7 @@ def test_who_was_heard_of_since_is_not_replaced(database):
     assert not database.beat(controller("a"))
 
 
-def _race(place, name, together, won):
+def _race(place, name, together, won) -> None:
     with ResultsDatabase.open(place) as database:
         for i in range(20):
             together.wait()
@@ -292,7 +292,7 @@ def _race(place, name, together, won):
             database.leave(controller(f"{name}{i}"))
 
 
-def test_two_that_enter_at_once_never_both_get_in(place, database):
+def test_two_that_enter_at_once_never_both_get_in(place, database) -> None:
     together, won = FORK.Barrier(2), FORK.Queue()
     racers = [FORK.Process(target=_race, args=(place, name, together, won), daemon=True) for name in "ab"]
     for racer in racers:
@@ -304,7 +304,7 @@ def test_two_that_enter_at_once_never_both_get_in(place, database):
     assert won.empty()
 
 
-def test_a_database_from_before_there_were_controllers_is_used_as_it_is(tmp_path):
+def test_a_database_from_before_there_were_controllers_is_used_as_it_is(tmp_path) -> None:
     old = tmp_path / "old.db"
     with closing(sqlite3.connect(old)) as connection:
         connection.executescript((Path(__file__).parent / "before_controllers.sql").read_text())
@@ -317,7 +317,7 @@ def test_a_database_from_before_there_were_controllers_is_used_as_it_is(tmp_path
 # --- passwords ------------------------------------------------------------------------------------------------------
 
 
-def test_the_password_may_stand_in_the_environment_or_in_pgpass(postgresql, tmp_path, monkeypatch):
+def test_the_password_may_stand_in_the_environment_or_in_pgpass(postgresql, tmp_path, monkeypatch) -> None:
     postgresql.emptied()
     bare = postgresql.url(password=None)
     monkeypatch.setenv("PGPASSFILE", str(tmp_path / "pgpass"))
@@ -331,7 +331,7 @@ def test_the_password_may_stand_in_the_environment_or_in_pgpass(postgresql, tmp_
     ResultsDatabase.open(bare).close()
 
 
-def test_without_the_driver_the_remedy_is_named(monkeypatch):
+def test_without_the_driver_the_remedy_is_named(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(DatabaseError) as refused:
         ResultsDatabase.open("postgresql://me:hunter2@h/farm")
@@ -358,7 +358,7 @@ def test_without_the_driver_the_remedy_is_named(monkeypatch):
         "postgresql://me:{}@name.invalid/farm",
     ],
 )
-def test_a_bad_url_is_one_line_without_the_password(url, tmp_path, monkeypatch):
+def test_a_bad_url_is_one_line_without_the_password(url, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DatabaseError) as refused:
         ResultsDatabase.open(url.format("hunter2"))
@@ -367,7 +367,7 @@ def test_a_bad_url_is_one_line_without_the_password(url, tmp_path, monkeypatch):
     assert os.listdir() == []
 
 
-def test_a_wrong_password_is_told_without_it(postgresql):
+def test_a_wrong_password_is_told_without_it(postgresql) -> None:
     with pytest.raises(DatabaseError, match=r'^cannot open .*: .*password authentication failed for user "farm"') as e:
         ResultsDatabase.open(postgresql.url(password="hunter3"))
     assert "hunter3" not in str(e.value)

@@ -9,7 +9,7 @@ from reports.nights.outcome import without_baseline
 from reports.nights.trends import trends
 from reports.records import Fault, RunStatus, Verdict
 from reports.results.baselines import Acknowledgement
-from tests.nights.simulated import CHANGED, NEW, OLD, Change, SimulatedFarm, recorded
+from tests.programs.nights.simulated import CHANGED, NEW, OLD, Change, SimulatedFarm, recorded
 
 PI, JETSON = "pi4b-emulated", "jetson-tx2-emulated"
 TARGET = (PI, "edgemoe")
@@ -29,13 +29,13 @@ def found(night, kind=Kind.REGRESSION):
     return {(f.cell.device, f.cell.strategy, f.metric) for f in night.findings if f.kind is kind and f.cell}
 
 
-def test_nights_without_a_change_raise_no_alarm(noise, tmp_path):
+def test_nights_without_a_change_raise_no_alarm(noise, tmp_path) -> None:
     for seed in range(3):
         farm = SimulatedFarm(seed, noise, tmp_path)
         assert not any(found(farm.night()) for _ in range(10))
 
 
-def test_a_tenth_slower_is_found_the_first_night_on_the_right_device_and_strategy(farm):
+def test_a_tenth_slower_is_found_the_first_night_on_the_right_device_and_strategy(farm) -> None:
     night = farm.night({TARGET: Change(slower=1.10)})
     assert night.exit_code == 1
     assert {where[:2] for where in found(night)} == {TARGET}
@@ -44,7 +44,7 @@ def test_a_tenth_slower_is_found_the_first_night_on_the_right_device_and_strateg
     assert farm.database.sweep(confirmed.sweep_id).name == "simulated (confirmation)"
 
 
-def test_a_throttled_device_is_suspect_and_never_a_regression(farm):
+def test_a_throttled_device_is_suspect_and_never_a_regression(farm) -> None:
     throttled = {(PI, s): Change(slower=2.0, throttled=True) for s in ("edgemoe", "full-load", "naive-swap")}
     night = farm.night(throttled)
     assert night.exit_code == 5
@@ -54,7 +54,7 @@ def test_a_throttled_device_is_suspect_and_never_a_regression(farm):
 
 
 @pytest.mark.parametrize("slower", [1.0, 0.5])
-def test_another_answer_fails_whatever_the_speed(farm, slower):
+def test_another_answer_fails_whatever_the_speed(farm, slower) -> None:
     night = farm.night({TARGET: Change(slower=slower, other_answer=True)})
     assert night.exit_code == 1
     assert found(night) == {(*TARGET, "answer")}
@@ -62,13 +62,13 @@ def test_another_answer_fails_whatever_the_speed(farm, slower):
 
 
 @pytest.mark.parametrize(("nats", "code"), [(1.0, 0), (1.005, 0), (1.02, 1)])  # e^2.3 is 10: 1.02 is 4.7 % more
-def test_a_loss_of_accuracy_fails_whatever_the_speed(farm, nats, code):
+def test_a_loss_of_accuracy_fails_whatever_the_speed(farm, nats, code) -> None:
     night = farm.night({TARGET: Change(slower=0.5, nats=nats)})
     assert night.exit_code == code
     assert found(night) == ({(*TARGET, "perplexity")} if code else set())
 
 
-def test_a_missing_result_is_an_alarm(farm):
+def test_a_missing_result_is_an_alarm(farm) -> None:
     def with_a_lost_link(runs):
         return [
             replace(
@@ -89,7 +89,7 @@ def test_a_missing_result_is_an_alarm(farm):
     assert any("1 of 3 runs: unreachable: the link was lost" in alarm for alarm in night.alarms)
 
 
-def test_no_device_at_all_is_infrastructure(farm):
+def test_no_device_at_all_is_infrastructure(farm) -> None:
     def unreachable(runs):
         lost = {"status": RunStatus.UNREACHABLE, "verdict": Verdict.INVALID, "reasons": ("no connection",)}
         return [replace(run, **lost, fault=Fault.UNREACHABLE) for run in runs]
@@ -108,7 +108,7 @@ def test_no_device_at_all_is_infrastructure(farm):
         (Fault.WRONG_ANSWER, RunStatus.FAILED, "answer"),
     ],
 )
-def test_an_engine_that_fails_now_is_a_regression(farm, fault, status, metric):
+def test_an_engine_that_fails_now_is_a_regression(farm, fault, status, metric) -> None:
     def failing(runs):
         failed = {"status": status, "verdict": Verdict.INVALID, "reasons": ("it failed",), "fault": fault}
         return [replace(run, **failed) if (run.cell.device, run.cell.strategy) == TARGET else run for run in runs]
@@ -119,7 +119,7 @@ def test_an_engine_that_fails_now_is_a_regression(farm, fault, status, metric):
     assert found(night) == {(*TARGET, metric)}
 
 
-def test_what_is_acknowledged_is_shown_and_fails_nothing_until_it_expires(farm):
+def test_what_is_acknowledged_is_shown_and_fails_nothing_until_it_expires(farm) -> None:
     known = Acknowledgement(
         *TARGET, "tpot_s", "", "issue 12", "me", "2026-01-01T00:00:00+00:00", "2026-01-03T00:00:00+00:00"
     )
@@ -131,13 +131,13 @@ def test_what_is_acknowledged_is_shown_and_fails_nothing_until_it_expires(farm):
     assert farm.night({TARGET: Change(slower=1.2)}, both).exit_code == 1
 
 
-def test_an_engine_that_is_not_kept_leaves_it_inconclusive(farm):
+def test_an_engine_that_is_not_kept_leaves_it_inconclusive(farm) -> None:
     night = farm.night({TARGET: Change(slower=1.2)}, kept=())
     assert night.exit_code == 5
     assert any(f"engine {OLD[:16]} is not kept here: move the baseline" in f.reason for f in night.findings)
 
 
-def test_the_engine_of_the_baseline_cannot_have_got_slower_by_itself(farm):
+def test_the_engine_of_the_baseline_cannot_have_got_slower_by_itself(farm) -> None:
     night = farm.night({TARGET: Change(slower=1.5)}, engine=OLD)
     assert found(night) == set()
     assert night.exit_code == 5
@@ -145,7 +145,7 @@ def test_the_engine_of_the_baseline_cannot_have_got_slower_by_itself(farm):
     assert night.confirmations == ()
 
 
-def test_a_trend_has_the_nights_before_and_marks_where_it_changed(farm):
+def test_a_trend_has_the_nights_before_and_marks_where_it_changed(farm) -> None:
     for _ in range(12):
         farm.night()
     for _ in range(4):
@@ -157,7 +157,7 @@ def test_a_trend_has_the_nights_before_and_marks_where_it_changed(farm):
     assert [point.engine_sha256 for point in trend.points[11:13]] == [NEW, CHANGED]
 
 
-def test_without_a_baseline_there_is_nothing_to_say(farm):
+def test_without_a_baseline_there_is_nothing_to_say(farm) -> None:
     candidate = farm.measure({})
     night = without_baseline(
         "farm", candidate, trends(candidate, ["tpot_s"], []), "pin one", "2026-01-02T00:00:00+00:00"
@@ -167,8 +167,8 @@ def test_without_a_baseline_there_is_nothing_to_say(farm):
     assert night.findings[0].reason == "pin one"
 
 
-def test_what_too_few_pairs_could_not_tell_is_said(farm, monkeypatch):
-    monkeypatch.setattr("tests.nights.simulated.PAIRS", 1)
+def test_what_too_few_pairs_could_not_tell_is_said(farm, monkeypatch) -> None:
+    monkeypatch.setattr("tests.programs.nights.simulated.PAIRS", 1)
     night = farm.night({TARGET: Change(slower=1.5)})
     assert night.exit_code == 5
     assert any("only 3 valid pairs" in f.reason for f in night.findings)

@@ -6,8 +6,8 @@ import pytest
 
 from reports.metrics import METRICS
 from reports.results.database import ResultsDatabase
-from tests.scale.results import LIMITS_S, measure
-from tests.scale.years import BLOCKS, DEVICES, NAME, WORKLOADS, Change, fill
+from tests.programs.scale.results import LIMITS_S, measure
+from tests.programs.scale.years import BLOCKS, DEVICES, NAME, WORKLOADS, Change, fill
 
 
 def filled(path, **options):
@@ -16,7 +16,7 @@ def filled(path, **options):
         return [sweep.id for sweep in sweeps], database.runs(), database.baseline(NAME)
 
 
-def test_nights_are_seeded_complete_and_as_slow_as_they_should_be(tmp_path):
+def test_nights_are_seeded_complete_and_as_slow_as_they_should_be(tmp_path) -> None:
     change = Change("pi5", "edgemoe", 1, 1.5)
     (first, second), runs, baseline = filled(tmp_path / "a.db", changes=[change])
     assert baseline.sweep_id == first
@@ -33,7 +33,7 @@ def test_nights_are_seeded_complete_and_as_slow_as_they_should_be(tmp_path):
 
 
 @pytest.mark.heavy
-def test_a_database_of_years_answers(tmp_path):
+def test_a_database_of_years_answers(tmp_path) -> None:
     """ci/bench-results holds the limits, on a machine that does nothing else; here only that all of it works."""
     result = measure(tmp_path / "farm.db", 5000, tmp_path)
     assert result["runs"] >= 5000

@@ -10,7 +10,7 @@ import pytest
 
 from reports.results.database import ResultsDatabase
 from tests.command_line import COMMAND
-from tests.scale.years import Change, fill
+from tests.programs.scale.years import Change, fill
 
 RUNS = 100_000
 PATH = ("pi5", "edgemoe")
@@ -18,7 +18,7 @@ PATH = ("pi5", "edgemoe")
 
 @pytest.mark.heavy
 @pytest.mark.timeout(1200)
-def test_a_comparison_does_not_wait_for_years_of_runs(tmp_path, capsys):
+def test_a_comparison_does_not_wait_for_years_of_runs(tmp_path, capsys) -> None:
     """Its time is printed; in few seconds nobody has read 100,000 records."""
     place = tmp_path / "farm.db"
     with ResultsDatabase.open(place) as database:
