@@ -50,7 +50,7 @@ def test_a_wheel_has_every_file_of_the_packages(installed: Path) -> None:
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*"):
             relative = path.relative_to(ROOT)
-            if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".md":
+            if path.is_file() and "__pycache__" not in path.parts and path.suffix not in (".md", ".png"):
                 assert (installed / relative).is_file(), f"{relative} is not in the wheel"
 
 

@@ -31,7 +31,7 @@ def link() -> Iterator[Link]:
 
 @pytest.fixture
 def session(link: Link, make_sshd: Callable[..., Any], tmp_path: Path) -> Iterator[RemoteSession]:
-    """Whose link is mended once its loss has been noticed."""
+    """Opens a session that mends its link once the loss has been noticed."""
     server = make_sshd("pi", host=link.there, inside=link.within)
 
     def mend_and_sleep(seconds: float) -> None:
