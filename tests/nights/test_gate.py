@@ -9,7 +9,7 @@ from reports.nights.outcome import without_baseline
 from reports.nights.trends import trends
 from reports.records import Fault, RunStatus, Verdict
 from reports.results.baselines import Acknowledgement
-from tests.nights.simulated import CHANGED, NEW, OLD, Change, SimulatedFarm, recorded
+from tests.programs.nights.simulated import CHANGED, NEW, OLD, Change, SimulatedFarm, recorded
 
 PI, JETSON = "pi4b-emulated", "jetson-tx2-emulated"
 TARGET = (PI, "edgemoe")
@@ -168,7 +168,7 @@ def test_without_a_baseline_there_is_nothing_to_say(farm):
 
 
 def test_what_too_few_pairs_could_not_tell_is_said(farm, monkeypatch):
-    monkeypatch.setattr("tests.nights.simulated.PAIRS", 1)
+    monkeypatch.setattr("tests.programs.nights.simulated.PAIRS", 1)
     night = farm.night({TARGET: Change(slower=1.5)})
     assert night.exit_code == 5
     assert any("only 3 valid pairs" in f.reason for f in night.findings)

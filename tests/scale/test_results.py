@@ -6,8 +6,8 @@ import pytest
 
 from reports.metrics import METRICS
 from reports.results.database import ResultsDatabase
-from tests.scale.results import LIMITS_S, measure
-from tests.scale.years import BLOCKS, DEVICES, NAME, WORKLOADS, Change, fill
+from tests.programs.scale.results import LIMITS_S, measure
+from tests.programs.scale.years import BLOCKS, DEVICES, NAME, WORKLOADS, Change, fill
 
 
 def filled(path, **options):

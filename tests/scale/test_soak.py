@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.scale.openssh import measure_real
-from tests.scale.soak import broken_promises, soak
+from tests.programs.scale.openssh import measure_real
+from tests.programs.scale.soak import broken_promises, soak
 
 GOOD = {
     "cells": 48, "final": 48, "lost": 0, "doubled": 0, "locks_left": 0,

@@ -10,7 +10,7 @@ import pytest
 
 from reports.results.database import ResultsDatabase
 from tests.command_line import COMMAND
-from tests.scale.years import Change, fill
+from tests.programs.scale.years import Change, fill
 
 RUNS = 100_000
 PATH = ("pi5", "edgemoe")

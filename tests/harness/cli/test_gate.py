@@ -7,7 +7,7 @@ import pytest
 
 from reports.results.database import ResultsDatabase
 from tests.command_line import invoke
-from tests.nights.simulated import Change, SimulatedFarm, recorded
+from tests.programs.nights.simulated import Change, SimulatedFarm, recorded
 
 TARGET = ("pi4b-emulated", "edgemoe")
 

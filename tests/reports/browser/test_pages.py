@@ -18,8 +18,8 @@ from reports.pages.devices import devices_page
 from reports.pages.night_page import night_page
 from reports.pages.strategies import strategies_page
 from reports.records import Cell
+from tests.programs.scale import sides
 from tests.reports.browser.conftest import PHONE, Opened, findings
-from tests.scale import sides
 
 KINDS = ("strategies", "devices", "nightly")
 MOST_BYTES = 2_000_000

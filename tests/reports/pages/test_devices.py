@@ -4,8 +4,8 @@ from dataclasses import replace
 from reports.nights.gate import Measured
 from reports.pages.devices import devices_page
 from reports.records import Fault, RunStatus, Verdict
+from tests.programs.scale.sides import complete
 from tests.reports.seen import Page
-from tests.scale.sides import complete
 
 
 def html_of(make, runs, **changes):

@@ -13,9 +13,9 @@ from reports.nights.night import Night
 from reports.pages import page, render
 from reports.results.baselines import NightRecord
 from reports.results.database import ResultsDatabase
+from tests.programs.scale.sides import complete
 from tests.reports.conftest import runs, sweep
 from tests.reports.seen import HOSTILE, Page, pages_of
-from tests.scale.sides import complete
 
 KINDS = ("strategies", "devices", "nightly")
 

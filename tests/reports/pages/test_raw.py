@@ -41,7 +41,7 @@ def test_what_engaged_is_told_where_it_changes(make) -> None:
 
 
 def test_a_sample_of_the_timeline_is_no_repetition(make):
-    from tests.scale.sides import complete
+    from tests.programs.scale.sides import complete
 
     (cell,) = raw_samples([complete(make.run())]).cells
     titles = [title for title, _ in cell.runs[0].samples]

@@ -8,8 +8,8 @@ from engine.protocol import Course, Passage
 from reports.nights.gate import Measured
 from reports.pages.strategies import strategies_page
 from reports.records import Conditions, Fault, RunStatus, Verdict
+from tests.programs.scale.sides import complete
 from tests.reports.seen import HOSTILE, Page
-from tests.scale.sides import complete
 
 
 def html_of(sweep, runs):

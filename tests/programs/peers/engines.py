@@ -92,7 +92,7 @@ def theirs(gguf: str, work: Work, enter: Enter, *, repack: bool = True) -> Decod
     passage = None if work.passage is None else [work.passage.prompt, work.passage.continuation]
     asked = {"model": gguf, "prompt": work.prompt, "new": work.new_tokens, "threads": work.threads, "repack": repack,
              "passage": passage}  # fmt: skip
-    out, others_share = _run(["tests.peers.llama"], asked, enter)
+    out, others_share = _run(["tests.programs.peers.llama"], asked, enter)
     got = json.loads(out)
     return Decoded(
         tuple(got["tokens"]), tuple(got["time_s"]), got["load_s"], got["peak_bytes"], nats=got["nats"],

@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 from engine.protocol import Passage
-from tests.peers.engines import Work, on_cores, ours, theirs
-from tests.peers.models import Pair, PeerModel
-from tests.peers.resident import same_tokens
+from tests.programs.peers.engines import Work, on_cores, ours, theirs
+from tests.programs.peers.models import Pair, PeerModel
+from tests.programs.peers.resident import same_tokens
 
 CONTEXT, GREEDY_TOKENS = 64, 32
 MOST_DIFFERENCE = {"int8": 0.015, "int4": 0.3}  # of perplexities; at 4.5 bits each rounds weights in its own way

@@ -11,7 +11,7 @@ import numpy as np
 
 from engine.offline.importing.checkpoint import BFLOAT16, Checkpoint
 from engine.offline.importing.mixtral import EXPERT_MATRICES, MixtralLayout
-from tests.peers.llama import library
+from tests.programs.peers.llama import library
 
 Q8_0 = int(gguf.GGMLQuantizationType.Q8_0)
 STORED = {

@@ -27,7 +27,7 @@ from reports.records import Sweep
 from reports.results.baselines import NightRecord
 from reports.results.database import ResultsDatabase
 from tests.command_line import COMMAND
-from tests.scale.years import NAME, fill
+from tests.programs.scale.years import NAME, fill
 
 _INSERTS = 200
 LIMITS_S = {"insert_s": 0.010, "list_s": 5.0, "compare_s": 2.0, "nightly_s": 5.0}

@@ -24,7 +24,7 @@ from playwright.sync_api import Browser, sync_playwright
 from reports.pages.devices import devices_page
 from reports.pages.night_page import night_page
 from reports.pages.strategies import strategies_page
-from tests.scale.sides import night, side
+from tests.programs.scale.sides import night, side
 
 DEVICES, STRATEGIES, WORKLOADS = 10, 10, 5  # 500 cells
 LIMITS: dict[str, float] = {"bytes": 2_000_000, "open_s": 1.0}

@@ -16,7 +16,7 @@ from engine.offline.routing.activations import profile_texts
 from engine.offline.tokenizer import Tokenizer
 from engine.quantize import Format
 from tests.golden.checkpoints import DEMO, Recipe
-from tests.peers.gguf_files import bytes_per_token, quantize, write_gguf
+from tests.programs.peers.gguf_files import bytes_per_token, quantize, write_gguf
 
 # 2.2 billion parameters, of which a token uses 0.37: experts as large as those that edge devices meet.
 RANDOM = Recipe(

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-from tests.peers.engines import Decoded, Work, on_cores, ours, theirs, undisturbed
-from tests.peers.models import Pair, PeerModel
+from tests.programs.peers.engines import Decoded, Work, on_cores, ours, theirs, undisturbed
+from tests.programs.peers.models import Pair, PeerModel
 
 
 def compare_resident(

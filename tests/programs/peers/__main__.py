@@ -23,10 +23,10 @@ from engine.container import Container
 from engine.errors import EngineError
 from engine.models.mixtral import MixtralConfig
 from tests.golden.checkpoints import HELD_OUT
-from tests.peers.agree import agreement
-from tests.peers.limited import STRATEGIES, compare_limited
-from tests.peers.models import PAIRS, PeerModel
-from tests.peers.resident import compare_resident
+from tests.programs.peers.agree import agreement
+from tests.programs.peers.limited import STRATEGIES, compare_limited
+from tests.programs.peers.models import PAIRS, PeerModel
+from tests.programs.peers.resident import compare_resident
 
 BUILD = Path("build/peers")
 PROMPT_TOKENS = 32

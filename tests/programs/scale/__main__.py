@@ -8,8 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.scale.openssh import measure_real
-from tests.scale.soak import broken_promises, soak
+from tests.programs.scale.openssh import measure_real
+from tests.programs.scale.soak import broken_promises, soak
 
 
 def main() -> int:

@@ -28,8 +28,8 @@ from harness.device.remote import RemoteSession
 from harness.transport.ssh import SshTransport
 from reports.results.database import ResultsDatabase
 from tests.integration.conftest import Relay, Sshd
-from tests.scale.openssh import MATRIX, servers, write_inventory
-from tests.scale.soak import Controllers, controller_command
+from tests.programs.scale.openssh import MATRIX, servers, write_inventory
+from tests.programs.scale.soak import Controllers, controller_command
 
 BLOCKS = 15  # of two cells each
 MOST_OVERHEAD_S, MOST_DEPLOY_S = 0.150, 1.0

@@ -9,11 +9,11 @@ from statistics import median
 from typing import Any
 
 from engine.device import meters
-from tests.peers.card import Card
-from tests.peers.engines import Decoded, Work, ours, theirs
-from tests.peers.limits import Limits
-from tests.peers.models import Pair, PeerModel
-from tests.peers.resident import spread
+from tests.programs.peers.card import Card
+from tests.programs.peers.engines import Decoded, Work, ours, theirs
+from tests.programs.peers.limits import Limits
+from tests.programs.peers.models import Pair, PeerModel
+from tests.programs.peers.resident import spread
 
 STRATEGIES = ("edgemoe", "edgemoe-lookahead", "edgemoe-combined", "edgemoe-adaptive")
 Run = tuple[Decoded, dict[str, int]]  # and what its limits saw

@@ -13,7 +13,7 @@ from harness.demo.faults import write_model
 from reports.records import RunStatus
 from reports.results.database import ResultsDatabase
 from tests.integration.conftest import Sshd, _keygen, free_port
-from tests.scale.soak import Controllers, controller_command
+from tests.programs.scale.soak import Controllers, controller_command
 
 MATRIX = """
 name = "real"

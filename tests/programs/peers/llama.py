@@ -1,6 +1,6 @@
 """llama.cpp in a process of its own: decodes as it is asked on standard input, and prints what each token cost.
 
-echo '{"model": "model.gguf", "prompt": [5, 6, 7], "new": 16, "threads": 1}' | python -m tests.peers.llama
+echo '{"model": "model.gguf", "prompt": [5, 6, 7], "new": 16, "threads": 1}' | python -m tests.programs.peers.llama
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from reports.nights.night import Kind, Night
-from tests.nights.simulated import Change, SimulatedFarm, recorded
+from tests.programs.nights.simulated import Change, SimulatedFarm, recorded
 
 NIGHTS_A_BASELINE = 20
 NIGHTS_BEFORE = 10  # a slow-down: a farm has a history
