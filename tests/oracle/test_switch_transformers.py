@@ -22,7 +22,7 @@ from engine.offline.importing.switch import SwitchLayout  # noqa: E402
 from engine.protocol import Sampling  # noqa: E402
 from engine.quantize import Format  # noqa: E402
 from engine.strategies import strategy_named  # noqa: E402
-from tests.golden.make import load_switch  # noqa: E402
+from tests.programs.golden import load_switch  # noqa: E402
 
 RELEASED = {  # by name: d_model, d_ff, d_kv, heads, layers, experts; google/switch-* on Hugging Face
     "base-8": (768, 3072, 64, 12, 12, 8),

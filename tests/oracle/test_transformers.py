@@ -21,7 +21,7 @@ from engine.protocol import Sampling  # noqa: E402
 from engine.quantize import Format  # noqa: E402
 from engine.strategies import strategy_named  # noqa: E402
 from tests.golden.checkpoints import CONTEXT, HELD_OUT, SHIPPED  # noqa: E402
-from tests.golden.make import load, perplexity  # noqa: E402
+from tests.programs.golden import load, perplexity  # noqa: E402
 
 SIZES = {  # hidden, width of an expert, heads, key and value heads, head_dim
     "gqa": (64, 96, 4, 2, None),

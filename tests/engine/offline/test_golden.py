@@ -1,4 +1,4 @@
-"""The engine against golden values that transformers gave; tests/golden/make.py has made them.
+"""The engine against golden values that transformers gave; tests/programs/golden.py has made them.
 
 How far may two right answers in float32 lie apart? A product of n terms, summed in whatever order, is the exact product
 of factors that are off by sqrt(n) roundings at most (Higham and Mary, SIAM J. Sci. Comput. 41(5), 2019). So the weights

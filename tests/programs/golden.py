@@ -1,7 +1,7 @@
 """Makes the golden values with torch and transformers, or checks that they still come out the same.
 
-    python -m tests.golden.make            writes golden.json and golden.npz
-    python -m tests.golden.make --check    makes them afresh and compares
+    python -m tests.programs.golden            writes tests/golden/golden.json and golden.npz
+    python -m tests.programs.golden --check    makes them afresh and compares
 
 Run it through ci/oracle, which has torch and transformers; the tests need only what this has written.
 """
@@ -23,7 +23,7 @@ import transformers
 from tests.golden.checkpoints import CONTEXT, HELD_OUT, RECIPES, SHIPPED, Recipe, held_out_text
 from tests.golden.switch import SWITCH_RECIPES, SwitchRecipe
 
-HERE = Path(__file__).resolve().parent
+GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 GREEDY_TOKENS = 64
 # Were two logits or two router scores closer than this, the choice between them would be a matter of rounding, and
 # the golden value no test of anything: take another seed.
@@ -137,8 +137,8 @@ def held_out() -> dict[str, Any]:
 
 def compare(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> list[str]:
     """Returns what is no longer as it was committed."""
-    committed = json.loads((HERE / "golden.json").read_text(encoding="utf-8"))
-    committed_arrays = np.load(HERE / "golden.npz")
+    committed = json.loads((GOLDEN / "golden.json").read_text(encoding="utf-8"))
+    committed_arrays = np.load(GOLDEN / "golden.npz")
     problems = []
     for name, fresh in facts["recipes"].items():
         old = committed["recipes"].get(name, {})
@@ -193,8 +193,8 @@ def main() -> int:
             print(f"DIFFERS: {problem}", file=sys.stderr)
         print("golden values: " + ("DIFFER" if problems else "as committed"))
         return 1 if problems else 0
-    (HERE / "golden.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    np.savez_compressed(HERE / "golden.npz", **arrays)
+    (GOLDEN / "golden.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    np.savez_compressed(GOLDEN / "golden.npz", **arrays)
     return 0
 
 
