@@ -17,7 +17,7 @@ _MOST_WORSE = 10.0
 
 @dataclass(frozen=True)
 class NightlyConfig:
-    """Holds a configuration file; README.md and ci/nightly.toml have an example."""
+    """Holds a configuration file; MANUAL.md has every key, ci/nightly.toml an example."""
 
     name: str
     source: Path

@@ -1,4 +1,4 @@
-"""Reads the matrix: what is measured, with what and under which conditions. README.md has an example.
+"""Reads the matrix: what is measured, with what and under which conditions. MANUAL.md has every key.
 
 Everything is checked here that needs no device and no container: types, ranges, names, unknown keys. What needs the
 inventory or the containers is checked in harness/sweep/plan.py.
