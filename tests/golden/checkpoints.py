@@ -25,6 +25,15 @@ CONTEXT = 256  # tokens of a window
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
+def stored(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Returns float64 values as a checkpoint stores them, in the same bytes with any library.
+
+    Releases of ml_dtypes differ in whether bfloat16 is rounded from float64 at once, or from float32.
+    """
+    rounded = values.astype(np.float32) if dtype == "bfloat16" else values
+    return rounded.astype(DTYPES[dtype])
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What a checkpoint is like; field names as in config.json where they are short enough."""
@@ -89,10 +98,10 @@ class Recipe:
         queries, keys = self.heads * head_dim, self.kv_heads * head_dim
 
         def matrix(rows: int, columns: int) -> np.ndarray:
-            return (random.standard_normal((rows, columns)) * self.spread).astype(DTYPES[self.dtype])
+            return stored(random.standard_normal((rows, columns)) * self.spread, self.dtype)
 
         def norm() -> np.ndarray:
-            return (1 + 0.2 * random.standard_normal(self.hidden)).astype(DTYPES[self.dtype])
+            return stored(1 + 0.2 * random.standard_normal(self.hidden), self.dtype)
 
         tensors = {"model.embed_tokens.weight": matrix(self.vocab, self.hidden)}
         for layer in range(self.layers):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.golden.checkpoints import DTYPES, write_checkpoint
+from tests.golden.checkpoints import stored, write_checkpoint
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,10 @@ class SwitchRecipe:
         inner = self.heads * self.head_dim
 
         def matrix(rows: int, columns: int, spread: float = self.spread) -> np.ndarray:
-            return (random.standard_normal((rows, columns)) * spread).astype(DTYPES[self.dtype])
+            return stored(random.standard_normal((rows, columns)) * spread, self.dtype)
 
         def norm() -> np.ndarray:
-            return (1 + 0.2 * random.standard_normal(self.hidden)).astype(DTYPES[self.dtype])
+            return stored(1 + 0.2 * random.standard_normal(self.hidden), self.dtype)
 
         # Narrow embeddings: else a tied head finds the token that came in, and greedy decoding repeats it.
         tensors = {"shared.weight": matrix(self.vocab, self.hidden, self.embed_spread)}
