@@ -64,16 +64,26 @@ def say(answer: Dict[str, Any]) -> int:
     return 0
 
 
-def install(folder: str, source: Optional[str] = None) -> int:
+def install(folder: str, source: Optional[str] = None, sha256: Optional[str] = None) -> int:
+    """Unpacks an archive, of a file or standard input. Returns 1 for an archive of another hash, and leaves nothing."""
+    import hashlib
     import io
     import zipfile  # here only: `attend` should start quickly
 
     if os.path.isdir(folder):
         return 0
     unfinished = f"{folder}.{os.getpid()}.part"
-    os.makedirs(unfinished)
-    with zipfile.ZipFile(source or io.BytesIO(sys.stdin.buffer.read())) as archive:
-        archive.extractall(unfinished)
+    with open(source, "rb") if source else io.BytesIO(sys.stdin.buffer.read()) as file:
+        if sha256 is not None:
+            digest = hashlib.sha256()
+            for part in iter(lambda: file.read(1 << 20), b""):
+                digest.update(part)
+            if digest.hexdigest() != sha256:
+                sys.stderr.write(f"{source}: its content is not that of its hash\n")
+                return 1
+        os.makedirs(unfinished)
+        with zipfile.ZipFile(file) as archive:
+            archive.extractall(unfinished)
     try:
         os.rename(unfinished, folder)
     except OSError:  # another controller was faster

@@ -3,10 +3,15 @@
 The controller fetches the wheel that suits the device's Python, C library and processor, keeps it, sends it by content
 hash like a container, and has it unpacked into the farm's own folder: a wheel is a zip. Nothing of the device's own is
 changed. A launcher in it, ROOT/sites/<sha256[:16]>/python3, starts the device's Python with that folder on its path.
+
+Only wheels whose hashes stand in numpy.sha256 are used. A wheel is compared with its hash when it is fetched, when it
+is taken from the cache, and on the device before it is unpacked. What is unpacked there is compared with the wheel's
+own list of files (PEP 376) whenever a session begins.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
@@ -14,19 +19,22 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.codec import from_json, loads
 from engine.errors import ProtocolError
-from harness.device.deploy import FarmFolder, HashCache, put_blob
+from harness.device.deploy import FarmFolder, has_blob
 from harness.device.probe import PROBE_DEADLINE_S, Python, find_python
-from harness.errors import PythonMissingError
+from harness.errors import PythonMissingError, RemoteCommandError
 from harness.transport import Transport
 from reports.text import harmless
 
+LOCKED = Path(__file__).with_name("numpy.sha256")
 FETCH_DEADLINE_S = 300.0
+CHECK_DEADLINE_S = 300.0  # 70 MB in a thousand files, from a slow card
 OLDEST_GLIBC_MINOR = 5  # manylinux1
 _OLD_NAMES = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 _ONE_AT_A_TIME = threading.Lock()  # many devices of a kind come at once: the first fetches for all
@@ -46,6 +54,44 @@ print(json.dumps({
     "machine": machine, "glibc": glibc, "musl": not glibc and bool(glob.glob("/lib/ld-musl-*")),
     "android": hasattr(sys, "getandroidapilevel") or "ANDROID_ROOT" in os.environ,
 }))
+"""
+NOT_THERE = 2
+
+# Runs there too. Arguments: the unpacked wheel, the hash of its list of files. Ends with 1 where anything is not
+# as listed, and with 2 where nothing is there.
+_IS_INTACT = """\
+import base64, csv, glob, hashlib, os, sys
+site, wanted = sys.argv[1:]
+if not os.path.lexists(site):
+    sys.exit(2)
+def sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for part in iter(lambda: file.read(1 << 20), b""):
+            digest.update(part)
+    return digest
+try:
+    (record,) = glob.glob(os.path.join(glob.escape(site), "numpy-*.dist-info", "RECORD"))
+    if sha256(record).hexdigest() != wanted:
+        sys.exit(1)
+    with open(record, newline="", encoding="utf-8") as file:
+        listed = {os.path.normpath(row[0]): row[1] for row in csv.reader(file) if row}
+    listed.pop(os.path.relpath(record, site), None)
+    for path, named in listed.items():
+        found = base64.urlsafe_b64encode(sha256(os.path.join(site, path)).digest()).decode().rstrip("=")
+        if named != "sha256=" + found:
+            sys.exit(1)
+    listed[os.path.relpath(record, site)] = ""
+    for folder, folders, files in os.walk(site):
+        if any(os.path.islink(os.path.join(folder, name)) for name in folders + files):
+            sys.exit(1)
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        for name in files:
+            path = os.path.relpath(os.path.join(folder, name), site)
+            if path not in listed and not (path == "python3" or path.startswith("python3.") and path.endswith(".part")):
+                sys.exit(1)
+except (OSError, ValueError, IndexError):
+    sys.exit(1)
 """
 _WRITE_LAUNCHER = 'cat >"$1.$$.part" && chmod 755 "$1.$$.part" && mv -f -- "$1.$$.part" "$1"'
 
@@ -94,30 +140,62 @@ class Interpreter:
         return (*names, plain)
 
 
+def locked_wheels(path: Path = LOCKED) -> dict[str, str]:
+    """Returns the SHA-256 of each numpy wheel that a device may get, by its file name."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines if line[:1] != "#")}
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """Names a wheel on the controller that was compared with its hash."""
+
+    path: Path
+    sha256: str
+
+
 class WheelCache:
     """Keeps numpy wheels on the controller, one for each kind of device; safe to share between threads."""
 
-    def __init__(self, folder: Path, *, offline: bool = False) -> None:
+    def __init__(self, folder: Path, *, offline: bool = False, locked: Mapping[str, str] | None = None) -> None:
+        """Takes the hashes of the wheels that may be used, by file name; by default those of numpy.sha256."""
         self._folder = folder
         self._offline = offline
+        self._locked = locked_wheels() if locked is None else locked
 
-    def numpy(self, interpreter: Interpreter) -> Path:
-        """Returns the wheel for such a Python; fetches it with pip where it is not there yet. Raises WheelError."""
+    def numpy(self, interpreter: Interpreter) -> Wheel:
+        """Returns the wheel for such a Python; fetches it with pip where none is whole. Raises WheelError."""
         if not interpreter.platforms:
             raise WheelError("no wheels are made for such a Python")
-        place = self._folder / f"{interpreter.abi}-{interpreter.platforms[0]}"
+        name = self._best(interpreter)
+        kept, digest = self._folder / name, self._locked[name]
         with _ONE_AT_A_TIME:
-            kept = sorted(place.glob("numpy-*.whl"))
-            if kept:
-                return kept[-1]
-            if self._offline:
-                raise WheelError(f"none is in {self._folder}, and --offline forbids to fetch one")
-            return self._fetch(interpreter, place)
+            try:
+                if kept.is_file() and _sha256(kept) == digest:
+                    return Wheel(kept, digest)
+                if self._offline:
+                    state = f"{kept} is damaged" if kept.exists() else f"none is in {self._folder}"
+                    raise WheelError(f"{state}, and --offline forbids to fetch one")
+                self._fetch(interpreter, kept, digest)
+            except OSError as error:
+                raise WheelError(f"none can be kept in {self._folder}: {error.strerror or error}") from None
+        return Wheel(kept, digest)
 
-    def _fetch(self, interpreter: Interpreter, place: Path) -> Path:
+    def _best(self, interpreter: Interpreter) -> str:
+        """Returns the name of the newest locked wheel that such a Python can use."""
+        usable = []
+        for name in self._locked:
+            _, version, _, abi, platforms = name.removesuffix(".whl").split("-")
+            if abi == interpreter.abi and set(platforms.split(".")) & set(interpreter.platforms):
+                usable.append((tuple(int(part) for part in version.split(".")), name))
+        if not usable:
+            raise WheelError(f"no wheel is locked for {interpreter.abi} on {interpreter.platforms[0]}")
+        return max(usable)[1]
+
+    def _fetch(self, interpreter: Interpreter, kept: Path, digest: str) -> None:
         command = [
             sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--quiet",
-            "--no-deps", "--only-binary=:all:", "--implementation", "cp",
+            "--no-deps", "--only-binary=:all:", "--require-hashes", "--implementation", "cp",
             "--python-version", "{}.{}".format(*interpreter.version),
             "--abi", interpreter.abi,
         ]  # fmt: skip
@@ -125,17 +203,30 @@ class WheelCache:
             command += ["--platform", platform]
         self._folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._folder, prefix=".fetching-") as scratch:
+            wanted = Path(scratch) / "wanted.txt"
+            wanted.write_text(f"numpy=={kept.name.split('-')[1]} --hash=sha256:{digest}\n", encoding="utf-8")
             try:
                 done = subprocess.run(
-                    [*command, "--dest", scratch, "numpy"], capture_output=True, text=True, timeout=FETCH_DEADLINE_S
-                )
+                    [*command, "--dest", scratch, "--requirement", str(wanted)],
+                    capture_output=True, text=True, timeout=FETCH_DEADLINE_S,
+                )  # fmt: skip
             except (OSError, subprocess.TimeoutExpired) as error:
                 raise WheelError(f"pip here could not fetch one: {error}") from None
+            if "DO NOT MATCH THE HASHES" in done.stderr:
+                raise WheelError(f"the index's {kept.name} is not the one that is locked: it was changed")
             fetched = sorted(Path(scratch).glob("numpy-*.whl"))
             if done.returncode != 0 or not fetched:
-                raise WheelError(f"pip here could not fetch one: {_last_error(done.stderr)}")
-            place.mkdir(exist_ok=True)
-            return fetched[0].replace(place / fetched[0].name)
+                raise WheelError(f"pip here could not fetch {kept.name}: {_last_error(done.stderr)}")
+            if _sha256(fetched[0]) != digest:
+                raise WheelError(f"the index's {kept.name} is not the one that is locked: it was changed")
+            with fetched[0].open("rb") as file:
+                os.fsync(file.fileno())
+            fetched[0].replace(kept)
+        folder = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def bootstrap(
@@ -143,13 +234,12 @@ def bootstrap(
     place: FarmFolder,
     missing: PythonMissingError,
     wheels: WheelCache,
-    hashes: HashCache,
-    unpack: Callable[[str, str], object],
+    unpack: Callable[[str, str, str], object],
 ) -> Python:
     """Gives numpy to the Python that `missing` found without it.
 
-    `unpack(folder, archive)` unpacks an archive that is on the device. Raises DeviceError: `missing` itself, with the
-    reason why nothing could be done about it.
+    `unpack(folder, archive, sha256)` unpacks an archive that is on the device, if it has that hash there, and raises
+    RemoteCommandError if not. Raises DeviceError: `missing` itself, with the reason why nothing could be done about it.
     """
     what, _, remedy = str(missing).rpartition(": ")
     if missing.bare is None:
@@ -158,12 +248,15 @@ def bootstrap(
         wheel = wheels.numpy(_interpreter(transport, missing.bare))
     except WheelError as error:
         raise PythonMissingError(f"{what} ({error}): {remedy}") from None
-    digest = hashes.sha256(wheel)
-    site = place.site(digest)
-    if transport.run(["test", "-d", site], deadline_s=PROBE_DEADLINE_S, check=False).exit_status != 0:
-        archive = put_blob(transport, place, wheel, hashes)
-        unpack(site, archive)
-        transport.run(["rm", "-rf", "--", os.path.dirname(archive)], deadline_s=PROBE_DEADLINE_S)  # noqa: PTH120 - its path there
+    site = place.site(wheel.sha256)
+    check = [missing.bare, "-I", "-c", _IS_INTACT, site, _files_sha256(wheel.path)]
+    state = transport.run(check, deadline_s=CHECK_DEADLINE_S, check=False).exit_status
+    if state != 0:
+        if state != NOT_THERE:  # another controller may just be about to put it there
+            transport.run(["rm", "-rf", "--", site], deadline_s=PROBE_DEADLINE_S)
+        _unpack(transport, place, wheel, site, unpack)
+        if transport.run(check, deadline_s=CHECK_DEADLINE_S, check=False).exit_status != 0:
+            raise PythonMissingError(f"{what} ({wheel.path.name} was put there, and is not whole there): {remedy}")
     launcher = f"{site}/python3"
     script = f'#!/bin/sh\nPYTHONPATH={shlex.quote(site)} exec {shlex.quote(missing.bare)} "$@"\n'
     command = ["sh", "-c", _WRITE_LAUNCHER, "sh", launcher]
@@ -172,7 +265,41 @@ def bootstrap(
         return replace(find_python(transport, launcher), path=launcher)
     except PythonMissingError as error:
         why = str(error).rpartition(": ")[0].removeprefix(f"{transport.name}: ")
-        raise PythonMissingError(f"{what} ({wheel.name} was put there, and does not work: {why}): {remedy}") from None
+        raise PythonMissingError(
+            f"{what} ({wheel.path.name} was put there, and does not work: {why}): {remedy}"
+        ) from None
+
+
+def _unpack(
+    transport: Transport, place: FarmFolder, wheel: Wheel, site: str, unpack: Callable[[str, str, str], object]
+) -> None:
+    """Sends the wheel and has it unpacked. An archive that lay there and is another one is sent once more."""
+    archive = place.blob(wheel.sha256, wheel.path)
+    remove = ["rm", "-rf", "--", os.path.dirname(archive)]  # noqa: PTH120 - its path there
+    was_there = has_blob(transport, archive, wheel.path)
+    if not was_there:
+        transport.upload(wheel.path, archive, sha256=wheel.sha256)
+    try:
+        unpack(site, archive, wheel.sha256)
+    except RemoteCommandError:
+        transport.run(remove, deadline_s=PROBE_DEADLINE_S)
+        if not was_there:
+            raise
+        transport.upload(wheel.path, archive, sha256=wheel.sha256)
+        unpack(site, archive, wheel.sha256)
+    transport.run(remove, deadline_s=PROBE_DEADLINE_S)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files_sha256(wheel: Path) -> str:
+    """Returns the hash of a wheel's own list of files."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if re.fullmatch(r"numpy-[^/]*\.dist-info/RECORD", name))
+        return hashlib.sha256(archive.read(name)).hexdigest()
 
 
 def _interpreter(transport: Transport, python: str) -> Interpreter:

@@ -140,7 +140,9 @@ def run_selftest(transport: Transport, python: Python, engine_folder: str, scrat
 
 def read_storage(transport: Transport, python: Python, engine_folder: str, container: str) -> StorageRates:
     """Lets the deployed engine measure how `container`, a path there, is read; RemoteCommandError where it cannot."""
-    return _ask(StorageRates, transport, python, engine_folder, ["storage", container], PROBE_DEADLINE_S)
+    return _ask(
+        StorageRates, transport, python, engine_folder, ["-m", "engine", "storage", container], PROBE_DEADLINE_S
+    )
 
 
 def _ask(

@@ -319,7 +319,7 @@ class RemoteSession:
             if wheels is None or missing.bare is None:
                 raise
             command = partial(self._agent, "install", python=missing.bare, deadline_s=UNPACK_DEADLINE_S)
-            return bootstrap(self._transport, self._place, missing, wheels, self._cache, command)
+            return bootstrap(self._transport, self._place, missing, wheels, command)
 
     def _deploy_engine(self, bundle: EngineBundle) -> None:
         folder = self._place.engine(bundle.sha256)

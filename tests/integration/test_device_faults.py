@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
+import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -283,53 +287,149 @@ def bare(tmp_path):
     return str(tmp_path / "bare/bin/python3")
 
 
+def make_wheel(folder: Path, content: str, version: str = "9.9") -> tuple[str, str]:
+    """Makes a small numpy for this Python; returns the wheel's name and hash."""
+    folder.mkdir(exist_ok=True)
+    about = f"numpy-{version}.dist-info"
+    name = f"numpy-{version}-cp3{sys.version_info[1]}-cp3{sys.version_info[1]}-linux_{platform.machine()}.whl"
+    files = {
+        "numpy/__init__.py": content,
+        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: numpy\nVersion: {version}\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: false\n",
+    }
+    record = f"{about}/RECORD,,\n"
+    for path, text in files.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=")
+        record += f"{path},sha256={digest},{len(text)}\n"
+    with zipfile.ZipFile(folder / name, "w") as wheel:
+        for path, text in {**files, f"{about}/RECORD": record}.items():
+            wheel.writestr(path, text)
+    return name, hashlib.sha256((folder / name).read_bytes()).hexdigest()
+
+
 @pytest.fixture
-def index(tmp_path, monkeypatch):
+def index(tmp_path, monkeypatch) -> Path:
     """Where pip finds a numpy that is small, and fetches nothing else."""
-    (tmp_path / "index").mkdir()
-    with zipfile.ZipFile(tmp_path / "index/numpy-9.9-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("numpy/__init__.py", "__version__ = '9.9'\n")
-        wheel.writestr("numpy-9.9.dist-info/METADATA", "Metadata-Version: 2.1\nName: numpy\nVersion: 9.9\n")
-        wheel.writestr("numpy-9.9.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr("numpy-9.9.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
     return tmp_path / "index"
 
 
-def test_a_device_without_numpy_gets_it_once(session_on, sshd, bare, index, tmp_path) -> None:
+@pytest.fixture
+def locked(index) -> dict[str, str]:
+    return dict([make_wheel(index, "__version__ = '9.9'\n")])
+
+
+def test_a_device_without_numpy_gets_it_once(session_on, sshd, bare, locked, tmp_path) -> None:
     wheels = tmp_path / "wheels"
     with pytest.raises(PythonMissingError, match=r"pi: .*/bare/bin/python3 has no usable numpy: (run `|install)"):
         session_on(sshd, python=bare)
     with pytest.raises(PythonMissingError, match=r"\(none is in .*wheels, and --offline forbids to fetch one\): "):
-        session_on(sshd, python=bare, wheels=WheelCache(wheels, offline=True))
-    first = session_on(sshd, python=bare, wheels=WheelCache(wheels))
+        session_on(sshd, python=bare, wheels=WheelCache(wheels, offline=True, locked=locked))
+    first = session_on(sshd, python=bare, wheels=WheelCache(wheels, locked=locked))
     assert first.python.numpy == "9.9"
     assert Path(first.python.path).parent.parent == Path(sshd.device.root) / "sites"
     assert first.bytes_sent > 0
     assert first.execute(request()).status is RunStatus.OK
     assert list((Path(sshd.device.root) / "blobs").iterdir()) == [], "the archive is not kept there"
-    second = session_on(sshd, python=bare, wheels=WheelCache(wheels, offline=True))
+    second = session_on(sshd, python=bare, wheels=WheelCache(wheels, offline=True, locked=locked))
     assert (second.python, second.bytes_sent) == (first.python, 0)
 
 
-def test_a_wheel_that_does_not_work_there_is_named(session_on, sshd, bare, index, tmp_path) -> None:
-    with zipfile.ZipFile(index / "numpy-9.10-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("numpy/__init__.py", "raise ImportError('Illegal instruction')\n")
-        wheel.writestr("numpy-9.10.dist-info/METADATA", "Metadata-Version: 2.1\nName: numpy\nVersion: 9.10\n")
-        wheel.writestr("numpy-9.10.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr("numpy-9.10.dist-info/RECORD", "")
+def test_a_wheel_that_does_not_work_there_is_named(session_on, sshd, bare, locked, index, tmp_path) -> None:
+    locked |= [make_wheel(index, "raise ImportError('Illegal instruction')\n", "9.10")]
     with pytest.raises(
         PythonMissingError, match=r"numpy-9\.10.* was put there, and does not work: .*Illegal instruction"
     ):
-        session_on(sshd, python=bare, wheels=WheelCache(tmp_path / "wheels"))
+        session_on(sshd, python=bare, wheels=WheelCache(tmp_path / "wheels", locked=locked))
 
 
-def test_a_controller_that_finds_no_wheel_says_what_would_help(session_on, sshd, bare, index, tmp_path) -> None:
+def test_a_controller_that_finds_no_wheel_says_what_would_help(session_on, sshd, bare, locked, index, tmp_path) -> None:
     for wheel in index.iterdir():
         wheel.unlink()
     with pytest.raises(
-        PythonMissingError, match=r"pip here could not fetch one: No matching distribution.*\): (run `|install)"
+        PythonMissingError, match=r"pip here could not fetch numpy-9.9.*: No matching distribution.*\): (run `|install)"
     ):
-        session_on(sshd, python=bare, wheels=WheelCache(tmp_path / "wheels"))
+        session_on(sshd, python=bare, wheels=WheelCache(tmp_path / "wheels", locked=locked))
     assert not list((tmp_path / "wheels").iterdir())
+
+
+def test_another_wheel_than_the_locked_one_is_not_sent(session_on, sshd, bare, locked, index, tmp_path) -> None:
+    make_wheel(index, "__version__ = '6.6'\n")
+    with pytest.raises(
+        PythonMissingError, match=r"the index's numpy-9.9.* is not the one that is locked: it was changed"
+    ):
+        session_on(sshd, python=bare, wheels=WheelCache(tmp_path / "wheels", locked=locked))
+    assert not list((tmp_path / "wheels").iterdir())
+    assert not list((Path(sshd.device.root) / "sites").iterdir())
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda wheel: wheel[:-100], lambda wheel: b"", lambda wheel: wheel.replace(b"9", b"6")]
+)
+def test_a_cut_or_changed_wheel_in_the_cache_is_fetched_again(session_on, sshd, bare, locked, tmp_path, damage) -> None:
+    (name,) = locked
+    wheels = tmp_path / "wheels"
+    session_on(sshd, python=bare, wheels=WheelCache(wheels, locked=locked))
+    whole = (wheels / name).read_bytes()
+    (wheels / name).write_bytes(damage(whole))
+    with pytest.raises(PythonMissingError, match=r"/numpy-9.9.* is damaged, and --offline forbids to fetch one\): "):
+        session_on(sshd, python=bare, wheels=WheelCache(wheels, offline=True, locked=locked))
+    session_on(sshd, python=bare, wheels=WheelCache(wheels, locked=locked))
+    assert (wheels / name).read_bytes() == whole
+
+
+def cut(site: Path) -> None:
+    (site / "numpy/__init__.py").write_text("")
+
+
+def change(site: Path) -> None:
+    source = site / "numpy/__init__.py"
+    source.write_text(source.read_text().replace("9.9", "6.6"))
+
+
+def add(site: Path) -> None:
+    (site / "json.py").write_text("raise SystemExit(7)\n")
+
+
+def remove_list(site: Path) -> None:
+    (site / "numpy-9.9.dist-info/RECORD").unlink()
+
+
+def change_with_list(site: Path) -> None:
+    change(site)
+    (site / "numpy-9.9.dist-info/RECORD").write_text("")
+
+
+def link(site: Path) -> None:
+    (site / "numpy/__init__.py").rename(site / "numpy/elsewhere.py")
+    (site / "numpy/__init__.py").symlink_to("elsewhere.py")
+
+
+@pytest.mark.parametrize("damage", [cut, change, add, remove_list, change_with_list, link])
+def test_a_numpy_that_is_not_whole_on_the_device_is_put_there_again(
+    session_on, sshd, bare, locked, tmp_path, damage
+) -> None:
+    wheels = tmp_path / "wheels"
+    first = session_on(sshd, python=bare, wheels=WheelCache(wheels, locked=locked))
+    site = Path(first.python.path).parent
+    damage(site)
+    second = session_on(sshd, python=bare, wheels=WheelCache(wheels, locked=locked))
+    assert second.python.numpy == "9.9"
+    assert second.execute(request()).status is RunStatus.OK
+    assert (site / "numpy/__init__.py").read_text() == "__version__ = '9.9'\n"
+    assert not (site / "json.py").exists()
+
+
+def test_an_archive_on_the_device_is_checked_before_it_is_unpacked(session_on, sshd, bare, locked, tmp_path) -> None:
+    """An archive of the right name and size lies there: what an upload of another time left, and somebody changed."""
+    ((name, digest),) = locked.items()
+    session_on(sshd, python=bare, wheels=WheelCache(tmp_path / "wheels", locked=locked))
+    root = Path(sshd.device.root)
+    shutil.rmtree(root / "sites" / digest[:16])
+    content = (tmp_path / "wheels" / name).read_bytes()
+    (root / "blobs" / digest).mkdir()
+    (root / "blobs" / digest / name).write_bytes(content.replace(b"'9.9'", b"'6.6'"))
+    again = session_on(sshd, python=bare, wheels=WheelCache(tmp_path / "wheels", locked=locked))
+    assert again.python.numpy == "9.9"
+    assert list((root / "blobs").iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from packaging.tags import platform_tags
 
 from engine.codec import from_json
 from engine.errors import ProtocolError
-from harness.device.bootstrap import _TAGS, Interpreter, WheelCache, WheelError
+from harness.device.bootstrap import _TAGS, Interpreter, WheelCache, WheelError, locked_wheels
 
 
 def interpreter(**changes) -> Interpreter:
@@ -63,3 +64,34 @@ def test_this_python_is_described_as_packaging_describes_it() -> None:
     done = subprocess.run([sys.executable, "-I", "-c", _TAGS], capture_output=True, check=True)
     mine = from_json(Interpreter, json.loads(done.stdout))
     assert set(platform_tags()) <= set(mine.platforms)
+
+
+def test_wheels_are_locked_by_hash() -> None:
+    wheels = locked_wheels()
+    assert len(wheels) > 30
+    for name, digest in wheels.items():
+        assert re.fullmatch(r"numpy-[0-9.]+-cp3\d+-cp3\d+t?-[a-z0-9_.]+\.whl", name), name
+        assert re.fullmatch(r"[0-9a-f]{64}", digest), name
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("minor", range(8, 15))
+def test_every_python_has_a_locked_wheel(minor: int, machine: str, tmp_path) -> None:
+    cache = WheelCache(tmp_path)
+    name = cache._best(interpreter(version=(3, minor), machine=machine))
+    assert f"-cp3{minor}-cp3{minor}-" in name
+    assert name.endswith(f"{machine}.whl")
+
+
+def test_an_older_c_library_gets_an_older_wheel(tmp_path) -> None:
+    cache = WheelCache(tmp_path)
+    newest, older = cache._best(interpreter()), cache._best(interpreter(glibc="2.17"))
+    assert newest != older
+    assert "manylinux_2_17" in older
+
+
+def test_what_has_no_locked_wheel_gets_none(tmp_path) -> None:
+    with pytest.raises(WheelError, match="no wheel is locked for cp311 on manylinux_2_36_armv7l"):
+        WheelCache(tmp_path).numpy(interpreter(machine="armv7l"))
+    with pytest.raises(WheelError, match="no wheel is locked for cp399 on"):
+        WheelCache(tmp_path).numpy(interpreter(version=(3, 99)))
