@@ -23,13 +23,29 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+        moved(temporary, path)
         temporary = None
     except OSError as error:
         raise ReportError(f"cannot write {path}: {error.strerror or error}: name another place") from None
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def moved(source: Path, path: Path) -> Path:
+    """Renames a file that is complete, and returns `path`; both content and name then survive a power cut."""
+    _sync(source)
+    source.replace(path)
+    _sync(path.parent)
+    return path
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

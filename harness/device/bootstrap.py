@@ -14,16 +14,20 @@ import subprocess
 import sys
 import tempfile
 import threading
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from engine.codec import from_json, loads
 from engine.errors import ProtocolError
-from harness.device.deploy import FarmFolder, HashCache, put_blob
+from harness.device.deploy import FarmFolder, HashCache, difference, hashes_in_zip, put_blob
 from harness.device.probe import PROBE_DEADLINE_S, Python, find_python
 from harness.errors import PythonMissingError
 from harness.transport import Transport
+from reports.files import moved
 from reports.text import harmless
 
 FETCH_DEADLINE_S = 300.0
@@ -47,7 +51,11 @@ print(json.dumps({
     "android": hasattr(sys, "getandroidapilevel") or "ANDROID_ROOT" in os.environ,
 }))
 """
-_WRITE_LAUNCHER = 'cat >"$1.$$.part" && chmod 755 "$1.$$.part" && mv -f -- "$1.$$.part" "$1"'
+_WRITE_LAUNCHER = (
+    'umask 077; rm -f -- "$1.$$.part"; cat >"$1.$$.part" && chmod 700 "$1.$$.part" && '
+    '{ sync "$1.$$.part" 2>/dev/null || sync; } && '
+    'mv -f -- "$1.$$.part" "$1" && { sync "${1%/*}" 2>/dev/null || sync; }'
+)
 
 
 class WheelError(Exception):
@@ -107,9 +115,10 @@ class WheelCache:
             raise WheelError("no wheels are made for such a Python")
         place = self._folder / f"{interpreter.abi}-{interpreter.platforms[0]}"
         with _ONE_AT_A_TIME:
-            kept = sorted(place.glob("numpy-*.whl"))
-            if kept:
-                return kept[-1]
+            for kept in sorted(place.glob("numpy-*.whl"), reverse=True):
+                if _is_whole(kept):
+                    return kept
+                kept.unlink()  # and fetched again
             if self._offline:
                 raise WheelError(f"none is in {self._folder}, and --offline forbids to fetch one")
             return self._fetch(interpreter, place)
@@ -134,8 +143,10 @@ class WheelCache:
             fetched = sorted(Path(scratch).glob("numpy-*.whl"))
             if done.returncode != 0 or not fetched:
                 raise WheelError(f"pip here could not fetch one: {_last_error(done.stderr)}")
+            if not _is_whole(fetched[0]):
+                raise WheelError("pip here fetched a damaged one")
             place.mkdir(exist_ok=True)
-            return fetched[0].replace(place / fetched[0].name)
+            return moved(fetched[0], place / fetched[0].name)
 
 
 def bootstrap(
@@ -160,19 +171,43 @@ def bootstrap(
         raise PythonMissingError(f"{what} ({error}): {remedy}") from None
     digest = hashes.sha256(wheel)
     site = place.site(digest)
-    if transport.run(["test", "-d", site], deadline_s=PROBE_DEADLINE_S, check=False).exit_status != 0:
-        archive = put_blob(transport, place, wheel, hashes)
-        unpack(site, archive)
-        transport.run(["rm", "-rf", "--", os.path.dirname(archive)], deadline_s=PROBE_DEADLINE_S)  # noqa: PTH120 - its path there
     launcher = f"{site}/python3"
     script = f'#!/bin/sh\nPYTHONPATH={shlex.quote(site)} exec {shlex.quote(missing.bare)} "$@"\n'
-    command = ["sh", "-c", _WRITE_LAUNCHER, "sh", launcher]
-    transport.run(command, deadline_s=PROBE_DEADLINE_S, stdin=script.encode("utf-8", "surrogateescape"))
+    fresh = False
+    while True:
+        if fresh or difference(transport, missing.bare, site, "sites", _files_in(wheel, digest)) is not None:
+            archive = put_blob(transport, missing.bare, place, wheel, hashes)
+            unpack(site, archive)
+            transport.run(["rm", "-rf", "--", os.path.dirname(archive)], deadline_s=PROBE_DEADLINE_S)  # noqa: PTH120 - its path there
+            fresh = True
+        command = ["sh", "-c", _WRITE_LAUNCHER, "sh", launcher]
+        transport.run(command, deadline_s=PROBE_DEADLINE_S, stdin=script.encode("utf-8", "surrogateescape"))
+        try:
+            return replace(find_python(transport, launcher), path=launcher)
+        except PythonMissingError as error:
+            if not fresh:  # every file is whole, but what Python has compiled of it may not be
+                transport.run(["rm", "-rf", "--", site], deadline_s=PROBE_DEADLINE_S)
+                fresh = True
+                continue
+            why = str(error).rpartition(": ")[0].removeprefix(f"{transport.name}: ")
+            raise PythonMissingError(
+                f"{what} ({wheel.name} was put there, and does not work: {why}): {remedy}"
+            ) from None
+
+
+@lru_cache(8)
+def _files_in(wheel: Path, digest: str) -> dict[str, str]:
+    """Returns the hashes of the files in a wheel; `digest` is its own, for the cache."""
+    return hashes_in_zip(wheel)
+
+
+def _is_whole(wheel: Path) -> bool:
+    """Tells whether a wheel can be unpacked: one that a power cut left half-written has the name of a whole one."""
     try:
-        return replace(find_python(transport, launcher), path=launcher)
-    except PythonMissingError as error:
-        why = str(error).rpartition(": ")[0].removeprefix(f"{transport.name}: ")
-        raise PythonMissingError(f"{what} ({wheel.name} was put there, and does not work: {why}): {remedy}") from None
+        with zipfile.ZipFile(wheel) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError):
+        return False
 
 
 def _interpreter(transport: Transport, python: str) -> Interpreter:
