@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import stat
+import time
 from typing import Any, Dict, Iterator, Optional, Tuple, Union
 
 from harness.agent.files import read, write
@@ -137,8 +138,7 @@ def unproven(files: Dict[str, str]) -> Optional[str]:
 
 def put_aside(path: str) -> None:
     """Removes a file, link or folder of the farm, by a rename first; follows no link."""
-    going = f"{path}.{os.getpid()}.part"
-    shutil.rmtree(going, ignore_errors=True)
+    going = f"{path}.{time.time_ns()}.part"
     os.rename(path, going)
     if stat.S_ISDIR(os.lstat(going).st_mode):
         shutil.rmtree(going, ignore_errors=True)

@@ -60,7 +60,6 @@ FOLLOW_GRACE_S = 30.0
 SETTLED_S = 60.0  # an act that went well for so long did reconnect
 UNPACK_DEADLINE_S = 300.0  # 20 MB of numpy, in a thousand files, onto a slow card
 ENGINE_DEADLINE_S = 120.0  # 100 files, each synced, onto a slow card
-THOROUGH_BYTES = 32 << 30  # more than the containers of a device have
 STALE_DAYS = 7.0  # after which a run that nobody collected is removed
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.25, 10.0
 
@@ -103,6 +102,7 @@ class RemoteSession:
         self._running: str | None = None  # the run folder in use
         self._there: dict[tuple[Path, str | None], str] = {}  # files that were seen there, until a run fails
         self._proven: dict[str, str] = {}  # paths there -> the hash that was found
+        self._sizes: dict[str, int] = {}
         self._mended: list[str] = []  # what was not what had been sent
         self._ended: str | None = None  # the run folder that was collected last
         self._abandoned: list[str] = []  # run folders to be discarded before the next run
@@ -174,7 +174,7 @@ class RemoteSession:
                 lambda: self._transport.bytes_sent,
             )  # fmt: skip
             self._there[source, sha256] = path
-            self._proven[path] = digest
+            self._proven[path], self._sizes[path] = digest, total
         return self._there[source, sha256]
 
     def use(self, bundle: EngineBundle) -> None:
@@ -201,14 +201,14 @@ class RemoteSession:
         self._prepare()
         self._deploy_engine(self._bundle)
         for path, sha256 in list(self._proven.items()):
-            self._keep_while_hashed(THOROUGH_BYTES if thorough else 0)
+            with suppress(LeaseLostError):  # it may have gone with the rest, and is asked for again before the next run
+                self._keep_while_hashed(self._sizes[path] if thorough else 0)
             how = "full" if thorough else "known"
             if look_at_blob(self._transport, self.python.path, path, sha256, -1, how=how) != "ok":
                 self._mended.append(f"{path} was missing or damaged")
                 del self._proven[path]
                 self._there.clear()
-        if self._mended:
-            self._lease.token = None  # it may have gone with the rest
+        self._lease.token = None
         return "; ".join(self._mended) or None
 
     def _keep_while_hashed(self, size_bytes: int) -> None:
