@@ -151,10 +151,22 @@ def _check_owner(path: str) -> None:
 
 
 def _others_write(found: os.stat_result) -> bool:
-    """Tells whether a folder may be written by others; a group that has this user's own number is no others."""
+    """Tells whether a folder may be written by others; a group that is this user's own, as on Debian, is no others."""
     if found.st_mode & stat.S_IWOTH:
         return True
-    return bool(found.st_mode & stat.S_IWGRP) and found.st_gid not in (os.geteuid(), 0)
+    return bool(found.st_mode & stat.S_IWGRP) and found.st_gid != 0 and not _is_private(found.st_gid)
+
+
+def _is_private(group: int) -> bool:
+    """Tells whether a group is named as this user, and has no other members."""
+    try:
+        import grp
+        import pwd
+
+        user, found = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(group)
+    except (ImportError, KeyError):
+        return group == os.geteuid()
+    return found.gr_name == user and set(found.gr_mem) <= {user}
 
 
 def _resolved(root: str) -> str:
@@ -195,7 +207,9 @@ def _check_above(folder: str, inner: Optional[os.stat_result], name: str) -> Non
     except FileNotFoundError:
         return  # it will be made
     trusted = {0, os.geteuid()} | _of_the_system()
-    if found.st_uid not in trusted:
+    # Where root logs in, a user's folder may hold the farm's, as a checkout does in a container. Its owner could put
+    # only another of root's folders there, as what is not root's own is refused.
+    if found.st_uid not in trusted and os.geteuid() != 0:
         raise NotOursError(
             f"{folder} belongs to another user (number {found.st_uid}), who may replace {name}: set another `root`"
         )

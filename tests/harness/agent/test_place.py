@@ -79,8 +79,29 @@ def test_what_another_user_made_is_refused(tmp_path: Path) -> None:
         place.prepare(str(shared / "link" / "farm"))
     theirs.mkdir()
     os.chown(theirs, 4242, 4242)
+    assert place.prepare(str(theirs / "farm")), "root may use a user's folder"
+
+
+@needs_root
+def test_a_user_refuses_what_another_user_could_replace(tmp_path: Path, monkeypatch) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, 4242, 4242)
+    monkeypatch.setattr(os, "geteuid", lambda: 4343)  # a user, who cannot see the folders of this test
     with pytest.raises(place.NotOursError, match=r"theirs belongs to another user .*, who may replace .*theirs/farm"):
         place.prepare(str(theirs / "farm"))
+
+
+@needs_root
+def test_a_group_of_others_may_not_write(tmp_path: Path) -> None:
+    root = tmp_path / "farm"
+    root.mkdir()
+    os.chown(root, 0, 4242)
+    root.chmod(0o770)
+    with pytest.raises(place.NotOursError, match="others may write to"):
+        place.prepare(str(root))
+    os.chown(root, 0, 0)
+    assert place.prepare(str(root)), "the group of this user alone"
 
 
 @pytest.mark.parametrize("kind", place.KINDS)
