@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -36,7 +37,11 @@ def moved(source: Path, path: Path) -> Path:
     """Renames a file that is complete, and returns `path`; both content and name then survive a power cut."""
     _sync(source)
     source.replace(path)
-    _sync(path.parent)
+    try:
+        _sync(path.parent)
+    except OSError as error:  # a folder that may not be read, or a file system that syncs none
+        if error.errno not in (errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP):
+            raise
     return path
 
 

@@ -7,6 +7,7 @@ but this user may write to it or put another folder into its place. Names alone 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -106,7 +107,7 @@ def sync(path: str) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (22, 95):  # a file system that has no such thing: EINVAL, EOPNOTSUPP
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that has no such thing
             raise
     finally:
         os.close(handle)
@@ -135,7 +136,8 @@ def _make(path: str) -> None:
     except FileExistsError:
         pass  # whose it is will be seen
     else:
-        sync(above)
+        with contextlib.suppress(PermissionError):  # a folder that may be written and not be read
+            sync(above)
 
 
 def _check_owner(path: str) -> None:
