@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -23,13 +24,33 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+        moved(temporary, path)
         temporary = None
     except OSError as error:
         raise ReportError(f"cannot write {path}: {error.strerror or error}: name another place") from None
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def moved(source: Path, path: Path) -> Path:
+    """Renames a file that is complete, and returns `path`; both content and name then survive a power cut."""
+    _sync(source)
+    source.replace(path)
+    try:
+        _sync(path.parent)
+    except OSError as error:  # a folder that may not be read, or a file system that syncs none
+        if error.errno not in (errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+    return path
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

@@ -371,4 +371,6 @@ def _serve(settle: Any, result: str, say: int, stop: int) -> None:
 
     with open(result + ".part", "w") as file:
         json.dump(to_json(watched), file, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
     os.rename(result + ".part", result)

@@ -18,9 +18,15 @@ renew       ROOT HOLDER TOKEN TTL: a sign of life
 release     ROOT HOLDER: gives up the lease, or the place in the queue
 unlock      ROOT TOKEN: takes the lease away, if it is still the one with this token
 look        ROOT: shows it
-install     FOLDER [ZIP]: unpacks a zip from its input, or a file there; the folder appears when it is complete
+prepare     ROOT: makes the farm's folder, or makes sure that it is; answers {"root": PATH} or {"refused": REASON}
+check       FOLDER KIND: compares a folder of engines or sites with {NAME: SHA256} from its input; answers {"differs":
+            WHAT}, null where it is what was sent
+install     FOLDER [ZIP]: unpacks a zip from its input, or a file there; the folder appears when it is complete, and
+            takes the place of one that differs
+blob        FILE SHA256 BYTES HOW: looks at a container or profile, see stores.look_at_blob; answers {"state": ...}
 
-What is seen of the lease is one JSON object on stdout. Here is the controller's end; the rest runs there.
+What is seen of the lease is one JSON object on stdout. Every verb but `prepare` fails where ROOT is not the farm's
+folder (any more), and touches nothing then: see place.py. Here is the controller's end; the rest runs there.
 """
 
 from __future__ import annotations
@@ -31,7 +37,7 @@ from typing import Any
 from harness.transport import Completed, Transport
 
 DEADLINE_S = 60.0
-_MODULES = ("files", "lease", "runs", "main")  # in the order of their imports
+_MODULES = ("place", "files", "stores", "lease", "runs", "main")  # in the order of their imports
 _BOOT = 'import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv.pop(1))), "agent", "exec"))'
 _UNPACK = """\
 import sys, types

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 from typing import Any, Dict, Optional
 
+from harness.agent.place import sync
+
 
 def write(folder: str, name: str, value: Any, synced: bool = True) -> None:
     """Writes a file. `synced`: it must survive a power cut, and not only this process."""
     path = os.path.join(folder, name)
-    with open(path + ".part", "w") as file:
-        json.dump(value, file)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path + ".part")  # of a process that was killed, or a link that somebody put there
+    with create(path + ".part") as file:
+        file.write(json.dumps(value).encode())
         if synced:
             file.flush()
             os.fsync(file.fileno())
     os.rename(path + ".part", path)
+    if synced:
+        sync(folder)
+
+
+def create(path: str) -> Any:
+    """Returns a new binary file, this user's alone. Raises FileExistsError, also where a link has the name."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb")
 
 
 def read(folder: str, name: str) -> Optional[Dict[str, Any]]:
     try:
-        with open(os.path.join(folder, name)) as file:
+        handle = os.open(os.path.join(folder, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(handle) as file:
             value = json.load(file)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -17,6 +17,7 @@ import time
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
 from harness.agent.files import read, write
+from harness.agent.place import verify
 
 Clock = Callable[[], float]  # files.since_boot_s
 TICKET_TTL_S = 60.0  # who waits gives a sign of life more often than that, or loses the place
@@ -25,10 +26,10 @@ LOCK_S = 10.0
 
 @contextlib.contextmanager
 def locked(root: str) -> Iterator[int]:
-    """Yields the lock's handle, for a child that must not inherit it. Raises TimeoutError."""
+    """Yields the lock's handle, for a child that must not inherit it. Raises TimeoutError, NotOursError."""
+    verify(root)
     folder = os.path.join(root, "lease")
-    os.makedirs(folder, exist_ok=True)
-    handle = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    handle = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         end = time.monotonic() + LOCK_S
         while True:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sys
 import time
 from typing import Any, Callable, Dict, List, Optional
 
-from harness.agent import lease, runs
+from harness.agent import lease, place, runs, stores
 from harness.agent.files import boot_id, since_boot_s
 
 WAIT_POLL_S = 1.0  # a glance at two small files: what is being measured there does not notice
@@ -64,32 +63,28 @@ def say(answer: Dict[str, Any]) -> int:
     return 0
 
 
-def install(folder: str, source: Optional[str] = None, sha256: Optional[str] = None) -> int:
-    """Unpacks an archive, of a file or standard input. Returns 1 for an archive of another hash, and leaves nothing."""
-    import hashlib
-    import io
-    import zipfile  # here only: `attend` should start quickly
-
-    if os.path.isdir(folder):
-        return 0
-    unfinished = f"{folder}.{os.getpid()}.part"
-    with open(source, "rb") if source else io.BytesIO(sys.stdin.buffer.read()) as file:
-        if sha256 is not None:
-            digest = hashlib.sha256()
-            for part in iter(lambda: file.read(1 << 20), b""):
-                digest.update(part)
-            if digest.hexdigest() != sha256:
-                sys.stderr.write(f"{source}: its content is not that of its hash\n")
-                return 1
-        os.makedirs(unfinished)
-        with zipfile.ZipFile(file) as archive:
-            archive.extractall(unfinished)
+def prepare(root: str) -> int:
     try:
-        os.rename(unfinished, folder)
-    except OSError:  # another controller was faster
-        shutil.rmtree(unfinished, ignore_errors=True)
-        return 0 if os.path.isdir(folder) else 1
+        return say({"root": place.prepare(root)})
+    except place.NotOursError as error:
+        return say({"refused": str(error)})
+    except OSError as error:
+        sys.stderr.write(f"{error.filename or root}: {error.strerror}\n")
+        return 1
+
+
+def check(folder: str) -> int:
+    wanted = json.loads(sys.stdin.buffer.read())
+    return say({"differs": stores.difference(folder, wanted)})
+
+
+def install(folder: str, source: Optional[str] = None) -> int:
+    stores.install(folder, source or sys.stdin.buffer.read())
     return 0
+
+
+def blob(path: str, sha256: str, size_bytes: str, how: str) -> int:
+    return say({"state": stores.look_at_blob(path, sha256, int(size_bytes), how)})
 
 
 VERBS: Dict[str, Callable[..., int]] = {
@@ -101,10 +96,24 @@ VERBS: Dict[str, Callable[..., int]] = {
     "release": release,
     "unlock": unlock,
     "look": look,
+    "prepare": prepare,
+    "check": check,
     "install": install,
+    "blob": blob,
 }
+DEPTH = {"attend": 2, "kill": 2, "discard": 2, "check": 2, "install": 2, "blob": 3}  # of the first argument, below ROOT
 
 
 def main(arguments: List[str]) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a lost link must not end what has been started
-    return VERBS[arguments[0]](*arguments[1:])
+    os.umask(0o077)
+    verb, root = arguments[0], arguments[1]
+    for _ in range(DEPTH.get(verb, 0)):
+        root = os.path.dirname(root)
+    try:
+        if verb != "prepare":
+            place.verify(root)
+        return VERBS[verb](*arguments[1:])
+    except place.NotOursError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1

@@ -22,8 +22,8 @@ import sys
 import time
 from typing import Any, Dict, List, Optional, Tuple
 
-from harness.agent import lease
-from harness.agent.files import boot_id, read, since_boot_s, write
+from harness.agent import lease, place, stores
+from harness.agent.files import boot_id, create, read, since_boot_s, write
 
 POLL_S, LAST_POLL_S = 0.05, 0.005
 SIGN_OF_LIFE_S = 5.0
@@ -40,6 +40,9 @@ def attend(run: str, offset: str, holder: str, token: str, ttl_s: str) -> int:
     text = sys.stdin.buffer.read()
     plan = json.loads(text) if text else None
     root, me = os.path.dirname(os.path.dirname(run)), (holder, int(token), float(ttl_s))
+    damaged = stores.unproven(plan.get("files", {})) if plan is not None else None
+    if damaged is not None:
+        return report({"state": "damaged", "damaged": damaged})
     if plan is not None and lease.renew(root, *me, since_boot_s, boot_id())["granted"] and end_others(root, run):
         return report({"state": "occupied"})
     with lease.locked(root) as lock:
@@ -48,6 +51,8 @@ def attend(run: str, offset: str, holder: str, token: str, ttl_s: str) -> int:
             return report({"state": "fenced", "fenced_by": held.owner})
         if plan is not None and is_fenced(run):  # cut off under a former holder: it is measured anew
             remove(run)
+        if os.path.lexists(run) and not is_a_run(run):  # a link, or what a power cut left: follow no such thing
+            stores.put_aside(run)
         if plan is not None and not os.path.isdir(run):
             start(run, plan, holder, lock)
         elif os.path.isdir(run):
@@ -58,15 +63,18 @@ def attend(run: str, offset: str, holder: str, token: str, ttl_s: str) -> int:
 def start(run: str, plan: Dict[str, Any], holder: str, lease_lock: int) -> None:
     """Starts a run. Its folder appears by rename, complete and locked: no run is neither alive nor ended."""
     unfinished = f"{run}.{os.getpid()}.part"
-    os.makedirs(unfinished)
-    with open(os.path.join(unfinished, "request.json"), "w") as file:
-        file.write(plan["request"])
+    shutil.rmtree(unfinished, ignore_errors=True)
+    os.mkdir(unfinished, 0o700)
+    with create(os.path.join(unfinished, "request.json")) as file:
+        file.write(plan["request"].encode())
     for name in ("events.jsonl", "log", "alive"):
-        open(os.path.join(unfinished, name), "wb").close()
+        create(os.path.join(unfinished, name)).close()
     own(unfinished, holder)
+    stores.sync_all(unfinished)
     lock = os.open(os.path.join(unfinished, "alive"), os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)
     os.rename(unfinished, run)
+    place.sync(os.path.dirname(run))
     if os.fork():
         os.close(lock)  # the child has its own handle on the same lock
         return
@@ -149,8 +157,11 @@ def supervise(run: str, plan: Dict[str, Any], lock: int) -> None:
     kills_after = oom_kills()
     known = kills_before is not None and kills_after is not None
     kills = kills_after - kills_before if known else None  # type: ignore[operator]
-    end = {"status": status, "timed_out": timed_out, "oom_kills": kills}
-    write(run, "exit.json", {**end, **end_equipment(watcher, limit)})
+    end = {"status": status, "timed_out": timed_out, "oom_kills": kills, **end_equipment(watcher, limit)}
+    for name in ("events.jsonl", "log", "watched.json"):  # or an end could outlive a power cut without what led to it
+        with contextlib.suppress(FileNotFoundError):
+            place.sync(os.path.join(run, name))
+    write(run, "exit.json", end)
 
 
 # The watcher and the memory limit are the deployed engine's own code: it knows the device's sensors and groups.
@@ -287,6 +298,8 @@ def discard(run: str, holder: str) -> int:
 def remove(run: str) -> None:
     """Removes a run's folder by a rename first: nobody can find a run of which a part is left."""
     going = f"{run}.{os.getpid()}.part"
+    if not is_a_run(run):
+        return
     try:
         os.rename(run, going)
     except OSError:  # it is gone, or the storage is read-only
@@ -342,7 +355,13 @@ def end_others(root: str, spared: Optional[str] = None, owned_by: Optional[str] 
 
 def all_runs(root: str) -> List[str]:
     folder = os.path.join(root, "runs")
-    return [os.path.join(folder, name) for name in os.listdir(folder)] if os.path.isdir(folder) else []
+    return [run for run in (os.path.join(folder, name) for name in os.listdir(folder)) if is_a_run(run)]
+
+
+def is_a_run(run: str) -> bool:
+    """Tells whether the farm made a folder of this name: nothing else is followed, marked or removed."""
+    folder, name = os.path.split(run)
+    return place.is_own(os.path.dirname(folder), "runs", name)
 
 
 # --- what they share ------------------------------------------------------------------------------------------------
@@ -351,7 +370,7 @@ def all_runs(root: str) -> List[str]:
 def is_alive(run: str) -> bool:
     """Tells by their lock whether the supervisor or the engine lives."""
     try:
-        lock = os.open(os.path.join(run, "alive"), os.O_RDWR)
+        lock = os.open(os.path.join(run, "alive"), os.O_RDWR | os.O_NOFOLLOW)
     except OSError:
         return False
     try:

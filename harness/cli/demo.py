@@ -59,8 +59,7 @@ def demo(context: click.Context, output: Path, quick: bool, backend: str, faults
         raise UsageError(f"--output {output}: {error.strerror}; choose a folder that can be written") from None
     output = output.resolve()
     work = output / "work"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
+    _clear(work)
     try:
         if faults:
             all_ended = demonstrate(output, work)
@@ -77,6 +76,19 @@ def demo(context: click.Context, output: Path, quick: bool, backend: str, faults
     _say(start, "done")
     click.echo(f"report: {output / 'report.html'}")
     context.exit(code)
+
+
+def _clear(work: Path) -> None:
+    """Makes an empty folder for the demonstration; one that it did not make itself is left alone."""
+    marker = work / ".edgemoe-farm-demo"
+    try:
+        if work.is_symlink() or (work.exists() and any(work.iterdir()) and not marker.is_file()):
+            raise UsageError(f"{work} is not empty, and no demonstration made it: choose another --output")
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(exist_ok=True)
+        marker.touch()
+    except OSError as error:
+        raise UsageError(f"{work}: {error.strerror}; choose another --output") from None
 
 
 def _measure(start: float, output: Path, work: Path, quick: bool, backend: str) -> int:

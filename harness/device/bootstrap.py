@@ -5,8 +5,8 @@ hash like a container, and has it unpacked into the farm's own folder: a wheel i
 changed. A launcher in it, ROOT/sites/<sha256[:16]>/python3, starts the device's Python with that folder on its path.
 
 Only wheels whose hashes stand in numpy.sha256 are used. A wheel is compared with its hash when it is fetched, when it
-is taken from the cache, and on the device before it is unpacked. What is unpacked there is compared with the wheel's
-own list of files (PEP 376) whenever a session begins.
+is taken from the cache, and on the device before it is unpacked. What is unpacked there is compared file by file
+whenever a session begins.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ import subprocess
 import sys
 import tempfile
 import threading
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from engine.codec import from_json, loads
 from engine.errors import ProtocolError
-from harness.device.deploy import FarmFolder, has_blob
+from harness.device.deploy import FarmFolder, HashCache, difference, hashes_in_zip, put_blob
 from harness.device.probe import PROBE_DEADLINE_S, Python, find_python
-from harness.errors import PythonMissingError, RemoteCommandError
+from harness.errors import PythonMissingError
 from harness.transport import Transport
+from reports.files import moved
 from reports.text import harmless
 
 LOCKED = Path(__file__).with_name("numpy.sha256")
 FETCH_DEADLINE_S = 300.0
-CHECK_DEADLINE_S = 300.0  # 70 MB in a thousand files, from a slow card
 OLDEST_GLIBC_MINOR = 5  # manylinux1
 _OLD_NAMES = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 _ONE_AT_A_TIME = threading.Lock()  # many devices of a kind come at once: the first fetches for all
@@ -55,45 +55,11 @@ print(json.dumps({
     "android": hasattr(sys, "getandroidapilevel") or "ANDROID_ROOT" in os.environ,
 }))
 """
-NOT_THERE = 2
-
-# Runs there too. Arguments: the unpacked wheel, the hash of its list of files. Ends with 1 where anything is not
-# as listed, and with 2 where nothing is there.
-_IS_INTACT = """\
-import base64, csv, glob, hashlib, os, sys
-site, wanted = sys.argv[1:]
-if not os.path.lexists(site):
-    sys.exit(2)
-def sha256(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for part in iter(lambda: file.read(1 << 20), b""):
-            digest.update(part)
-    return digest
-try:
-    (record,) = glob.glob(os.path.join(glob.escape(site), "numpy-*.dist-info", "RECORD"))
-    if sha256(record).hexdigest() != wanted:
-        sys.exit(1)
-    with open(record, newline="", encoding="utf-8") as file:
-        listed = {os.path.normpath(row[0]): row[1] for row in csv.reader(file) if row}
-    listed.pop(os.path.relpath(record, site), None)
-    for path, named in listed.items():
-        found = base64.urlsafe_b64encode(sha256(os.path.join(site, path)).digest()).decode().rstrip("=")
-        if named != "sha256=" + found:
-            sys.exit(1)
-    listed[os.path.relpath(record, site)] = ""
-    for folder, folders, files in os.walk(site):
-        if any(os.path.islink(os.path.join(folder, name)) for name in folders + files):
-            sys.exit(1)
-        folders[:] = [name for name in folders if name != "__pycache__"]
-        for name in files:
-            path = os.path.relpath(os.path.join(folder, name), site)
-            if path not in listed and not (path == "python3" or path.startswith("python3.") and path.endswith(".part")):
-                sys.exit(1)
-except (OSError, ValueError, IndexError):
-    sys.exit(1)
-"""
-_WRITE_LAUNCHER = 'cat >"$1.$$.part" && chmod 755 "$1.$$.part" && mv -f -- "$1.$$.part" "$1"'
+_WRITE_LAUNCHER = (
+    'umask 077; rm -f -- "$1.$$.part"; cat >"$1.$$.part" && chmod 700 "$1.$$.part" && '
+    '{ sync "$1.$$.part" 2>/dev/null || sync; } && '
+    'mv -f -- "$1.$$.part" "$1" && { sync "${1%/*}" 2>/dev/null || sync; }'
+)
 
 
 class WheelError(Exception):
@@ -219,14 +185,7 @@ class WheelCache:
                 raise WheelError(f"pip here could not fetch {kept.name}: {_last_error(done.stderr)}")
             if _sha256(fetched[0]) != digest:
                 raise WheelError(f"the index's {kept.name} is not the one that is locked: it was changed")
-            with fetched[0].open("rb") as file:
-                os.fsync(file.fileno())
-            fetched[0].replace(kept)
-        folder = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            moved(fetched[0], kept)
 
 
 def bootstrap(
@@ -234,12 +193,13 @@ def bootstrap(
     place: FarmFolder,
     missing: PythonMissingError,
     wheels: WheelCache,
-    unpack: Callable[[str, str, str], object],
+    hashes: HashCache,
+    unpack: Callable[[str, str], object],
 ) -> Python:
     """Gives numpy to the Python that `missing` found without it.
 
-    `unpack(folder, archive, sha256)` unpacks an archive that is on the device, if it has that hash there, and raises
-    RemoteCommandError if not. Raises DeviceError: `missing` itself, with the reason why nothing could be done about it.
+    `unpack(folder, archive)` unpacks an archive that is on the device. Raises DeviceError: `missing` itself, with the
+    reason why nothing could be done about it.
     """
     what, _, remedy = str(missing).rpartition(": ")
     if missing.bare is None:
@@ -249,57 +209,39 @@ def bootstrap(
     except WheelError as error:
         raise PythonMissingError(f"{what} ({error}): {remedy}") from None
     site = place.site(wheel.sha256)
-    check = [missing.bare, "-I", "-c", _IS_INTACT, site, _files_sha256(wheel.path)]
-    state = transport.run(check, deadline_s=CHECK_DEADLINE_S, check=False).exit_status
-    if state != 0:
-        if state != NOT_THERE:  # another controller may just be about to put it there
-            transport.run(["rm", "-rf", "--", site], deadline_s=PROBE_DEADLINE_S)
-        _unpack(transport, place, wheel, site, unpack)
-        if transport.run(check, deadline_s=CHECK_DEADLINE_S, check=False).exit_status != 0:
-            raise PythonMissingError(f"{what} ({wheel.path.name} was put there, and is not whole there): {remedy}")
     launcher = f"{site}/python3"
     script = f'#!/bin/sh\nPYTHONPATH={shlex.quote(site)} exec {shlex.quote(missing.bare)} "$@"\n'
-    command = ["sh", "-c", _WRITE_LAUNCHER, "sh", launcher]
-    transport.run(command, deadline_s=PROBE_DEADLINE_S, stdin=script.encode("utf-8", "surrogateescape"))
-    try:
-        return replace(find_python(transport, launcher), path=launcher)
-    except PythonMissingError as error:
-        why = str(error).rpartition(": ")[0].removeprefix(f"{transport.name}: ")
-        raise PythonMissingError(
-            f"{what} ({wheel.path.name} was put there, and does not work: {why}): {remedy}"
-        ) from None
+    fresh = False
+    while True:
+        if fresh or difference(transport, missing.bare, site, _files_in(wheel)) is not None:
+            archive = put_blob(transport, missing.bare, place, wheel.path, hashes, planned=wheel.sha256)
+            unpack(site, archive)
+            transport.run(["rm", "-rf", "--", os.path.dirname(archive)], deadline_s=PROBE_DEADLINE_S)  # noqa: PTH120 - its path there
+            fresh = True
+        command = ["sh", "-c", _WRITE_LAUNCHER, "sh", launcher]
+        transport.run(command, deadline_s=PROBE_DEADLINE_S, stdin=script.encode("utf-8", "surrogateescape"))
+        try:
+            return replace(find_python(transport, launcher), path=launcher)
+        except PythonMissingError as error:
+            if not fresh:  # every file is whole, but what Python has compiled of it may not be
+                transport.run(["rm", "-rf", "--", site], deadline_s=PROBE_DEADLINE_S)
+                fresh = True
+                continue
+            why = str(error).rpartition(": ")[0].removeprefix(f"{transport.name}: ")
+            raise PythonMissingError(
+                f"{what} ({wheel.path.name} was put there, and does not work: {why}): {remedy}"
+            ) from None
 
 
-def _unpack(
-    transport: Transport, place: FarmFolder, wheel: Wheel, site: str, unpack: Callable[[str, str, str], object]
-) -> None:
-    """Sends the wheel and has it unpacked. An archive that lay there and is another one is sent once more."""
-    archive = place.blob(wheel.sha256, wheel.path)
-    remove = ["rm", "-rf", "--", os.path.dirname(archive)]  # noqa: PTH120 - its path there
-    was_there = has_blob(transport, archive, wheel.path)
-    if not was_there:
-        transport.upload(wheel.path, archive, sha256=wheel.sha256)
-    try:
-        unpack(site, archive, wheel.sha256)
-    except RemoteCommandError:
-        transport.run(remove, deadline_s=PROBE_DEADLINE_S)
-        if not was_there:
-            raise
-        transport.upload(wheel.path, archive, sha256=wheel.sha256)
-        unpack(site, archive, wheel.sha256)
-    transport.run(remove, deadline_s=PROBE_DEADLINE_S)
+@lru_cache(8)
+def _files_in(wheel: Wheel) -> dict[str, str]:
+    """Returns the hashes of the files in a wheel."""
+    return hashes_in_zip(wheel.path)
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _files_sha256(wheel: Path) -> str:
-    """Returns the hash of a wheel's own list of files."""
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = (name for name in archive.namelist() if re.fullmatch(r"numpy-[^/]*\.dist-info/RECORD", name))
-        return hashlib.sha256(archive.read(name)).hexdigest()
 
 
 def _interpreter(transport: Transport, python: str) -> Interpreter:

@@ -114,7 +114,7 @@ class Ending:
     """Tells how an engine process ended, as the agent on the device saw it."""
 
     # exited: its supervisor saw it end; died: both are gone; absent: there is no such run; fenced: the lease is lost;
-    # occupied: another engine does not end
+    # occupied: another engine does not end; damaged: a file that was put there was replaced, and nothing was started
     state: str
     status: int | None = None  # negative: the signal
     timed_out: bool = False  # the supervisor killed it at the deadline
@@ -125,9 +125,10 @@ class Ending:
     watched: Watched | None = None  # of the device meanwhile
     limit: LimitHeld | None = None  # None: no memory limit was made
     fenced_by: Owner | None = None  # None: nobody, the lease was removed
+    damaged: str = ""  # which file was replaced
 
     def __post_init__(self) -> None:
-        if self.state not in ("exited", "died", "absent", "fenced", "occupied"):
+        if self.state not in ("exited", "died", "absent", "fenced", "occupied", "damaged"):
             raise ProtocolError(f"unknown state {self.state!r:.40}")
 
 
@@ -161,6 +162,9 @@ def _judge(collected: Collector, ending: Ending, deadline_s: float) -> tuple[Run
     if ending.state == "occupied":
         reason = "an engine of an earlier run does not end, killed or not: restart the device"
         return RunStatus.FAILED, Fault.STALLED, (reason,)
+    if ending.state == "damaged":
+        reason = f"{_line(ending.damaged)} on the device is not what was sent: it is sent again"
+        return RunStatus.FAILED, Fault.STORAGE, (reason,)
     if collected.totals is not None and (ending.status in (0, None) or ending.timed_out):
         return RunStatus.OK, None, ()
     if ending.timed_out:
@@ -209,6 +213,11 @@ _STORAGE_WORDS = (
     ("Input/output error", Fault.STORAGE),
     ("I/O error", Fault.STORAGE),
     ("Read-only file system", Fault.STORAGE),
+    ("Structure needs cleaning", Fault.STORAGE),
+    ("Stale file handle", Fault.STORAGE),
+    ("Transport endpoint is not connected", Fault.STORAGE),
+    ("No such device", Fault.STORAGE),
+    ("is not the farm's folder any more", Fault.STORAGE),  # see harness/agent/place.py
 )
 
 

@@ -1,17 +1,21 @@
 """Deploys by content: what a device has costs no bytes, and nothing half-written has its final name.
 
+ROOT/.edgemoe-farm                        marks the folder as the farm's: see harness/agent/place.py
 ROOT/engines/<sha256[:16]>/engine/...     the engine, complete from the moment at which the folder appears
 ROOT/sites/<sha256[:16]>/...              numpy for a device that has none: see harness/device/bootstrap.py
 ROOT/blobs/<sha256>/<name>                containers and profiles
 ROOT/runs/<run id>/                       one run each, removed when it is collected
 
-Whoever uses an engine or a blob touches it, so that `edgemoe-farm devices prune` can tell what nobody uses any more.
+A name proves nothing: engines and sites are compared with what was sent, blobs with their hash, at each session; see
+harness/agent/stores.py. Whoever uses an engine or a blob touches its folder, so that `edgemoe-farm devices prune` can
+tell what nobody uses any more.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import re
 import sqlite3
@@ -22,27 +26,33 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import engine.protocol
-from harness.errors import RemoteCommandError, UsageError
-from harness.transport import Transport
+from engine.codec import loads
+from engine.errors import ProtocolError
+from harness import agent
+from harness.errors import RemoteCommandError, UnfitError, UsageError
+from harness.transport import Completed, Transport
+from harness.transport.shell import HASH_BYTES_PER_S
+from reports.text import harmless
 
 ENGINE_SOURCE = Path(engine.protocol.__file__).parent
 NOT_DEPLOYED = ("offline", "__pycache__", "tests")
 TEST_DELAY_VARIABLE, TEST_DELAY_FILE = "EDGEMOE_TEST_DELAY", "test_delay"  # as engine/slowdown.py has them
 FRESH_NS = 2_000_000_000
 DEFAULT_UPLOADS = 4
+PREPARE_DEADLINE_S = 60.0
+CHECK_DEADLINE_S = 300.0  # to read numpy's thousand files from a slow card
 TURN_POLL_S = 0.2
 
-# $1: the farm's folder.
-PREPARE = 'mkdir -p -- "$1/engines" "$1/sites" "$1/blobs" "$1/runs" && cd -- "$1" && pwd -P'
-# $1: a run's folder, $2: its holder. Not what a later holder has made of it.
-REMOVE = 'grep -qsF -- "$2" "$1/holder.json" && rm -rf -- "$1"'
-# $1: a folder, which is in use from now on.
-IS_THERE = '[ -d "$1" ] || exit 1; touch -c -- "$1" 2>/dev/null; exit 0'
-# $1: a file, which is in use from now on; prints its bytes.
-SIZE = '[ -f "$1" ] || exit; touch -c -- "$1" 2>/dev/null; wc -c <"$1"'
+# $1: a run's folder, $2: its holder, $3: the farm's folder. Not what a later holder has made of it, and no links.
+REMOVE = (
+    '[ -f "$3/.edgemoe-farm" ] && [ ! -h "$3/.edgemoe-farm" ] && [ ! -h "$3/runs" ] && [ ! -h "$1" ] && '
+    'grep -qsF -- "$2" "$1/holder.json" && rm -rf -- "$1"'
+)
 
 
 def cache_folder() -> Path:
@@ -65,7 +75,8 @@ class HashCache:
         """Returns the file's hash. Raises UsageError where it cannot be read."""
         try:
             found = path.stat()
-            state = f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
+            # The time of change of the inode is what nobody can set: `cp -p` and `touch -d` set the other.
+            state = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
             with closing(self._connect()) as connection, connection:
                 row = connection.execute(
                     "SELECT sha256 FROM v1 WHERE file = ? AND state = ?", (str(path.resolve()), state)
@@ -77,7 +88,7 @@ class HashCache:
         except OSError as error:
             raise UsageError(f"{path} cannot be read: {error.strerror}") from None
         # A file that was written just now may change again within the resolution of its time: hash it again next time.
-        if self._now_ns() - found.st_mtime_ns > FRESH_NS:
+        if self._now_ns() - max(found.st_mtime_ns, found.st_ctime_ns) > FRESH_NS:
             with closing(self._connect()) as connection, connection:
                 connection.execute("INSERT OR REPLACE INTO v1 VALUES (?, ?, ?)", (str(path.resolve()), state, digest))
         return digest
@@ -92,6 +103,11 @@ class EngineBundle:
 
     sha256: str
     content: bytes
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """Returns the SHA-256 of each file: what a device is asked to compare."""
+        return hashes_in_zip(self.content)
 
     @classmethod
     def of(cls, source: Path, *, test_delay: str = "") -> EngineBundle:
@@ -131,6 +147,13 @@ def _hash(content: dict[str, bytes]) -> str:
     return digest.hexdigest()
 
 
+def hashes_in_zip(source: bytes | Path) -> dict[str, str]:
+    """Returns the SHA-256 of each file in a zip, by its name."""
+    with zipfile.ZipFile(io.BytesIO(source) if isinstance(source, bytes) else source) as archive:
+        names = [name for name in archive.namelist() if not name.endswith("/")]
+        return {name: hashlib.sha256(archive.read(name)).hexdigest() for name in names}
+
+
 _bundles: dict[Path, EngineBundle] = {}
 _bundling = threading.Lock()
 
@@ -150,11 +173,22 @@ class FarmFolder:
     root: str  # absolute
 
     @classmethod
-    def prepare(cls, transport: Transport, root: str) -> FarmFolder:
-        """Makes the folder and finds out its absolute path. Raises DeviceError."""
-        done = transport.run(["sh", "-c", PREPARE, "sh", root], deadline_s=30)
-        found = done.stdout.decode("utf-8", "replace").rstrip("\n")
-        if not found.startswith("/") or not found.isprintable() or "\ufffd" in found or len(found) > 4096:
+    def prepare(cls, transport: Transport, python: str, root: str) -> FarmFolder:
+        """Makes the folder and finds out its absolute path. Raises DeviceError, where it is not the farm's UnfitError.
+
+        `python`: on the device; it needs no numpy.
+        """
+        answer = _told(transport.name, agent.call(transport, python, "prepare", root, deadline_s=PREPARE_DEADLINE_S))
+        if isinstance(answer.get("refused"), str):
+            raise UnfitError(f"{transport.name}: {harmless(answer['refused'], limit=1000)}")
+        found = answer.get("root")
+        if (
+            not isinstance(found, str)
+            or not found.startswith("/")
+            or not found.isprintable()
+            or "\ufffd" in found
+            or len(found) > 4096
+        ):
             raise RemoteCommandError(f"{transport.name}: {root} has no usable absolute path there: set another `root`")
         return cls(found)
 
@@ -194,25 +228,68 @@ class UploadTurns:
 
 def put_blob(
     transport: Transport,
+    python: str,
     place: FarmFolder,
     source: Path,
     cache: HashCache,
     progress: Callable[[int], None] | None = None,
     uploads: UploadTurns | None = None,
+    *,
+    planned: str | None = None,
 ) -> str:
-    """Puts a container or profile on a device unless it is there; returns its path there."""
-    digest = cache.sha256(source)
-    target = place.blob(digest, source)
-    if not has_blob(transport, target, source):
+    """Puts a container or profile on a device unless it is there; returns its path there.
+
+    `planned`: the hash that it must have, on the device too. Raises DeviceError, UsageError.
+    """
+    digest = planned or cache.sha256(source)
+    target, size_bytes = place.blob(digest, source), _size_bytes(source)
+    if look_at_blob(transport, python, target, digest, size_bytes) != "ok":
+        _check_planned(transport.name, source, digest, cache)
         with nullcontext() if uploads is None else uploads.taken(progress):
+            _check_planned(transport.name, source, digest, cache)  # it may have waited for hours
             transport.upload(source, target, sha256=digest, progress=progress)
+        if look_at_blob(transport, python, target, digest, size_bytes, how="fresh") != "ok":
+            raise RemoteCommandError(
+                f"{transport.name}: {target} changed as soon as it was there: see who writes there"
+            )
     return target
 
 
-def has_blob(transport: Transport, target: str, source: Path) -> bool:
-    """Tells whether a blob is there; name and size prove it, as it got its name when its checksum was verified."""
-    seen = transport.run(["sh", "-c", SIZE, "sh", target], deadline_s=30, check=False)
-    return seen.stdout.strip() == str(source.stat().st_size).encode()
+def look_at_blob(
+    transport: Transport, python: str, target: str, sha256: str, size_bytes: int, *, how: str = "known"
+) -> str:
+    """Returns `ok`, `absent`, or `damaged` where it was removed; see harness/agent/stores.py. Raises DeviceError."""
+    deadline_s = PREPARE_DEADLINE_S + max(size_bytes, 0) / HASH_BYTES_PER_S
+    call = agent.call(transport, python, "blob", target, sha256, str(size_bytes), how, deadline_s=deadline_s)
+    return str(_told(transport.name, call).get("state"))
+
+
+def difference(transport: Transport, python: str, folder: str, files: dict[str, str]) -> str | None:
+    """Returns in which way an engine's or a site's folder is not what was sent, or None. Raises DeviceError."""
+    wanted = json.dumps(files).encode()
+    done = agent.call(transport, python, "check", folder, stdin=wanted, deadline_s=CHECK_DEADLINE_S)
+    found = _told(transport.name, done).get("differs", "it gave no answer")
+    return None if found is None else harmless(str(found), limit=200)
+
+
+def _told(device: str, done: Completed) -> dict[str, Any]:
+    """Returns the JSON object that the agent answered. Raises RemoteCommandError: a device may answer anything."""
+    try:
+        answer = loads(done.stdout.strip().rpartition(b"\n")[2])
+    except ProtocolError as error:
+        raise RemoteCommandError(f"{device}: no sensible answer of the farm's own program there: {error}") from None
+    return answer if isinstance(answer, dict) else {}
+
+
+def _check_planned(device: str, source: Path, digest: str, cache: HashCache) -> None:
+    if cache.sha256(source) != digest:
+        raise RemoteCommandError(
+            f"{device}: {source} is not the file that was planned, it was changed since: put it back, or plan anew"
+        )
+
+
+def _size_bytes(source: Path) -> int:
+    return source.stat().st_size if source.is_file() else -1
 
 
 def safe_name(name: str) -> str:

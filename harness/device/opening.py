@@ -78,13 +78,12 @@ def _without_engine(device: Device, known_hosts: Path) -> Iterator[tuple[Transpo
     """Yields a connection, the farm's folder there, and a Python, which may lack numpy."""
     transport = kind_of(device).open(device, Keyring(known_hosts)).connect()
     try:
-        root = FarmFolder.prepare(transport, device.root).root
         try:
             python = find_python(transport, device.python).path
         except PythonMissingError as missing:
             if missing.bare is None:
                 raise
             python = missing.bare
-        yield transport, root, python
+        yield transport, FarmFolder.prepare(transport, python, device.root).root, python
     finally:
         transport.close()

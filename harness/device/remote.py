@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,14 +20,14 @@ from harness.device.bootstrap import WheelCache, bootstrap
 from harness.device.collect import Collector, Ending, OnEvent, classify, conditions, log_tail
 from harness.device.deploy import (
     ENGINE_SOURCE,
-    IS_THERE,
     REMOVE,
     EngineBundle,
     FarmFolder,
     HashCache,
     UploadTurns,
+    difference,
     engine_bundle,
-    has_blob,
+    look_at_blob,
     put_blob,
 )
 from harness.device.lease import RENEW_S, WAIT_S, Holder, Lease, Tick, Waiting
@@ -60,6 +59,7 @@ ENGINE_GRACE_S = 2.0  # the engine ends itself at its deadline; the supervisor e
 FOLLOW_GRACE_S = 30.0
 SETTLED_S = 60.0  # an act that went well for so long did reconnect
 UNPACK_DEADLINE_S = 300.0  # 20 MB of numpy, in a thousand files, onto a slow card
+ENGINE_DEADLINE_S = 120.0  # 100 files, each synced, onto a slow card
 STALE_DAYS = 7.0  # after which a run that nobody collected is removed
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.25, 10.0
 
@@ -100,15 +100,18 @@ class RemoteSession:
         self._cache = HashCache(cache_dir)
         self._uploads = uploads or UploadTurns()
         self._running: str | None = None  # the run folder in use
-        self._there: dict[Path, str] = {}  # files that were seen on the device, until a run fails
+        self._there: dict[tuple[Path, str | None], str] = {}  # files that were seen there, until a run fails
+        self._proven: dict[str, str] = {}  # paths there -> the hash that was found
+        self._sizes: dict[str, int] = {}
+        self._mended: list[str] = []  # what was not what had been sent
         self._ended: str | None = None  # the run folder that was collected last
         self._abandoned: list[str] = []  # run folders to be discarded before the next run
         self._cancelled = threading.Event()
         self._engine_bytes_sent = 0
         self._transport = connect()
         try:
-            self._place = FarmFolder.prepare(self._transport, root)
-            self.python: Python = self._find_python(python, wheels)
+            self._root, self._declared, self._wheels = root, python, wheels
+            self._prepare()
             found = survey(self._transport, self.python.path, self._place.root, deadline_s=step_s)
             gate(self._place.root, found)
             if found.stale_runs:  # they belong to controllers that will not come back
@@ -117,7 +120,8 @@ class RemoteSession:
                 self._transport.name, self._place.root, holder or Holder.this_process(), self._agent,
                 wait_s=wait_s, step_s=step_s, outage_s=idle_s + reconnect_s, clock=clock,
             )  # fmt: skip
-            self._deploy_engine(engine_bundle(engine_source or ENGINE_SOURCE))
+            self._bundle = engine_bundle(engine_source or ENGINE_SOURCE)
+            self._deploy_engine(self._bundle)
             self.facts = read_facts(self._transport, self.python, self._engine)
         except BaseException:
             self._transport.close()
@@ -145,12 +149,13 @@ class RemoteSession:
 
         return self._persist(lambda: self._lease.hold(waiting, watch), lambda: None)
 
-    def put(self, source: Path, *, progress: Callable[[int], None] | None = None) -> str:
+    def put(self, source: Path, *, sha256: str | None = None, progress: Callable[[int], None] | None = None) -> str:
         """Deploys a container or profile by content hash; returns its path on the device.
 
-        A link that is lost and regained costs what was in flight. Raises DiskFullError, UnreachableError.
+        `sha256`: the hash that was planned. A link that is lost and regained costs what was in flight. Raises
+        DiskFullError, UnreachableError.
         """
-        if source not in self._there:
+        if (source, sha256) not in self._there:
             total = source.stat().st_size if source.is_file() else 0
 
             def watch(present: int) -> None:
@@ -159,11 +164,18 @@ class RemoteSession:
                 if progress is not None:
                     progress(present)
 
-            self._there[source] = self._persist(
-                lambda: put_blob(self._transport, self._place, source, self._cache, watch, self._uploads),
+            digest = sha256 or self._cache.sha256(source)
+            self._keep_while_hashed(total)
+            path = self._persist(
+                lambda: put_blob(
+                    self._transport, self.python.path, self._place, source, self._cache, watch, self._uploads,
+                    planned=digest,
+                ),
                 lambda: self._transport.bytes_sent,
-            )
-        return self._there[source]
+            )  # fmt: skip
+            self._there[source, sha256] = path
+            self._proven[path], self._sizes[path] = digest, total
+        return self._there[source, sha256]
 
     def use(self, bundle: EngineBundle) -> None:
         """Deploys another engine by content hash: it is the one that runs from now on. Raises DeviceError."""
@@ -172,8 +184,37 @@ class RemoteSession:
 
     def deployed(self, source: Path) -> str | None:
         """Returns the path on the device of a container or profile that is there, else None; sends nothing."""
-        target = self._place.blob(self._cache.sha256(source), source)
-        return target if has_blob(self._transport, target, source) else None
+        digest, total = self._cache.sha256(source), source.stat().st_size
+        target = self._place.blob(digest, source)
+        self._keep_while_hashed(total)
+        return target if look_at_blob(self._transport, self.python.path, target, digest, total) == "ok" else None
+
+    def damage(self, *, thorough: bool) -> str | None:
+        """Looks whether the device still has what was sent, and mends it; returns what was wrong, or None.
+
+        `thorough` reads all of the containers again. Raises DeviceError where it cannot be told or mended.
+        """
+        return self._persist(lambda: self._look_for_damage(thorough), lambda: None)
+
+    def _look_for_damage(self, thorough: bool) -> str | None:
+        self._mended.clear()
+        self._prepare()
+        self._deploy_engine(self._bundle)
+        for path, sha256 in list(self._proven.items()):
+            with suppress(LeaseLostError):  # it may have gone with the rest, and is asked for again before the next run
+                self._keep_while_hashed(self._sizes[path] if thorough else 0)
+            how = "full" if thorough else "known"
+            if look_at_blob(self._transport, self.python.path, path, sha256, -1, how=how) != "ok":
+                self._mended.append(f"{path} was missing or damaged")
+                del self._proven[path]
+                self._there.clear()
+        self._lease.token = None
+        return "; ".join(self._mended) or None
+
+    def _keep_while_hashed(self, size_bytes: int) -> None:
+        """Keeps the lease while the device reads so many bytes of a file."""
+        check_s = size_bytes / HASH_BYTES_PER_S
+        self._lease.keep(check_s if check_s > RENEW_S else 0.0)
 
     def arithmetic(self, container: str, *, backend: str, threads: int) -> ArithmeticTimes:
         """Returns how long a token of `container`, a path on the device, takes there. Raises DeviceError."""
@@ -207,6 +248,9 @@ class RemoteSession:
             "deadline_s": request.deadline_s + ENGINE_GRACE_S,
             "settle": to_json(request.settle or Settle()),
             "memory_limit_bytes": request.memory_limit_bytes,
+            "files": {
+                path: self._proven[path] for path in (request.container, request.profile) if path in self._proven
+            },
         }
         self._running = run
         ending = Ending("absent")
@@ -312,27 +356,36 @@ class RemoteSession:
         lines = done.stderr.split(b"\n")
         return from_json(Ending, loads(max(lines, key=len)))
 
-    def _find_python(self, declared: str | None, wheels: WheelCache | None) -> Python:
+    def _prepare(self) -> None:
+        """Finds a Python, makes sure of the farm's folder, and brings numpy where there is none. Raises DeviceError."""
         try:
-            return find_python(self._transport, declared)
+            self.python: Python = find_python(self._transport, self._declared)
+            self._place = FarmFolder.prepare(self._transport, self.python.path, self._root)
         except PythonMissingError as missing:
-            if wheels is None or missing.bare is None:
+            if self._wheels is None or missing.bare is None:
                 raise
-            command = partial(self._agent, "install", python=missing.bare, deadline_s=UNPACK_DEADLINE_S)
-            return bootstrap(self._transport, self._place, missing, wheels, command)
+            bare = missing.bare
+            self._place = FarmFolder.prepare(self._transport, bare, self._root)
+
+            def unpack(folder: str, archive: str) -> None:
+                self._agent("install", folder, archive, python=bare, deadline_s=UNPACK_DEADLINE_S)
+                self._mended.append(f"numpy in {folder} was missing or damaged")
+
+            self.python = bootstrap(self._transport, self._place, missing, self._wheels, self._cache, unpack)
 
     def _deploy_engine(self, bundle: EngineBundle) -> None:
         folder = self._place.engine(bundle.sha256)
-        seen = self._transport.run(["sh", "-c", IS_THERE, "sh", folder], deadline_s=self._step_s, check=False)
-        if seen.exit_status != 0:
-            self._agent("install", folder, stdin=bundle.content)
+        differs = difference(self._transport, self.python.path, folder, bundle.files)
+        if differs is not None:
+            self._agent("install", folder, stdin=bundle.content, deadline_s=max(self._step_s, ENGINE_DEADLINE_S))
             self._engine_bytes_sent += len(bundle.content)
-        self.engine_sha256, self._engine = bundle.sha256, folder
+            self._mended.append(f"the engine in {folder} was damaged: {differs}")
+        self.engine_sha256, self._engine, self._bundle = bundle.sha256, folder, bundle
 
     def _remove(self, run: str) -> None:
         """Removes a run that has ended; cheaper than `discard`, which starts a Python to look for survivors."""
         try:
-            command = ["sh", "-c", REMOVE, "sh", run, self._lease.holder_id]
+            command = ["sh", "-c", REMOVE, "sh", run, self._lease.holder_id, self._place.root]
             self._transport.run(command, deadline_s=self._step_s, check=False)
         except DeviceError:
             self._abandoned.append(run)  # before the next run, then

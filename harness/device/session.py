@@ -47,8 +47,18 @@ class Session(Protocol):
         """
         ...
 
-    def put(self, source: Path, *, progress: Callable[[int], None] | None = None) -> str:
-        """Deploys a container or profile by content hash; returns its path on the device."""
+    def put(self, source: Path, *, sha256: str | None = None, progress: Callable[[int], None] | None = None) -> str:
+        """Deploys a container or profile by content hash; returns its path on the device.
+
+        `sha256`: the hash that was planned, which both ends must find. Raises DeviceError, UsageError.
+        """
+        ...
+
+    def damage(self, *, thorough: bool) -> str | None:
+        """Looks whether the device still has what was sent, and mends it; returns what was wrong, or None.
+
+        `thorough` reads all of the containers again. Raises DeviceError where it cannot be told or mended.
+        """
         ...
 
     def use(self, bundle: EngineBundle) -> None:

@@ -2,7 +2,8 @@
 
 survey ROOT                what the checks look at, as one JSON object; changes nothing
 prune ROOT DAYS KINDS DRY  removes engines, sites, blobs and runs (KINDS, with commas) that nobody used for DAYS days,
-                           and says what; with DRY=1 it only says it. Runs that are alive stay. Ages are by the device's
+                           and says what; with DRY=1 it only says it. Runs that are alive stay, and so does all that the
+                           farm did not make: by its marker, names and owner, behind no link. Ages are by the device's
                            own clock: where that jumps, the worst is that something is sent or measured once more
 """
 
@@ -14,13 +15,23 @@ import glob
 import json
 import mmap
 import os
+import re
 import shutil
+import stat
 import subprocess
 import sys
 import time
 from typing import Any, Dict, List, Optional
 
 TOOLS = ("timeout", "dd", "df", "wc", "tail", "mv", "rm", "mkdir")
+# Of what the farm makes in its folders, as in harness/agent/place.py.
+_HASH, _ASIDE = "[0-9a-f]{16}", r"(\.[0-9]+\.part)?"
+FORMS = {
+    "engines": _HASH + _ASIDE,
+    "sites": _HASH + _ASIDE,
+    "blobs": "[0-9a-f]{64}" + _ASIDE,
+    "runs": r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}?" + _ASIDE,
+}
 COMMAND_DEADLINE_S = 3.0  # vcgencmd and getprop may hang
 
 
@@ -70,8 +81,10 @@ def file_system(root: str) -> Dict[str, Any]:
 def try_writing(root: str) -> Dict[str, Any]:
     """Tells whether a file can be written there, and read past the page cache."""
     path = os.path.join(root, f".survey.{os.getpid()}")
+    remove(path)
     try:
-        with open(path, "wb") as file:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(handle, "wb") as file:
             file.write(b"x" * 4096)
             file.flush()
             os.fsync(file.fileno())
@@ -116,31 +129,26 @@ def throttled_bits() -> Optional[int]:
 def prune(root: str, days: str, kinds: str, dry: str) -> Dict[str, Any]:
     removed: List[Dict[str, Any]] = []
     runs = os.path.join(root, "runs")
-    if any(is_alive(os.path.join(runs, run)) for run in os.listdir(runs)):
+    if any(is_alive(os.path.join(runs, run)) for run in own(root, "runs")):
         days = str(max(float(days), 1.0))  # what it uses was touched when it began
     for kind in kinds.split(","):
         for name in unused(root, kind, float(days)):
             path = os.path.join(root, kind, name)
             removed.append({"kind": kind, "name": name, "bytes": size_bytes(path)})
             if dry != "1":
-                shutil.rmtree(path, ignore_errors=True)
-                remove(path)
+                shutil.rmtree(path, ignore_errors=True)  # which follows no link
     left = {kind: size_bytes(os.path.join(root, kind)) for kind in ("engines", "sites", "blobs", "runs")}
     return {"removed": removed, "left_bytes": left}
 
 
 def unused(root: str, kind: str, days: float) -> List[str]:
     """Returns what lies in a folder of the farm, untouched for `days`; whoever uses something touches it."""
-    folder, names = os.path.join(root, kind), []
-    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
-        path = os.path.join(folder, name)
+    names = []
+    for name in own(root, kind):
+        path = os.path.join(root, kind, name)
         try:
-            times = [os.stat(path).st_mtime]
-            times += (
-                [os.stat(os.path.join(path, inner)).st_mtime for inner in os.listdir(path)]
-                if os.path.isdir(path)
-                else []
-            )
+            times = [os.lstat(path).st_mtime]
+            times += [os.lstat(os.path.join(path, inner)).st_mtime for inner in os.listdir(path)]
         except OSError:
             continue
         if time.time() - max(times) > days * 86400 and not is_alive(path):
@@ -148,10 +156,30 @@ def unused(root: str, kind: str, days: float) -> List[str]:
     return names
 
 
+def own(root: str, kind: str) -> List[str]:
+    """Returns what the farm made in one of its folders, as harness/agent/place.py tells it; nothing behind a link."""
+    outer = os.path.join(root, kind)
+    try:
+        marker, found = os.lstat(os.path.join(root, ".edgemoe-farm")), os.lstat(outer)
+    except OSError:
+        return []
+    if not (stat.S_ISREG(marker.st_mode) and stat.S_ISDIR(found.st_mode) and kind in FORMS):
+        return []
+    names = []
+    for name in sorted(os.listdir(outer)):
+        inner = os.lstat(os.path.join(outer, name))
+        is_ours = stat.S_ISDIR(inner.st_mode) and inner.st_uid == os.geteuid() and inner.st_dev == found.st_dev
+        if kind == "runs" and not name.endswith(".part"):  # any word may be the name of a run
+            is_ours = is_ours and os.path.lexists(os.path.join(outer, name, "holder.json"))
+        if is_ours and re.fullmatch(FORMS[kind], name):
+            names.append(name)
+    return names
+
+
 def is_alive(run: str) -> bool:
     """Tells whether a run's supervisor or engine holds its lock, as harness/agent/runs.py does."""
     try:
-        lock = os.open(os.path.join(run, "alive"), os.O_RDWR)
+        lock = os.open(os.path.join(run, "alive"), os.O_RDWR | os.O_NOFOLLOW)
     except OSError:
         return False
     try:

@@ -98,8 +98,20 @@ def night_folder(config: NightlyConfig, sweep_id: str) -> Path:
 
 def prune_reports(config: NightlyConfig) -> int:
     """Removes the folders of all but the last nights, only such as a night wrote; returns how many."""
-    nights = sorted(path.parent for path in config.reports.glob("*/night.json"))
+    nights = sorted(path.parent for path in config.reports.glob("*/night.json") if _is_night(path, config.name))
     gone = nights[: -config.keep_reports]
     for folder in gone:
         shutil.rmtree(folder, ignore_errors=True)
     return len(gone)
+
+
+def _is_night(path: Path, name: str) -> bool:
+    """Tells whether a file is the summary of a night of this name, in a folder that the night made for it."""
+    folder = path.parent
+    if folder.is_symlink() or path.is_symlink():
+        return False
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.get("name") == name and content.get("sweep") == folder.name

@@ -128,7 +128,9 @@ def _modules(
             time=time.time,
             sleep=sleep,
         ),
-        "os": SimpleNamespace(**{**vars(os), "fork": fork, "killpg": killpg, "statvfs": statvfs}),
+        "os": SimpleNamespace(
+            **{**vars(os), "fork": fork, "killpg": killpg, "statvfs": statvfs, "umask": lambda mask: 0o077}
+        ),
         "fcntl": SimpleNamespace(**{**vars(fcntl), "flock": flock}),
         "signal": SimpleNamespace(**{**vars(signal), "signal": lambda number, handler: None}),
         "zipfile": SimpleNamespace(ZipFile=_Unread),

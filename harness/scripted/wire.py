@@ -13,7 +13,7 @@ from pathlib import Path
 
 from device_inventory import Device
 from engine.codec import to_json
-from harness.device.deploy import IS_THERE, PREPARE, REMOVE, SIZE
+from harness.device.deploy import REMOVE
 from harness.device.probe import IN_FOLDER, SEARCH
 from harness.doctor.survey import Survey
 from harness.errors import DiskFullError, RemoteCommandError, RemoteTimeoutError, UnreachableError
@@ -109,6 +109,14 @@ class ScriptedTransport:
                 on_stdout(json.dumps(to_json(self._survey())).encode())
                 return 0
             case [python, "-I", "-S", "-c", code, *rest] if python == _PYTHON:
+                if rest[1:2] == ["prepare"]:
+                    rest = [*rest[:2], str(self._path(rest[2]))]
+                if rest[1:2] == ["check"]:  # of an engine nothing is kept but its folder
+                    there = self._path(rest[2]).is_dir()
+                    on_stdout(json.dumps({"differs": None if there else "it is missing"}).encode())
+                    return 0
+                if rest[1:2] == ["blob"]:  # a scripted device reads nothing, and so has nothing to hash
+                    rest = [*rest[:-1], "fresh"]
                 if rest[1:2] == ["attend"]:
                     on_stdout = self._breaking(rest[2], int(rest[3]), on_stdout)
                 return run_python(
@@ -131,23 +139,11 @@ class ScriptedTransport:
         if script == SEARCH:
             python = {"path": _PYTHON, "version": [3, 11, 2], "numpy": self._device.facts.numpy, "reason": ""}
             on_stdout(json.dumps(python).encode() + b"\n")
-        elif script == PREPARE:
-            root = self._path(first)
-            for name in ("engines", "blobs", "runs"):
-                (root / name).mkdir(parents=True, exist_ok=True)
-            on_stdout(f"{root}\n".encode())
-        elif script == SIZE:
-            path = self._path(first)
-            if not path.is_file():
-                return 1
-            on_stdout(str(path.stat().st_size).encode())
         elif script == REMOVE:
             run = self._path(first)
             if not (run / "holder.json").is_file() or rest[0] not in (run / "holder.json").read_text():
                 return 1
             shutil.rmtree(run, ignore_errors=True)
-        elif script == IS_THERE:
-            return 0 if self._path(first).is_dir() else 1
         elif script == IN_FOLDER and rest[:4] == [_PYTHON, "-m", "engine", "selftest"]:
             return 0
         elif script == IN_FOLDER and rest[:4] == [_PYTHON, "-m", "engine", "probe"]:

@@ -6,6 +6,7 @@ FOLDER/<sha256>.zip      whole files or none; used by several processes at once
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -17,6 +18,7 @@ from reports.errors import ReportError
 from reports.files import replacing
 
 _SUFFIX = ".zip"
+_NAME = re.compile(r"[0-9a-f]{64}")
 
 
 def engines_folder() -> Path:
@@ -37,7 +39,7 @@ class EngineStore:
         path = self._path(bundle.sha256)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            if path.is_file():
+            if path.is_file() and path.read_bytes() == bundle.content:  # or a power cut left half of it
                 os.utime(path, (self._now(), self._now()))
                 return
             with replacing(path) as file:
@@ -68,7 +70,7 @@ class EngineStore:
         """Removes engines that nobody used for `days`, except `wanted`; returns how many."""
         removed, before = 0, self._now() - days * 86400
         for path in self._folder.glob(f"*{_SUFFIX}"):
-            if path.stem not in wanted:
+            if _NAME.fullmatch(path.stem) and path.stem not in wanted:  # what else lies there is somebody's
                 with suppress(OSError):  # another process may prune, too
                     if path.stat().st_mtime < before:
                         path.unlink()
@@ -76,6 +78,6 @@ class EngineStore:
         return removed
 
     def _path(self, sha256: str) -> Path:
-        if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
+        if not _NAME.fullmatch(sha256):
             raise UsageError(f"{sha256[:16]!r} is no engine: a record that was written before engines had a hash?")
         return self._folder / f"{sha256}{_SUFFIX}"

@@ -26,6 +26,9 @@ from harness.sweep.verify import Answers, incomplete, judge, malformed_samples
 from reports.records import Fault, Run, RunEstimate, RunStatus, Sweep, Verdict
 from reports.results.health import DeviceHealth, Health, Mark
 
+# After which faults to look whether the device still has what was sent: reading all of it, or by what is known of it.
+_THOROUGH = (Fault.ENGINE, Fault.WRONG_ANSWER, Fault.STORAGE)
+_BRIEFLY = (Fault.OUT_OF_MEMORY, Fault.TIMED_OUT, Fault.COMMAND_FAILED)
 CANARY_PAUSES_S = (10.0, 40.0, 160.0)  # before each canary run that may bring a quarantined device back
 
 
@@ -210,6 +213,11 @@ class DeviceWorker:
             return attempt.without_engine(RunStatus.SKIPPED, Fault.UNFIT, str(error))
         except DeviceError as error:
             fault = fault_of_error(error)
+            if self._session is not None and fault in (Fault.COMMAND_FAILED, Fault.STORAGE):
+                damage = self._damage(self._session, thorough=False)
+                if damage is not None:
+                    reasons = (damage[1], str(error))
+                    return attempt.without_engine(_status_of(error), damage[0], "; ".join(reasons))
             if not fault.is_infrastructure:
                 self._give_up(str(error), _status_of(error))
             return attempt.without_engine(_status_of(error), fault, str(error))
@@ -220,8 +228,26 @@ class DeviceWorker:
             keep=True,
         )
         run = attempt.judged(request, outcome, session.engine_sha256)
+        if run.fault in _THOROUGH or run.fault in _BRIEFLY:  # only now: a look costs time
+            damage = self._damage(session, thorough=run.fault in _THOROUGH)
+            if damage is not None:
+                run = replace(run, status=RunStatus.FAILED, fault=damage[0], reasons=(damage[1], *run.reasons))
         self._around.remember_baseline(run)
         return run
+
+    def _damage(self, session: Session, *, thorough: bool) -> tuple[Fault, str] | None:
+        """Returns the fault and the reason where the device lost or changed what was sent to it, and mends that.
+
+        What such a device does is no result of the engine, and shows in no comparison as one.
+        """
+        try:
+            found = session.damage(thorough=thorough)
+        except DeviceError as error:
+            fault = fault_of_error(error)
+            return (fault if fault.is_infrastructure else Fault.STORAGE), str(error)
+        if found is None:
+            return None
+        return Fault.STORAGE, f"{self.device.name}: the device's storage lost or changed what was sent: {found}"
 
     def _heard(self, measurement: Measurement, event: str, content: dict[str, Any]) -> None:
         if event == "settling":
@@ -305,18 +331,22 @@ class DeviceWorker:
                 self._matrix,
                 self.device,
                 identity=attempt.identity,
-                container=self._put(session, container.path),
+                container=self._put(session, container.path, attempt.measurement.cell.container_sha256),
                 profile=self._put(session, container.profile) if container.profile else None,
                 baseline_c=self._around.baselines_c.get(self.device.name),
             )
         except (UnreachableError, RemoteTimeoutError):
             raise
         except (DeviceError, ProtocolError) as error:
+            if isinstance(error, DeviceError) and fault_of_error(error) is Fault.STORAGE:
+                raise  # which may be mended
             self._undeployable[container.name] = str(error)
             raise _UndeployableError(str(error)) from None
 
-    def _put(self, session: Session, source: Path) -> str:
-        return session.put(source, progress=lambda _: self._raise_if_stopping())  # a cut upload goes on at its end
+    def _put(self, session: Session, source: Path, sha256: str | None = None) -> str:
+        return session.put(
+            source, sha256=sha256, progress=lambda _: self._raise_if_stopping()
+        )  # a cut upload goes on at its end
 
     def _raise_if_stopping(self) -> None:
         if self._around.stopping.is_set():

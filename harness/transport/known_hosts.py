@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from reports.files import moved
+
 
 def default_path(environment: Mapping[str, str] = os.environ) -> Path:
     """Returns $XDG_CONFIG_HOME/edgemoe-farm/known_hosts, or the same under ~/.config."""
@@ -70,8 +72,7 @@ class KnownHosts:
             try:
                 file.write("".join(f"{line}\n" for line in lines))
                 file.flush()
-                os.fsync(file.fileno())
-                Path(file.name).replace(self.path)
+                moved(Path(file.name), self.path)
             except OSError:
                 Path(file.name).unlink(missing_ok=True)
                 raise

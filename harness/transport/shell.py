@@ -41,21 +41,27 @@ _WATCHDOG = (
     '(sleep "$n"; kill -9 "$p") >/dev/null 2>&1 </dev/null 3<&- & w=$!; exec 3<&-; '
     'wait "$p"; s=$?; kill "$w" 2>/dev/null; exit "$s"'
 )
-# $1: partial file, $2: its folder. Prints the bytes that are there and the KiB that are free.
+# $1: partial file, $2: its folder. Prints the bytes that are there and the KiB that are free. A link is no partial file
+# of ours, and a folder that is one leads elsewhere.
 _SURVEY = (
-    'mkdir -p -- "$2" || exit; if [ -f "$1" ]; then wc -c <"$1"; else echo 0; fi; '
+    'umask 077; mkdir -p -- "$2" || exit; '
+    '[ ! -h "$2" ] || { echo "$2 is a link, which is not followed: remove it" >&2; exit 1; }; '
+    '[ ! -h "$1" ] || rm -f -- "$1" || exit; if [ -f "$1" ]; then wc -c <"$1"; else echo 0; fi; '
     'df -Pk -- "$2" | tail -n 1 | { read -r _ _ _ free _; echo "$free"; }'
 )
 # $1: partial file, $2: blocks of BLOCK_BYTES to skip.
-_RECEIVE = f'exec dd of="$1" bs={BLOCK_BYTES} seek="$2" conv=notrunc 2>/dev/null'
-# $1: partial file, $2: target, $3: sha256, $4: bytes. Exits 9 where the content differs.
+_RECEIVE = f'umask 077; [ ! -h "$1" ] || exit 1; exec dd of="$1" bs={BLOCK_BYTES} seek="$2" conv=notrunc 2>/dev/null'
+# $1: partial file, $2: target, $3: sha256, $4: bytes, $5: the target's folder. Exits 9 where the content differs. File
+# and names are synced: a power cut leaves all of it or nothing. Old versions of `sync` know no files, and sync all.
 _FINISH = (
     '[ "$(wc -c <"$1")" -eq "$4" ] || exit 9; '
     'if command -v sha256sum >/dev/null 2>&1; then h=$(sha256sum <"$1"); '
     'elif command -v shasum >/dev/null 2>&1; then h=$(shasum -a 256 <"$1"); '
     'else h=$(python3 -c "import hashlib,sys; h=hashlib.sha256(); '
     '[h.update(b) for b in iter(lambda: sys.stdin.buffer.read(1<<20), bytes())]; print(h.hexdigest())" <"$1"); fi; '
-    '[ "${h%% *}" = "$3" ] || exit 9; sync "$1" 2>/dev/null; exec mv -f -- "$1" "$2"'
+    '[ "${h%% *}" = "$3" ] || exit 9; sync "$1" 2>/dev/null || sync; '
+    '[ ! -h "$2" ] || rm -f -- "$2" || exit; [ ! -d "$2" ] || { echo "$2 is a folder: remove it" >&2; exit 1; }; '
+    'mv -f -- "$1" "$2" || exit; sync "$5" "$5/.." 2>/dev/null || sync'
 )
 
 
@@ -119,7 +125,9 @@ class ShellTransport(ABC):
                 self._shell('exec rm -f -- "$1"', partial)
             sent += self._send_rest(source, partial, target, total, progress)
             deadline_s = SHORT_DEADLINE_S + total / HASH_BYTES_PER_S
-            finished = self._shell(_FINISH, partial, target, digest, str(total), check=False, deadline_s=deadline_s)
+            finished = self._shell(
+                _FINISH, partial, target, digest, str(total), _folder(target), check=False, deadline_s=deadline_s
+            )
             if finished.exit_status == 0:
                 return sent
             if finished.exit_status != 9:

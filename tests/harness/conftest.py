@@ -93,6 +93,8 @@ class ScriptedFarm:
     on_wait: Callable[[], None] = lambda: None
     hold_error: Callable[[str], Exception | None] = lambda device: None
     before: Callable[[str, RunRequest], None] = lambda device, request: None
+    damage: Callable[[bool], str | Exception | None] = lambda thorough: None  # what was lost or changed on the device
+    planned: dict[Path, str | None] = field(default_factory=dict)  # the hash that a file had to have
     canary_error: Callable[[str], Exception | None] = lambda device: None
     canaries: list[str] = field(default_factory=list)
     time_error: Callable[[str], Exception | None] = lambda container: None
@@ -136,13 +138,20 @@ class ScriptedSession:
             tick()
         return 7
 
-    def put(self, source: Path, *, progress: Callable[[int], None] | None = None) -> str:
+    def put(self, source: Path, *, sha256: str | None = None, progress: Callable[[int], None] | None = None) -> str:
+        self._farm.planned[source] = sha256
         error = self._farm.put_error(source)
         if error:
             raise error
         if progress:
             progress(1)
         return f"store/{source.name}"
+
+    def damage(self, *, thorough: bool) -> str | None:
+        found = self._farm.damage(thorough)
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def use(self, bundle: EngineBundle) -> None:
         self.engine_sha256 = bundle.sha256

@@ -66,3 +66,15 @@ def test_the_demonstration_of_faults_ends_every_cell_and_says_that_it_is_made_up
     for device in ("drop", "healthy", "throttle", "slow-disk"):
         assert {run.status for run in runs if run.cell.device == device} == {RunStatus.OK}
     assert not (tmp_path / "out" / "work").exists()
+
+
+def test_a_folder_that_no_demonstration_made_is_left_alone(tmp_path: Path) -> None:
+    thesis = tmp_path / "out" / "work" / "thesis"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("years of work")
+    done = subprocess.run(
+        [*COMMAND, "demo", "--faults", "--output", "out"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "out/work is not empty, and no demonstration made it: choose another --output" in done.stderr
+    assert thesis.exists()

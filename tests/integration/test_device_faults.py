@@ -112,7 +112,8 @@ def test_a_restart_in_the_middle_of_a_sweep_costs_no_cell(session_on, board, ben
     bench.witness.engine_said = engine_said
     matrix = MATRIX.replace("max_new_tokens = 3", "max_new_tokens = 1").replace("naive-swap", "restless")
     strategies = {**STRATEGIES, "restless": Strategy("restless", "", "", residency="none")}
-    runs = bench.measure(bench.plan(matrix, strategies=strategies))
+    sha256 = {"c": hashlib.sha256((tmp_path / "c.emoe").read_bytes()).hexdigest()}
+    runs = bench.measure(bench.plan(matrix, strategies=strategies, container_sha256=sha256))
     assert [run.fault for run in runs if run.fault] == [Fault.REBOOTED]
     assert len(runs) == 9
     assert {run.status for run in last_attempts(runs)} == {RunStatus.OK}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from engine.protocol import RunRequest
 from engine.quantize import Format
 from engine.selftest import write_random_model
+from harness.agent.stores import RECORD, _record
 from harness.device.opening import open_session
-from reports.records import RunStatus
+from reports.records import Fault, RunStatus
 
 pytestmark = pytest.mark.integration
 
@@ -60,3 +63,19 @@ def test_a_damaged_container_is_the_engines_own_word(session, container, tmp_pat
     outcome = session.execute(request(session.put(damaged), "full-load"))
     assert outcome.status is RunStatus.FAILED
     assert "damaged.emoe" in outcome.reasons[0]
+
+
+@pytest.mark.parametrize("at", [3, 40, 300, -5000])
+def test_a_bit_that_the_medium_flipped_is_found_and_the_container_sent_again(session, container, at) -> None:
+    path = Path(session.put(container))
+    content = bytearray(path.read_bytes())
+    content[at] ^= 4
+    path.write_bytes(content)
+    # A medium that forgets changes no time: the record of the file is as it would be then.
+    record = json.loads((path.parent / RECORD).read_text())
+    (path.parent / RECORD).write_text(json.dumps(_record(path.lstat(), record["sha256"])))
+    outcome = session.execute(request(str(path), "full-load"))
+    assert outcome.fault is not Fault.STORAGE, "the engine does not know better"
+    assert session.damage(thorough=True) == f"{path} was missing or damaged"
+    again = session.execute(replace(request(session.put(container), "full-load"), run_id="again"))
+    assert again.status is RunStatus.OK, again.reasons

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness import agent
-from harness.agent import lease, runs
+from harness.agent import lease, place, runs
 
 TTL_S = 100.0
 
@@ -21,7 +21,7 @@ class Competitor:
     """Asks as a controller would; `now` and `boot` are the device's."""
 
     def __init__(self, root: Path, name: str, sweep: str = "") -> None:
-        self.root, self.name = str(root), name
+        self.root, self.name = place.prepare(str(root)), name
         self.owner = {"who": f"{name}@box", "sweep": sweep or f"sweep of {name}"}
 
     def ask(self, now: float, boot: str = "boot-1", **options: object):
@@ -191,6 +191,7 @@ def test_what_is_sent_to_a_device_needs_nothing_there_but_python(tmp_path: Path)
             for module in modules:
                 ours = module.startswith(("harness.agent", "engine."))  # the deployed engine's, where it is needed
                 assert ours or module.split(".")[0] in sys.stdlib_module_names, name
+    place.prepare(str(tmp_path))
     command = [sys.executable, "-I", "-c", agent._BOOT, str(len(agent.AGENT)), "look", str(tmp_path)]
     done = subprocess.run(command, input=agent.AGENT, capture_output=True, cwd=tmp_path, check=True, timeout=60)
     assert json.loads(done.stdout)["state"] == "free"
@@ -230,6 +231,7 @@ def test_a_thousand_times_never_both(tmp_path: Path) -> None:
     """Three processes; each 40th time who seems to hold the lease is killed, wherever it is, else the oldest. Only then
     does the device's clock go on."""
     times, ttl_s, clock_s = 1000, 1e4, 0.0
+    place.prepare(str(tmp_path))
     (tmp_path / "log").touch()
 
     def set_clock() -> None:

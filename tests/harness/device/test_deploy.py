@@ -3,9 +3,11 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import sqlite3
 import threading
 import time
 import zipfile
+from contextlib import closing
 
 import pytest
 
@@ -21,12 +23,15 @@ def test_a_hash_is_remembered_until_the_file_changes(tmp_path) -> None:
     file = tmp_path / "model.bin"
     file.write_bytes(b"one")
     os.utime(file, ns=(10**18, 10**18))
-    cache = HashCache(tmp_path / "cache")
+    cache = HashCache(tmp_path / "cache", now_ns=lambda: time.time_ns() + 10**11)
     assert cache.sha256(file) == sha256(b"one")
-    with file.open("r+b") as handle:  # same size, inode and, by force, time: only a cache can still say the old hash
+    with closing(sqlite3.connect(tmp_path / "cache" / "sha256.sqlite")) as database, database:
+        database.execute("UPDATE v1 SET sha256 = 'remembered'")
+    assert HashCache(tmp_path / "cache").sha256(file) == "remembered"
+    with file.open("r+b") as handle:  # same size, inode and, by force, time of change of the content
         handle.write(b"two")
     os.utime(file, ns=(10**18, 10**18))
-    assert HashCache(tmp_path / "cache").sha256(file) == sha256(b"one")
+    assert HashCache(tmp_path / "cache").sha256(file) == sha256(b"two")
     os.utime(file, ns=(10**18, 10**18 + 1))
     assert cache.sha256(file) == sha256(b"two")
 

@@ -1,4 +1,5 @@
 import fcntl
+import json
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -97,9 +98,14 @@ def test_old_reports_go_and_what_no_night_wrote_stays(config, tmp_path) -> None:
     config = read_nightly(tmp_path / "nightly.toml")
     config.reports.mkdir()
     for day in range(4):
-        (night_folder(config, f"2026112{day}-020000-abcd") / "night.json").write_text("{}")
+        folder = night_folder(config, f"2026112{day}-020000-abcd")
+        (folder / "night.json").write_text(json.dumps({"name": "farm", "sweep": folder.name}))
     (config.reports / "0-mine").mkdir()
+    for number, content in enumerate(("{}", "", "[1]", '{"name": "other", "sweep": "1-theirs-3"}')):
+        theirs = config.reports / f"1-theirs-{number}"
+        theirs.mkdir()
+        (theirs / "night.json").write_text(content)
     assert prune_reports(config) == 2
     assert sorted(p.name for p in config.reports.iterdir()) == [
-        "0-mine", "20261122-020000-abcd", "20261123-020000-abcd",
+        "0-mine", *(f"1-theirs-{number}" for number in range(4)), "20261122-020000-abcd", "20261123-020000-abcd",
     ]  # fmt: skip

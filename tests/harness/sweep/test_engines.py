@@ -55,6 +55,23 @@ def test_what_is_damaged_or_another_is_never_handed_out(store, tmp_path) -> None
         store.get("../../etc/passwd")
 
 
+def test_an_engine_that_a_power_cut_left_empty_is_kept_anew(store, tmp_path) -> None:
+    engine = bundle(tmp_path, "1")
+    store.keep(engine)
+    (tmp_path / "engines" / f"{engine.sha256}.zip").write_bytes(b"")
+    store.keep(engine)
+    assert store.get(engine.sha256) == engine
+
+
+def test_pruning_leaves_what_is_no_engine(store, tmp_path) -> None:
+    store.keep(bundle(tmp_path, "1"))
+    backup = tmp_path / "engines" / "backup.zip"
+    backup.write_bytes(b"years of work")
+    os.utime(backup, (0, 0))
+    store.prune(days=1, wanted=())
+    assert backup.exists()
+
+
 def test_pruning_leaves_what_is_wanted_or_was_used_of_late(store, tmp_path) -> None:
     old, wanted, fresh = (bundle(tmp_path, text) for text in "abc")
     for engine in (old, wanted, fresh):

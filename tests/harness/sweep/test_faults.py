@@ -6,13 +6,13 @@ import pytest
 
 from harness.device.retry import RETRIES, Backoff, fault_of_error
 from harness.device.session import Outcome
-from harness.errors import DiskFullError, RemoteCommandError, RemoteTimeoutError, UnreachableError
+from harness.errors import DiskFullError, RemoteCommandError, RemoteTimeoutError, UnfitError, UnreachableError
 from harness.sweep.health import HealthBook
 from harness.sweep.runner import tally
 from harness.sweep.worker import CANARY_PAUSES_S
 from reports.records import Fault, RunStatus, last_attempts
 from reports.results.health import QUARANTINE, Health, Mark
-from tests.harness.conftest import ok
+from tests.harness.conftest import ok, samples_of
 
 LOST = Outcome(RunStatus.UNREACHABLE, ("pi: the connection was lost; not back within 120 s",), Fault.LINK_LOST)
 REBOOTED = Outcome(RunStatus.UNREACHABLE, ("the device restarted during the run: check power",), Fault.REBOOTED)
@@ -43,6 +43,77 @@ def fail_cell(bench, number: int, outcome: Outcome, times: int = 1) -> None:
         return outcome
 
     bench.farm.answer = answer
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+BROKEN = Outcome(RunStatus.FAILED, ("the engine exited with status 1: bad magic",), Fault.ENGINE)
+NO_MEMORY = Outcome(RunStatus.OUT_OF_MEMORY, ("the engine was killed by signal 9",), Fault.OUT_OF_MEMORY)
+
+
+@pytest.mark.parametrize(("outcome", "thorough"), [(BROKEN, True), (NO_MEMORY, False)])
+def test_what_a_device_does_with_damaged_files_is_no_result_and_is_tried_again(bench, outcome, thorough) -> None:
+    looked = []
+
+    def damage(how):
+        looked.append(how)
+        return "the engine in /f/engines/e was damaged: engine/__main__.py has changed"
+
+    bench.farm.damage = damage
+    fail_cell(bench, 1, outcome)
+    runs = bench.measure(bench.plan())
+    (failed,) = [run for run in runs if run.status is not RunStatus.OK]
+    assert (failed.status, failed.fault) == (RunStatus.FAILED, Fault.STORAGE)
+    assert failed.reasons[0].startswith("pi: the device's storage lost or changed what was sent: the engine in /f")
+    assert failed.reasons[1:] == outcome.reasons
+    assert {r.status for r in last_attempts(runs)} == {RunStatus.OK}
+    assert looked == [thorough]
+
+
+def test_a_wrong_answer_of_a_damaged_container_is_no_result(bench) -> None:
+    bench.farm.damage = lambda thorough: "blobs/c was missing or damaged"
+    bench.farm.answer = lambda request: (
+        ok(request, samples=samples_of(request, shift=1)) if request.strategy == "naive-swap" else ok(request)
+    )
+    assert {run.fault for run in bench.measure(bench.plan())} == {None, Fault.STORAGE}
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (UnfitError("pi: /f is not empty"), Fault.STORAGE),
+        (UnreachableError("pi: the connection was lost"), Fault.UNREACHABLE),
+        (RemoteCommandError("pi: `python3` failed: Input/output error"), Fault.STORAGE),
+    ],
+)
+def test_a_failure_of_a_device_that_cannot_be_looked_at_is_no_result(bench, error, fault) -> None:
+    bench.farm.damage = lambda thorough: error
+    fail_cell(bench, 1, BROKEN)
+    runs = bench.measure(bench.plan())
+    assert [run.fault for run in runs if run.fault] == [fault]
+    assert {r.status for r in last_attempts(runs)} == {RunStatus.OK}
+
+
+def test_a_whole_device_keeps_its_failure_as_a_result(bench) -> None:
+    fail_cell(bench, 1, BROKEN)
+    assert [run.fault for run in bench.measure(bench.plan()) if run.fault] == [Fault.ENGINE]
+
+
+def test_storage_that_fails_while_a_container_is_put_is_mended_and_tried_again(bench) -> None:
+    errors = [RemoteCommandError("pi: `python3` failed: /f is not the farm's folder any more (No such file)")]
+    bench.farm.put_error = lambda source: errors.pop() if errors else None
+    bench.farm.damage = lambda thorough: "the engine in /f was damaged: it is missing"
+    runs = bench.measure(bench.plan())
+    assert [run.fault for run in runs if run.fault] == [Fault.STORAGE]
+    assert {r.status for r in last_attempts(runs)} == {RunStatus.OK}
+
+
+def test_the_planned_hash_goes_to_the_device(bench) -> None:
+    bench.measure(bench.plan())
+    assert "c" * 64 in bench.farm.planned.values()
+
+
+# --- what is tried again ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("outcome", [LOST, REBOOTED, DAMAGED, STALLED, FULL, KILLED])
