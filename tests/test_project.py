@@ -132,7 +132,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "engine.container", "engine.offline", "engine.quantize", "engine.selftest",
         "reports.metrics", "reports.records",
     },
-    "harness.device": WIRE | INVENTORY | {"reports.errors", "reports.records", "reports.text"},
+    "harness.device": WIRE | INVENTORY | {"reports.errors", "reports.files", "reports.records", "reports.text"},
     "harness.doctor": WIRE | INVENTORY | {"reports.errors", "reports.records", "reports.results", "reports.text"},
     "harness.night": WIRE | INVENTORY | REPORTS,
     "harness.scripted": WIRE | INVENTORY,

@@ -5,6 +5,7 @@ FOLDER/<sha256>.zip      whole files or none; used by several processes at once
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Collection
@@ -14,7 +15,7 @@ from pathlib import Path
 from harness.device.deploy import EngineBundle
 from harness.errors import UsageError
 from reports.errors import ReportError
-from reports.files import replacing
+from reports.files import put_aside, replacing
 
 _SUFFIX = ".zip"
 
@@ -33,13 +34,18 @@ class EngineStore:
         self._now = now
 
     def keep(self, bundle: EngineBundle) -> None:
-        """Stores an engine, or touches it. Raises UsageError where it cannot be written."""
+        """Stores an engine, or touches it; a damaged one is put aside. Raises UsageError where it cannot be written."""
         path = self._path(bundle.sha256)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            if path.is_file():
+            if bundle.sha256 in self:
                 os.utime(path, (self._now(), self._now()))
                 return
+            if path.exists():
+                aside = put_aside(path)
+                logging.getLogger(__name__).warning(
+                    "edgemoe-farm: warning: %s is damaged: put aside as %s", path, aside.name
+                )
             with replacing(path) as file:
                 file.write(bundle.content)
         except (OSError, ReportError) as error:
@@ -62,7 +68,11 @@ class EngineStore:
         return bundle
 
     def __contains__(self, sha256: str) -> bool:
-        return self._path(sha256).is_file()
+        """Returns whether the engine is kept here, whole."""
+        try:
+            return EngineBundle.packed(self._path(sha256).read_bytes()).sha256 == sha256
+        except (OSError, ValueError):
+            return False
 
     def prune(self, *, days: float, wanted: Collection[str]) -> int:
         """Removes engines that nobody used for `days`, except `wanted`; returns how many."""

@@ -22,7 +22,7 @@ import paramiko
 from fabric import Config, Connection
 
 from device_inventory import Device
-from harness.errors import HostKeyError, UnreachableError, UsageError
+from harness.errors import FarmError, HostKeyError, UnreachableError
 from harness.transport import Keyring, Reach, TransportKind
 from harness.transport.known_hosts import HostKey, KnownHosts
 from harness.transport.shell import STALL_S, ShellTransport
@@ -32,7 +32,9 @@ from reports.text import harmless
 CONNECT_S = 15.0
 KEEPALIVE_S = 5
 UNANSWERED_S = 15.0  # what was sent and not acknowledged for so long ends the connection (TCP_USER_TIMEOUT)
-_BROKEN = (OSError, EOFError, paramiko.SSHException)  # what a lost link raises, depending on where it is noticed
+# What a lost link or a broken peer raises: what the peer sent is parsed in a thread of paramiko, which passes on
+# whatever that ends with (struct.error, ValueError, UnicodeError ...).
+_BROKEN = (Exception,)
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # its failures reach the user as our errors
 
 
@@ -219,7 +221,7 @@ def _chain(device: Device, known_hosts: Path, ssh_config: Path | None, connect_s
     """Returns the unopened connections to a device: its jump hosts in order, then the device, all strict."""
     identity = Path(device.identity_file).expanduser() if device.identity_file else None
     if identity is not None and not identity.is_file():
-        raise UsageError(f"{device.name}: identity_file {identity} does not exist: correct it in the inventory")
+        raise UnreachableError(f"{device.name}: identity_file {identity} does not exist: correct it in the inventory")
 
     def options() -> dict[str, Any]:  # anew each time: fabric writes into it
         return {
@@ -247,8 +249,8 @@ def _chain(device: Device, known_hosts: Path, ssh_config: Path | None, connect_s
             connect_timeout=int(connect_s),
             connect_kwargs=options(),
         )
-    except (paramiko.SSHException, OSError, ValueError) as error:
-        raise UsageError(f"{device.name}: ssh_config cannot be used: {_reason(error)}") from None
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is this device's
+        raise UnreachableError(f"{device.name}: ssh_config cannot be used: {_reason(error)}") from None
     chain = [connection]
     while isinstance(chain[0].gateway, Connection):
         chain.insert(0, chain[0].gateway)
@@ -302,6 +304,8 @@ def _explained(device: Device, connection: Connection) -> Iterator[None]:
     name, where = device.name, f"{connection.user}@{connection.host} port {connection.port}"
     try:
         yield
+    except FarmError:
+        raise
     except paramiko.BadHostKeyException as error:
         raise HostKeyError(
             f"{name}: the host key of {error.hostname} has CHANGED: {error.expected_key.fingerprint} is trusted, "

@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 from harness.device.trust import trust
-from harness.errors import HostKeyError, RemoteTimeoutError, UnreachableError, UsageError
+from harness.errors import HostKeyError, RemoteTimeoutError, UnreachableError
 from harness.transport.known_hosts import KnownHosts
 from harness.transport.ssh import SshTransport
 
@@ -182,7 +182,7 @@ def test_a_passphrase_is_asked_of_nobody_and_in_no_message(sshd, tmp_path, caplo
 
 def test_an_identity_file_that_is_not_there(sshd) -> None:
     device = dataclasses.replace(sshd.device, identity_file="/nonexistent/key")
-    with pytest.raises(UsageError, match="pi: identity_file /nonexistent/key does not exist"):
+    with pytest.raises(UnreachableError, match="pi: identity_file /nonexistent/key does not exist"):
         hello(device, sshd.known_hosts)
 
 

@@ -3,9 +3,11 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import sqlite3
 import threading
 import time
 import zipfile
+from contextlib import closing
 
 import pytest
 
@@ -131,3 +133,27 @@ def test_who_waits_for_a_turn_may_give_up() -> None:
         pytest.fail("the turn was taken twice")
     with turns.taken(stop):
         pass
+
+
+@pytest.mark.parametrize("how", ["not a database", "cut off", "another table", "a folder", "a false hash"])
+def test_a_damaged_cache_of_hashes_costs_nothing_but_time(tmp_path, how, caplog) -> None:
+    file, folder = tmp_path / "model.emoe", tmp_path / "cache"
+    file.write_bytes(b"weights" * 999)
+    right = hashlib.sha256(file.read_bytes()).hexdigest()
+    later = {"now_ns": lambda: file.stat().st_mtime_ns + 10**10}
+    assert HashCache(folder, **later).sha256(file) == right
+    database = folder / "sha256.sqlite"
+    if how == "not a database":
+        database.write_bytes(b"\xff" * 9000)
+    elif how == "cut off":
+        database.write_bytes(database.read_bytes()[:5000])
+    elif how == "a folder":
+        database.unlink()
+        database.mkdir()
+    else:
+        with closing(sqlite3.connect(database)) as connection, connection:
+            change = "UPDATE v1 SET sha256 = 'x'" if how == "a false hash" else "ALTER TABLE v1 RENAME TO v0"
+            connection.execute(change)
+    assert HashCache(folder, **later).sha256(file) == right
+    assert HashCache(folder, **later).sha256(file) == right
+    assert ("put aside" in caplog.text) is (how in ("not a database", "cut off"))
