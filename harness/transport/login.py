@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from harness.errors import RemoteCommandError
 from reports.text import harmless
 
-MOST_BEFORE_BYTES = 1 << 20  # that a login shell may print before the command begins
+MOST_BEFORE_BYTES = 1 << 20  # that a login shell may print before the command begins, and after it ended
 _SHOWN_BYTES = 400
 _BEGIN, _END = b"begin-", b"end-"  # each with the mark; apart in the command line, which a wrapper may print
 # $1: the mark; the rest: the command, each word behind "=", or behind "%" and in the escapes of printf.
@@ -59,12 +59,14 @@ class Between:
         self._take = take
         self._held = bytearray()  # what may be the beginning of a mark
         self.before = bytearray()  # the beginning of what came before it
-        self._before_bytes = 0
+        self._before_bytes = self._after_bytes = 0
         self.began = self.ended = False
 
     def feed(self, piece: bytes) -> None:
         """Takes the next bytes. Raises RemoteCommandError where no command begins, and what `take` raises."""
         if self.ended:
+            self._after_bytes += len(piece)
+            self._check(self._after_bytes, "after a command ended")
             return
         self._held += piece
         if not self.began:
@@ -73,11 +75,7 @@ class Between:
             passed = len(before) if found else max(0, len(self._held) - len(self._begin) + 1)
             self.before += before[: min(passed, _SHOWN_BYTES - len(self.before))]
             self._before_bytes += passed
-            if self._before_bytes > MOST_BEFORE_BYTES:
-                raise RemoteCommandError(
-                    f"{self._name}: the login shell there printed more than {MOST_BEFORE_BYTES} bytes before a command "
-                    "began: let it print nothing when it is not interactive"
-                )
+            self._check(self._before_bytes, "before a command began")
             self._held = bytearray(after) if found else self._held[passed:]
             if not found:
                 return
@@ -91,6 +89,13 @@ class Between:
             del self._held[: len(inside)]
         if inside:
             self._take(inside)
+
+    def _check(self, size: int, when: str) -> None:
+        if size > MOST_BEFORE_BYTES:
+            raise RemoteCommandError(
+                f"{self._name}: the login shell there printed more than {MOST_BEFORE_BYTES} bytes {when}: "
+                "let it print nothing when it is not interactive"
+            )
 
     def finish(self) -> None:
         """Passes on what was held back: the stream has ended, without the mark where the command was killed."""

@@ -24,26 +24,26 @@ from paramiko.agent import AgentSSH
 from paramiko.packet import Packetizer
 
 from device_inventory import Device
-from harness.errors import FarmError, UnreachableError
+from harness.errors import UnreachableError
 from harness.transport import Keyring, Reach, TransportKind
+from harness.transport.failures import of_device, reason_of
 from harness.transport.known_hosts import HostKey, KnownHosts, keys_of, refuse_revoked, verify
 from harness.transport.shell import STALL_S, ShellTransport
 from harness.transport.ssh_config import Carrier, Hop, hops, tcp
 from harness.transport.ssh_files import check_keys, check_known_hosts
-from reports.text import harmless
 
 CONNECT_S = 15.0
 KEEPALIVE_S = 5
 UNANSWERED_S = 15.0  # what was sent and not acknowledged for so long ends the connection (TCP_USER_TIMEOUT)
+FIRST_PACKET_BYTES = 64 << 10  # before the login; OpenSSH sends some thousands
 MOST_PACKET_BYTES = (256 << 10) + 1024  # OpenSSH's PACKET_MAX_SIZE, and room for a MAC
+MOST_UNREAD_BYTES = 16 << 20  # of a command's output: eight times what its window allows
 MOST_BANNER_BYTES = 64 << 10  # before the first packet
 MOST_KEY_BYTES = 1 << 20  # of a private key's file
 _ALGORITHMS = {"ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256")}
 # What a lost link or a broken peer raises: what the peer sent is parsed in a thread of paramiko, which passes on
 # whatever that ends with (struct.error, ValueError, UnicodeError ...).
 _BROKEN = (Exception,)
-# What paramiko says where its own wait has ended.
-_WORDS = {"No existing session": "no answer in time", "Error reading SSH protocol banner": "it does not say what it is"}
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # its failures reach the user as our errors
 
 
@@ -90,7 +90,7 @@ class SshTransport(ShellTransport):
             try:
                 channel.exec_command(command_line)
             except _BROKEN as error:
-                raise UnreachableError(f"{self.name}: the connection was lost: {_reason(error)}") from None
+                raise UnreachableError(f"{self.name}: the connection was lost: {reason_of(error)}") from None
             self._send(channel, stdin)
             status = self._receive(channel, on_stdout, on_stderr, end, silence_s)
             if status < 0 and self._link_is_lost(channel):
@@ -131,20 +131,23 @@ class SshTransport(ShellTransport):
         while True:
             ended = channel.closed or (channel.eof_received and channel.exit_status_ready())
             moved = False
-            while channel.recv_ready():
+            if channel.recv_ready():
                 on_stdout(channel.recv(1 << 16))
                 moved = True
-            while channel.recv_stderr_ready():
+            if channel.recv_stderr_ready():
                 on_stderr(channel.recv_stderr(1 << 16))
                 moved = True
-            if ended:
+            if ended and not moved:
                 return channel.exit_status
             now = self._clock()
             if now >= end:
                 raise TimeoutError
+            if len(channel.in_buffer) + len(channel.in_stderr_buffer) > MOST_UNREAD_BYTES:
+                raise UnreachableError(f"{self.name}: the device sends more than it may, and does not wait")
             if moved:
                 heard = now
-            elif silence_s is not None and now - heard >= silence_s:
+                continue
+            if silence_s is not None and now - heard >= silence_s:
                 raise UnreachableError(f"{self.name}: no sign of life for {silence_s:g} s")
             if channel.eof_received:  # the pipe stays readable from here on: wait for the exit status instead
                 channel.status_event.wait(0.05)
@@ -170,7 +173,7 @@ class SshTransport(ShellTransport):
                 return channel
             except _BROKEN as error:
                 self.close()
-                reason = _reason(error)
+                reason = reason_of(error)
                 if not reused:
                     break
         raise UnreachableError(f"{self.name}: connected, but the device opens no session: {reason}")
@@ -220,7 +223,7 @@ class _Link:
         self._carrier: Carrier | None = None
         # Of fabric's ways to read ssh_config none is used: an empty one, and no stray /etc/invoke.yml or ~/.fabric.yml.
         settings = Config(lazy=True, ssh_config=paramiko.SSHConfig())
-        with _of_device(device.name, f"the way to {hop} cannot be prepared", "correct it in the inventory"):
+        with of_device(device.name, f"the way to {hop} cannot be prepared", "correct it in the inventory"):
             self._connection = Connection(hop.host, user=hop.user, port=hop.port, config=settings)
 
     @property
@@ -237,20 +240,21 @@ class _Link:
         name, hop, client = self._device.name, self._hop, self._connection.client
         wire = self._dial(unanswered_s)
         client.set_missing_host_key_policy(_Strict(name, self._filed_as, self._known))
-        with _of_device(name, *self._broken_handshake()):
+        with of_device(name, *self._broken_handshake()):
             client.connect(
                 hop.host, hop.port, hop.user, sock=wire, timeout=self._connect_s, banner_timeout=self._connect_s,
                 auth_timeout=self._connect_s, channel_timeout=self._connect_s, transport_factory=self._transport,
                 auth_strategy=_Login(name, hop, self._device.identity_file, self._connect_s),
             )  # fmt: skip
             self._connection.transport = client.get_transport()
+            self._connection.transport.packetizer.most_bytes = MOST_PACKET_BYTES
             self._connection.transport.set_keepalive(KEEPALIVE_S)
 
     def presented_key(self) -> HostKey:
         """Opens the links before it, and returns the key that it presents; nothing logs in. Raises DeviceError."""
         transport = self._transport(self._dial(UNANSWERED_S))
         try:
-            with _of_device(self._device.name, *self._broken_handshake()):
+            with of_device(self._device.name, *self._broken_handshake()):
                 transport.start_client(timeout=self._connect_s)
                 found = transport.get_remote_server_key()
                 key = HostKey(self._filed_as, found.get_name(), found.asbytes())
@@ -289,21 +293,23 @@ class _Link:
             else:
                 self._wire = tcp(hop, self._connect_s, unanswered_s)
         except socket.gaierror as error:
-            self._fail(f"{name}: the name {hop.host} is not known ({_reason(error)}): is it spelled as it should be?")
+            self._fail(f"{name}: the name {hop.host} is not known ({reason_of(error)}): is it spelled as it should be?")
         except paramiko.ChannelException as error:
             via = f" from its jump host {self._gateway._hop}" if self._gateway is not None else ""
             remedy = "is it on, and does the jump host allow TCP forwarding?"
-            self._fail(f"{name}: {hop} cannot be reached{via} ({_reason(error)}): {remedy}")
+            self._fail(f"{name}: {hop} cannot be reached{via} ({reason_of(error)}): {remedy}")
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this device's
-            self._fail(f"{name}: {hop} cannot be reached ({_reason(error)}): is it on, and is its SSH server running?")
+            self._fail(
+                f"{name}: {hop} cannot be reached ({reason_of(error)}): is it on, and is its SSH server running?"
+            )
         return self._wire
 
     def _fail(self, message: str) -> NoReturn:
-        raise UnreachableError(message + _noted(self._hop)) from None
+        raise UnreachableError(message + self._hop.noted) from None
 
     def _broken_handshake(self) -> tuple[str, str]:
         what = f"{self._hop} answers, and the SSH handshake with it failed"
-        remedy = f"does an SSH server listen on that port, and does it let this machine in?{_noted(self._hop)}"
+        remedy = f"does an SSH server listen on that port, and does it let this machine in?{self._hop.noted}"
         return what, remedy
 
     def _transport(self, wire: Any, **options: Any) -> paramiko.Transport:
@@ -311,7 +317,7 @@ class _Link:
 
         A server has keys of several kinds: a good key of another kind would look changed.
         """
-        transport = paramiko.Transport(wire, packetizer_class=_Packets, **options)
+        transport = _Transport(wire, packetizer_class=_Packets, **options)
         transport.banner_timeout = self._connect_s
         security = transport.get_security_options()
         known = {
@@ -324,14 +330,20 @@ class _Link:
         return transport
 
 
+class _Transport(paramiko.Transport):
+    def _parse_ext_info(self, message: paramiko.Message) -> None:
+        """Ignores what extensions the server has: of their number it may say anything, and each is waited for."""
+
+
 class _Packets(Packetizer):
     """Bounds what a peer may send before anybody knows who it is, and ends the handshake without a thread for it."""
 
+    most_bytes = FIRST_PACKET_BYTES
     _read_bytes = 0
     _end: float | None = None
 
     def read_all(self, n: int, check_rekey: bool = False) -> bytes:
-        if not 0 <= n <= MOST_PACKET_BYTES:
+        if not 0 <= n <= self.most_bytes:
             raise paramiko.SSHException(f"a packet of {n} bytes, which no SSH server sends")
         content: bytes = super().read_all(n, check_rekey)
         return content
@@ -393,13 +405,13 @@ class _Login:
             except paramiko.BadAuthenticationType as error:
                 told.append(f"it takes no keys, only {', '.join(error.allowed_types)}")
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this device's
-                told.append(_reason(error))
+                told.append(reason_of(error))
         keys = f"{offered} key{'s were' if offered > 1 else ' was'} offered" if offered else "there is no key to offer"
         why = "; ".join([keys, *dict.fromkeys(told)])
         make = "" if offered or told else "make a key with `ssh-keygen -t ed25519`, and "
         raise UnreachableError(
             f"{self.device}: {self.hop} refuses the login ({why}): {make}add your public key there with ssh-copy-id, "
-            f"or set user and identity_file in the inventory{_noted(self.hop)}"
+            f"or set user and identity_file in the inventory{self.hop.noted}"
         )
 
     def _keys(self, agent: list[paramiko.AgentKey], told: list[str]) -> Iterator[paramiko.PKey]:
@@ -416,7 +428,7 @@ class _Login:
                     key = paramiko.PKey.from_path(str(path))
                 except Exception as error:  # noqa: BLE001 - whatever it is, it is no key
                     locked = isinstance(error, paramiko.PasswordRequiredException) or "assword" in str(error)
-                    why = "has a passphrase, see ssh-add" if locked else f"is no private key ({_reason(error)})"
+                    why = "has a passphrase, see ssh-add" if locked else f"is no private key ({reason_of(error)})"
                     told.append(f"{path} {why}")
                 else:
                     yield left.pop(key.asbytes(), key)
@@ -451,31 +463,6 @@ def _agent(hop: Hop, wait_s: float) -> Iterator[list[paramiko.AgentKey]]:
         yield list(agent.get_keys())
     finally:
         agent._close()  # type: ignore[attr-defined]
-
-
-@contextmanager
-def _of_device(name: str, what: str, remedy: str) -> Iterator[None]:
-    """Turns whatever paramiko and the sockets raise into an UnreachableError of the device."""
-    try:
-        yield
-    except FarmError:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is this device's
-        raise UnreachableError(f"{name}: {what} ({_reason(error)}): {remedy}") from None
-
-
-def _noted(hop: Hop) -> str:
-    """Returns what to add to a failure: what of ssh_config was not heeded."""
-    return f" (note: {'; '.join(hop.notes)})" if hop.notes else ""
-
-
-def _reason(error: BaseException) -> str:
-    text = (
-        _WORDS.get(str(error))
-        or str(error)
-        or ("timed out" if isinstance(error, TimeoutError) else type(error).__name__)
-    )
-    return harmless(text, limit=300)
 
 
 def _reach(device: Device, keyring: Keyring) -> Reach:

@@ -53,6 +53,11 @@ class Hop:
     def __str__(self) -> str:
         return f"{self.user}@{self.host} port {self.port}"
 
+    @property
+    def noted(self) -> str:
+        """Returns what to add to a failure: what of ssh_config was not heeded."""
+        return f" (note: {'; '.join(self.notes)})" if self.notes else ""
+
 
 @dataclass(frozen=True)
 class Destination:
