@@ -12,16 +12,13 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import paramiko
 from fabric import Config, Connection
-from paramiko.agent import AgentSSH
-from paramiko.packet import Packetizer
 
 from device_inventory import Device
 from harness.errors import UnreachableError
@@ -31,15 +28,12 @@ from harness.transport.known_hosts import HostKey, KnownHosts, keys_of, refuse_r
 from harness.transport.shell import STALL_S, ShellTransport
 from harness.transport.ssh_config import Carrier, Hop, hops, tcp
 from harness.transport.ssh_files import check_keys, check_known_hosts
+from harness.transport.ssh_login import MOST_PACKET_BYTES, BoundedTransport, Login
 
 CONNECT_S = 15.0
 KEEPALIVE_S = 5
 UNANSWERED_S = 15.0  # what was sent and not acknowledged for so long ends the connection (TCP_USER_TIMEOUT)
-FIRST_PACKET_BYTES = 64 << 10  # before the login; OpenSSH sends some thousands
-MOST_PACKET_BYTES = (256 << 10) + 1024  # OpenSSH's PACKET_MAX_SIZE, and room for a MAC
 MOST_UNREAD_BYTES = 16 << 20  # of a command's output: eight times what its window allows
-MOST_BANNER_BYTES = 64 << 10  # before the first packet
-MOST_KEY_BYTES = 1 << 20  # of a private key's file
 _ALGORITHMS = {"ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256")}
 # What a lost link or a broken peer raises: what the peer sent is parsed in a thread of paramiko, which passes on
 # whatever that ends with (struct.error, ValueError, UnicodeError ...).
@@ -244,7 +238,7 @@ class _Link:
             client.connect(
                 hop.host, hop.port, hop.user, sock=wire, timeout=self._connect_s, banner_timeout=self._connect_s,
                 auth_timeout=self._connect_s, channel_timeout=self._connect_s, transport_factory=self._transport,
-                auth_strategy=_Login(name, hop, self._device.identity_file, self._connect_s),
+                auth_strategy=Login(name, hop, self._device.identity_file, self._connect_s),
             )  # fmt: skip
             self._connection.transport = client.get_transport()
             self._connection.transport.packetizer.most_bytes = MOST_PACKET_BYTES
@@ -317,7 +311,7 @@ class _Link:
 
         A server has keys of several kinds: a good key of another kind would look changed.
         """
-        transport = _Transport(wire, packetizer_class=_Packets, **options)
+        transport = BoundedTransport(wire, **options)
         transport.banner_timeout = self._connect_s
         security = transport.get_security_options()
         known = {
@@ -330,41 +324,6 @@ class _Link:
         return transport
 
 
-class _Transport(paramiko.Transport):
-    def _parse_ext_info(self, message: paramiko.Message) -> None:
-        """Ignores what extensions the server has: of their number it may say anything, and each is waited for."""
-
-
-class _Packets(Packetizer):
-    """Bounds what a peer may send before anybody knows who it is, and ends the handshake without a thread for it."""
-
-    most_bytes = FIRST_PACKET_BYTES
-    _read_bytes = 0
-    _end: float | None = None
-
-    def read_all(self, n: int, check_rekey: bool = False) -> bytes:
-        if not 0 <= n <= self.most_bytes:
-            raise paramiko.SSHException(f"a packet of {n} bytes, which no SSH server sends")
-        content: bytes = super().read_all(n, check_rekey)
-        return content
-
-    def _read_timeout(self, timeout: float) -> bytes:
-        piece: bytes = super()._read_timeout(timeout)  # type: ignore[misc]
-        self._read_bytes += len(piece)
-        if self._read_bytes > MOST_BANNER_BYTES:
-            raise paramiko.SSHException(f"more than {MOST_BANNER_BYTES} bytes before the first packet")
-        return piece
-
-    def start_handshake(self, timeout: float) -> None:
-        self._end = time.monotonic() + timeout
-
-    def handshake_timed_out(self) -> bool:
-        return self._end is not None and time.monotonic() >= self._end
-
-    def complete_handshake(self) -> None:
-        self._end = None
-
-
 class _Strict(paramiko.MissingHostKeyPolicy):
     """Compares the key that was presented with the farm's own known_hosts."""
 
@@ -373,96 +332,6 @@ class _Strict(paramiko.MissingHostKeyPolicy):
 
     def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
         verify(self._device, HostKey(self._filed_as, key.get_name(), key.asbytes()), self._known)
-
-
-@dataclass
-class _Login:
-    """Logs in with keys, as OpenSSH does: paramiko's AuthStrategy. Its UnreachableError says what was offered."""
-
-    device: str
-    hop: Hop
-    identity_file: str | None
-    wait_s: float
-
-    def authenticate(self, transport: paramiko.Transport) -> None:
-        told: list[str] = []
-        offered = 0
-        with _agent(self.hop, self.wait_s) as agent:
-            try:
-                with suppress(paramiko.BadAuthenticationType):  # as ssh does: some servers want no more
-                    transport.auth_none(self.hop.user)
-                    return
-                for key in self._keys(agent, told):
-                    offered += 1
-                    with suppress(paramiko.AuthenticationException):
-                        if transport.auth_publickey(self.hop.user, key):
-                            told.append("the key is accepted, and a second factor is asked for")
-                    if transport.is_authenticated():
-                        return
-                    if not transport.is_active():
-                        told.append(f"the server hung up after {offered} keys")
-                        break
-            except paramiko.BadAuthenticationType as error:
-                told.append(f"it takes no keys, only {', '.join(error.allowed_types)}")
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is this device's
-                told.append(reason_of(error))
-        keys = f"{offered} key{'s were' if offered > 1 else ' was'} offered" if offered else "there is no key to offer"
-        why = "; ".join([keys, *dict.fromkeys(told)])
-        make = "" if offered or told else "make a key with `ssh-keygen -t ed25519`, and "
-        raise UnreachableError(
-            f"{self.device}: {self.hop} refuses the login ({why}): {make}add your public key there with ssh-copy-id, "
-            f"or set user and identity_file in the inventory{self.hop.noted}"
-        )
-
-    def _keys(self, agent: list[paramiko.AgentKey], told: list[str]) -> Iterator[paramiko.PKey]:
-        """Yields the keys to offer: identities, each from the agent where that has it, then the agent's others."""
-        left = {key.asbytes(): key for key in agent}
-        for path in self.hop.identities:
-            public = _public_part(path) or _public_part(path.with_name(f"{path.name}.pub"))
-            if public in left:
-                yield left.pop(public)
-            elif path.is_file() and path.suffix != ".pub":
-                try:
-                    if path.stat().st_size > MOST_KEY_BYTES:
-                        raise ValueError("too large for a key")
-                    key = paramiko.PKey.from_path(str(path))
-                except Exception as error:  # noqa: BLE001 - whatever it is, it is no key
-                    locked = isinstance(error, paramiko.PasswordRequiredException) or "assword" in str(error)
-                    why = "has a passphrase, see ssh-add" if locked else f"is no private key ({reason_of(error)})"
-                    told.append(f"{path} {why}")
-                else:
-                    yield left.pop(key.asbytes(), key)
-        if not self.hop.identities_only:
-            yield from left.values()
-
-
-def _public_part(path: Path) -> bytes | None:
-    """Returns the key of a .pub file; None where it is none."""
-    try:
-        if not path.is_file() or path.stat().st_size > MOST_KEY_BYTES:
-            return None
-        words = path.read_bytes().split(maxsplit=2)
-        return paramiko.pkey.PublicBlob.from_string(b" ".join(words[:2]).decode()).key_blob
-    except Exception:  # noqa: BLE001 - whatever it is, it is no public key
-        return None
-
-
-@contextmanager
-def _agent(hop: Hop, wait_s: float) -> Iterator[list[paramiko.AgentKey]]:
-    """Yields the keys of the agent, none where there is no agent or it does not answer."""
-    agent = AgentSSH()
-    try:
-        if hop.agent:
-            wire = socket.socket(socket.AF_UNIX)
-            try:
-                wire.settimeout(wait_s)
-                wire.connect(hop.agent)
-                agent._connect(wire)  # type: ignore[attr-defined]
-            except Exception:  # noqa: BLE001 - the same as no agent
-                wire.close()
-        yield list(agent.get_keys())
-    finally:
-        agent._close()  # type: ignore[attr-defined]
 
 
 def _reach(device: Device, keyring: Keyring) -> Reach:

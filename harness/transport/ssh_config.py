@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_inventory import Device
-from harness.errors import UnreachableError
+from harness.errors import FarmError, UnreachableError
 from reports.text import harmless
 
 DEADLINE_S = 30.0  # `Match exec` may run anything
@@ -56,7 +56,7 @@ class Hop:
     @property
     def noted(self) -> str:
         """Returns what to add to a failure: what of ssh_config was not heeded."""
-        return f" (note: {'; '.join(self.notes)})" if self.notes else ""
+        return f" ({'; '.join(self.notes)})" if self.notes else ""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,9 @@ def hops(device: Device, ssh_config: Path | None = None) -> tuple[Hop, ...]:
         target = Destination(here.host, device.user or here.user, device.port or here.port)
         jumps = None if device.proxy_jump is None else _jumps(device.proxy_jump)
         return tuple(_chain(target, jumps, _Resolver(device, ssh_config)))
-    except (ValueError, OSError) as error:
+    except FarmError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is this device's
         raise UnreachableError(f"{device.name}: {harmless(error)}: correct it in the inventory or ssh_config") from None
 
 

@@ -18,7 +18,8 @@ import pytest
 from device_inventory import Device
 from harness.errors import DeviceError, UnreachableError
 from harness.transport.known_hosts import HostKey, KnownHosts
-from harness.transport.ssh import SshTransport, _Transport, presented_keys
+from harness.transport.ssh import SshTransport, presented_keys
+from harness.transport.ssh_login import BoundedTransport
 from tests.programs.fuzz.ssh import KINDS, LyingServer
 
 Serve = Callable[[Callable[[socket.socket], None]], int]
@@ -143,7 +144,7 @@ def test_extensions_without_end_are_not_waited_for() -> None:
     message.rewind()
     near, far = socket.socketpair()
     with near, far:
-        _Transport(near)._parse_ext_info(message)
+        BoundedTransport(near)._parse_ext_info(message)
 
 
 def flood(channel: paramiko.Channel, mark: bytes) -> None:

@@ -175,6 +175,7 @@ def test_what_is_not_heeded_is_named_with_file_and_line(home: Path) -> None:
         ("Host lab\n Port x\n", r"line 2: Bad port"),
         ('Host "lab\n', "line 1"),
         ("\xff\x1b[2J\n", "line 1"),
+        ("Host lab\n IdentityFile ~nobody-of-that-name/key\n", "home directory"),
         ("Host lab\n IdentityFile %C/key\n", r"the token %C in .* is not supported"),
     ],
 )
@@ -183,7 +184,7 @@ def test_what_ssh_refuses_is_told_in_its_words(home: Path, text: str, told: str)
     with pytest.raises(UnreachableError, match=told) as raised:
         hops(LAB)
     assert str(raised.value).isprintable()
-    assert str(path) in str(raised.value) or "%C" in text
+    assert str(path) in str(raised.value) or "IdentityFile" in text
 
 
 @needs_ssh
