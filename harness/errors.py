@@ -16,8 +16,14 @@ FarmError                 names the device, file or key and the remedy          
     ├── PythonMissingError  no python3 >= 3.8 with numpy on the device
     └── UnfitError        a check of the device failed: see `edgemoe-farm doctor`
 
+Whatever nobody foresaw becomes one of these where one device ends and the others begin: see `of_one_device`.
 A device's failure during a run is a record (reports.records.Run), not an exception that ends the run.
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class FarmError(Exception):
@@ -82,3 +88,23 @@ class PythonMissingError(DeviceError):
 
 class UnfitError(DeviceError):
     pass
+
+
+@contextmanager
+def of_one_device(name: str, kind: type[DeviceError] = DeviceError) -> Iterator[None]:
+    """Turns what nobody foresaw into an error of `kind` of the device `name`, so that the other devices go on.
+
+    What was raised on purpose passes. The traceback is kept as the cause, for --debug.
+    """
+    try:
+        yield
+    except FarmError:
+        raise
+    except Exception as error:
+        raise kind(f"{name}: {unforeseen(error)}") from error
+
+
+def unforeseen(error: BaseException) -> str:
+    """Returns what to say of an error that nobody foresaw: its type, its message and the remedy, in one line."""
+    told = " ".join(str(error).split())[:300]
+    return f"the farm itself failed of {type(error).__name__}{f' ({told})' if told else ''}: report it"

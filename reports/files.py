@@ -53,6 +53,11 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def put_aside(path: Path) -> Path:
+    """Renames a damaged file to NAME.damaged, in place of an earlier one, and returns that. Raises OSError."""
+    return path.replace(path.with_name(f"{path.name}.damaged"))
+
+
 def _umask() -> int:
     """Returns the process's umask; the only way to ask for it is to set it."""
     mask = os.umask(0o077)

@@ -49,7 +49,7 @@ def test_the_engine_needs_python_and_numpy_and_nothing_else() -> None:
     ("package", "home"),
     [
         ("fabric", "harness/transport/ssh.py"),
-        ("paramiko", "harness/transport/ssh.py"),
+        ("paramiko", "harness/transport"),
         ("pandas", "reports"),
         ("jinja2", "reports"),
         ("sqlalchemy", "reports"),

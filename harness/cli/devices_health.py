@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from harness.cli.options import (
 from harness.device.deploy import cache_folder
 from harness.device.opening import open_session, prune_device
 from harness.doctor.survey import Pruned
-from harness.errors import DeviceBusyError, DeviceError, UsageError
+from harness.errors import DeviceBusyError, DeviceError, UsageError, of_one_device
 from harness.sweep.health import HealthBook
 from reports.errors import ReportError
 from reports.results.health import DeviceHealth, Mark
@@ -104,11 +106,10 @@ def health_in_words(state: DeviceHealth) -> str:
 def _canary_failure(device: Device, known_hosts: Path, offline: bool) -> DeviceError | None:
     """Runs the canary; returns what failed, or None. Raises DeviceBusyError, which says nothing about the device."""
     try:
-        session = open_session(device, known_hosts=known_hosts, cache_dir=cache_folder(), offline=offline, wait_s=0.0)
-        try:
-            session.selftest()
-        finally:
-            session.close()
+        with of_one_device(device.name):
+            opener = partial(open_session, device, known_hosts=known_hosts, cache_dir=cache_folder(), offline=offline)
+            with closing(opener(wait_s=0.0)) as session:
+                session.selftest()
     except DeviceBusyError:
         raise
     except DeviceError as error:
@@ -145,13 +146,23 @@ def prune(
         raise UsageError("devices prune: --days must be between 0 and 100000")
     inventory = load_inventory(inventory_path)
     answers: list[dict[str, Any]] = []
+    failures: list[DeviceError] = []
     for device in [inventory[name] for name in names]:
-        pruned = prune_device(device, known_hosts=known_hosts, days=days, dry=dry_run)
+        try:
+            with of_one_device(device.name):
+                pruned = prune_device(device, known_hosts=known_hosts, days=days, dry=dry_run)
+        except DeviceError as error:
+            failures.append(error)
+            continue
         answers.append({"device": device.name, "dry_run": dry_run, **dataclasses.asdict(pruned)})
         if not as_json:
             _show(device.name, pruned, dry_run)
     if as_json:
         print_json(answers)
+    for failure in failures[:-1]:
+        click.echo(f"edgemoe-farm: error: {harmless(failure)}", err=True)
+    if failures:
+        raise failures[-1]
 
 
 def _show(name: str, pruned: Pruned, dry_run: bool) -> None:

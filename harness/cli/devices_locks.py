@@ -14,7 +14,7 @@ from device_inventory import Device
 from harness.cli.options import inventory_option, json_option, known_hosts_option, load_inventory, print_json
 from harness.device.lease import LeaseState
 from harness.device.opening import open_lease
-from harness.errors import DeviceBusyError, DeviceError
+from harness.errors import DeviceBusyError, DeviceError, of_one_device
 from reports.text import harmless
 
 _MAX_AT_ONCE = 32
@@ -96,7 +96,7 @@ def _look(device: Device, known_hosts: Path) -> dict[str, Any]:
         ("state", "holder", "sweep", "token", "since_s", "heartbeat_age_s", "expires_in_s")
     )
     try:
-        with open_lease(device, known_hosts=known_hosts) as lease:
+        with of_one_device(device.name), open_lease(device, known_hosts=known_hosts) as lease:
             answer |= _plain(lease.look())
     except DeviceError as error:
         return {"device": device.name, **answer, "queue": [], "error": str(error)}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import click
 
-from engine.errors import EngineError
 from harness.cli.options import (
     GATE_EXIT_CODES,
     inventory_option,
@@ -21,15 +22,15 @@ from harness.cli.options import (
     wait_option,
 )
 from harness.cli.showing import PATIENT, measure_and_show
-from harness.errors import FarmError, InfrastructureError
+from harness.errors import FarmError, InfrastructureError, unforeseen
 from harness.night.config import NightlyConfig, read_nightly
 from harness.night.run import NightRun
-from harness.night.state import finish, locked
+from harness.night.state import finish, locked, state_file
 from harness.night.webhook import post, webhook_url
 from harness.sweep.engines import EngineStore, engines_folder
 from harness.sweep.measure import INTERRUPTED
 from harness.sweep.progress import JsonLines
-from reports.errors import ReportError
+from reports.errors import ReportError, SelectionError
 from reports.nights.night import Night
 from reports.nights.summary import markdown, payload, summary_line
 from reports.text import harmless
@@ -70,32 +71,55 @@ def nightly(
     settings = read_nightly(config)
     url = webhook_url(settings.webhook_env) if settings.webhook_env else ""
     with locked(settings):
-        try:
-            with open_results(results_place, create=True, patience=PATIENT) as database:
-                measure = partial(
-                    measure_and_show, database=database, known_hosts=known_hosts, offline=offline, as_json=as_json,
-                    wait_s=wait_s,
-                )  # fmt: skip
-                inventory, kept = load_inventory(inventory_path), EngineStore(engines_folder())
-                run = NightRun(settings, inventory, database, kept, measure=measure, say=_say)
+        with open_results(results_place, create=True, patience=PATIENT) as database:
+            measure = partial(
+                measure_and_show, database=database, known_hosts=known_hosts, offline=offline, as_json=as_json,
+                wait_s=wait_s,
+            )  # fmt: skip
+            inventory, kept = load_inventory(inventory_path), EngineStore(engines_folder())
+            run = NightRun(settings, inventory, database, kept, measure=measure, say=_say)
+            with _failing_as_infrastructure():
                 night = run.measure_and_judge()
                 if night is None:
                     context.exit(INTERRUPTED)
                 run.store(night)
-                page = run.publish(night)
-        except (FarmError, ReportError, EngineError) as error:
-            if getattr(error, "exit_code", 1) != 1:
-                raise
-            raise InfrastructureError(str(error)) from None  # 1 means a regression here
+            page = _published(run, night)
         if url:
             _tell(url, night, settings)
-        finish(settings)
+        try:
+            finish(settings)
+        except OSError as error:
+            click.echo(f"edgemoe-farm: warning: {state_file(settings)} cannot be removed: {error.strerror}", err=True)
     if as_json:
-        JsonLines(sys.stdout).say("night", **payload(night), page=str(page))
+        JsonLines(sys.stdout).say("night", **payload(night), page=None if page is None else str(page))
     else:
         click.echo(markdown(night))
-        click.echo(f"report: {page}")
-    context.exit(night.exit_code)
+        if page is not None:
+            click.echo(f"report: {page}")
+    unpublished = page is None and night.exit_code not in (1, 3)  # which come before 4
+    context.exit(InfrastructureError.exit_code if unpublished else night.exit_code)
+
+
+@contextlib.contextmanager
+def _failing_as_infrastructure() -> Iterator[None]:
+    """Gives what fails of the results and the disk the exit code that says so: 2 means that an argument is wrong."""
+    try:
+        yield
+    except SelectionError:
+        raise
+    except ReportError as error:
+        raise InfrastructureError(str(error)) from error
+
+
+def _published(run: NightRun, night: Night) -> Path | None:
+    """Returns the page; None where it could not be written: the night is stored, and its verdict stands."""
+    try:
+        return run.publish(night)
+    except Exception as error:  # noqa: BLE001 - the verdict must not get lost with the page
+        why = str(error) if isinstance(error, (FarmError, ReportError)) else unforeseen(error)
+        remedy = f"`edgemoe-farm report {night.sweep_id}` makes it once that is mended"
+        click.echo(f"edgemoe-farm: warning: the page was not published: {harmless(why)}: {remedy}", err=True)
+        return None
 
 
 def _say(news: str) -> None:
@@ -103,7 +127,10 @@ def _say(news: str) -> None:
 
 
 def _tell(url: str, night: Night, config: NightlyConfig) -> None:
-    failure = post(url, payload(night), deadline_s=config.webhook_deadline_s)
+    try:
+        failure = post(url, payload(night), deadline_s=config.webhook_deadline_s)
+    except Exception as error:  # noqa: BLE001 - a message that fails is dropped
+        failure = type(error).__name__
     if failure is not None:
         what = f"webhook ({config.webhook_env}): {failure}: {summary_line(night)}"
         click.echo(f"edgemoe-farm: warning: {harmless(what)}", err=True)

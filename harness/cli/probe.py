@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from harness.cli.options import (
 )
 from harness.device.deploy import cache_folder
 from harness.device.opening import open_session
-from harness.errors import DeviceError
+from harness.errors import DeviceError, of_one_device
 from reports.text import harmless
 
 _MAX_PROBES_AT_ONCE = 32
@@ -72,13 +73,12 @@ def probe(names: tuple[str, ...], offline: bool, inventory_path: Path, known_hos
 def _probe(device: Device, known_hosts: Path, offline: bool) -> dict[str, Any]:
     answer: dict[str, Any] = {"device": device.name, "facts": None, "error": None}
     try:
-        session = open_session(device, known_hosts=known_hosts, cache_dir=cache_folder(), offline=offline)
+        with of_one_device(device.name):
+            session = open_session(device, known_hosts=known_hosts, cache_dir=cache_folder(), offline=offline)
+            with closing(session):
+                return {**answer, "facts": to_json(session.facts)}
     except DeviceError as error:
         return {**answer, "error": str(error)}
-    try:
-        return {**answer, "facts": to_json(session.facts)}
-    finally:
-        session.close()
 
 
 def _show(answers: list[dict[str, Any]]) -> None:

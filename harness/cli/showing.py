@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from harness.errors import unforeseen
 from harness.sweep.measure import measure
 from harness.sweep.plan import Plan
 from harness.sweep.presence import Presence
@@ -61,7 +62,10 @@ def measure_and_show(
         return code
     if not summary:
         return code
-    _show_summary(sweep, database)
+    try:
+        _show_summary(sweep, database)
+    except Exception as error:  # noqa: BLE001 - it is measured and stored, whatever fails of showing it
+        click.echo(f"edgemoe-farm: warning: no summary: {harmless(unforeseen(error))}", err=True)
     click.echo(_sentence(sweep, result.counts, result.missing, result.suspect))
     if result.missing or result.to_repeat:
         click.echo(f"To measure what is missing: edgemoe-farm run --resume {sweep.id}")

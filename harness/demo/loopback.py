@@ -180,9 +180,12 @@ class _Shell:
             start_new_session=True,
         )
         try:
-            await process.redirect(stdin=child.stdin, stdout=child.stdout, stderr=child.stderr)
+            await process.redirect(stdin=child.stdin)
+            assert child.stdout is not None
+            assert child.stderr is not None
+            # As sshd does: all that it wrote goes before its exit status. asyncssh's redirections may lose the end.
+            await asyncio.gather(_sent(child.stdout, process.stdout), _sent(child.stderr, process.stderr))
             status = await child.wait()
-            await process.stdout.drain()
         except (asyncio.CancelledError, OSError, asyncssh.Error):
             with contextlib.suppress(ProcessLookupError):  # as sshd does when the connection is lost
                 os.killpg(child.pid, signal.SIGHUP)
@@ -192,6 +195,13 @@ class _Shell:
         else:
             process.exit(status)
         await process.wait_closed()  # asyncssh finishes its redirections only here
+
+
+async def _sent(source: asyncio.StreamReader, sink: asyncssh.SSHWriter[bytes]) -> None:
+    """Sends all that a process writes."""
+    while piece := await source.read(1 << 16):
+        sink.write(piece)
+        await sink.drain()
 
 
 class _HomeSFTP(asyncssh.SFTPServer):

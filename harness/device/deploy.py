@@ -13,9 +13,11 @@ tell what nobody uses any more.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import sqlite3
@@ -37,12 +39,14 @@ from harness import agent
 from harness.errors import RemoteCommandError, UnfitError, UsageError
 from harness.transport import Completed, Transport
 from harness.transport.shell import HASH_BYTES_PER_S
+from reports.files import put_aside
 from reports.text import harmless
 
 ENGINE_SOURCE = Path(engine.protocol.__file__).parent
 NOT_DEPLOYED = ("offline", "__pycache__", "tests")
 TEST_DELAY_VARIABLE, TEST_DELAY_FILE = "EDGEMOE_TEST_DELAY", "test_delay"  # as engine/slowdown.py has them
 FRESH_NS = 2_000_000_000
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 DEFAULT_UPLOADS = 4
 PREPARE_DEADLINE_S = 60.0
 CHECK_DEADLINE_S = 300.0  # to read numpy's thousand files from a slow card
@@ -65,11 +69,9 @@ class HashCache:
     """Remembers the SHA-256 of files by path, size, time of change and inode; processes may share one."""
 
     def __init__(self, folder: Path, *, now_ns: Callable[[], int] = time.time_ns) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        """Opens the cache, or makes it anew in place of a damaged one. Without one, files are hashed each time."""
         self._database = folder / "sha256.sqlite"
         self._now_ns = now_ns
-        with closing(self._connect()) as connection, connection:
-            connection.execute("CREATE TABLE IF NOT EXISTS v1 (file TEXT PRIMARY KEY, state TEXT, sha256 TEXT)")
 
     def sha256(self, path: Path) -> str:
         """Returns the file's hash. Raises UsageError where it cannot be read."""
@@ -77,24 +79,48 @@ class HashCache:
             found = path.stat()
             # The time of change of the inode is what nobody can set: `cp -p` and `touch -d` set the other.
             state = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
-            with closing(self._connect()) as connection, connection:
-                row = connection.execute(
-                    "SELECT sha256 FROM v1 WHERE file = ? AND state = ?", (str(path.resolve()), state)
-                ).fetchone()
-                if row:
-                    return str(row[0])
+            known = self._do("SELECT sha256 FROM v1 WHERE file = ? AND state = ?", str(path.resolve()), state)
+            if known and _SHA256.fullmatch(str(known[0])):
+                return str(known[0])
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise UsageError(f"{path} cannot be read: {error.strerror}") from None
         # A file that was written just now may change again within the resolution of its time: hash it again next time.
         if self._now_ns() - max(found.st_mtime_ns, found.st_ctime_ns) > FRESH_NS:
-            with closing(self._connect()) as connection, connection:
-                connection.execute("INSERT OR REPLACE INTO v1 VALUES (?, ?, ?)", (str(path.resolve()), state, digest))
+            self._do("INSERT OR REPLACE INTO v1 VALUES (?, ?, ?)", str(path.resolve()), state, digest)
         return digest
 
-    def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(self._database, timeout=30)
+    def _do(self, statement: str, *values: str) -> tuple[object, ...] | None:
+        """Returns the first row that is found. A cache that fails finds nothing, a damaged one is put aside."""
+        for _ in range(2):
+            try:
+                self._database.parent.mkdir(parents=True, exist_ok=True)
+                with closing(sqlite3.connect(self._database, timeout=30)) as connection, connection:
+                    connection.execute("CREATE TABLE IF NOT EXISTS v1 (file TEXT PRIMARY KEY, state TEXT, sha256 TEXT)")
+                    row: tuple[object, ...] | None = connection.execute(statement, values).fetchone()
+                return row
+            except (OSError, sqlite3.Error) as error:
+                is_damaged = isinstance(error, sqlite3.DatabaseError) and not isinstance(
+                    error, (sqlite3.OperationalError, sqlite3.IntegrityError)
+                )
+                if not (is_damaged and self._put_aside(error)):
+                    _warn_once(f"{self._database}: the cache of hashes cannot be used ({error}): files are hashed anew")
+                    return None
+        return None
+
+    def _put_aside(self, error: Exception) -> bool:
+        try:
+            aside = put_aside(self._database)
+        except OSError:
+            return False
+        _warn_once(f"{self._database}: the cache of hashes is damaged ({error}): put aside as {aside.name}, made anew")
+        return True
+
+
+@functools.cache
+def _warn_once(what: str) -> None:
+    logging.getLogger(__name__).warning("edgemoe-farm: warning: %s", harmless(what))
 
 
 @dataclass(frozen=True)

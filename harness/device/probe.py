@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,16 +26,23 @@ T = TypeVar("T")
 
 _KERNELS = """\
 import json
+import re
+import signal
 from engine.kernels import make_kernels
 kernels, notes = make_kernels("auto")
 print(json.dumps({"backend": kernels.backend, "notes": list(notes)}))
 """
 IN_FOLDER = 'cd -- "$1" && shift && exec "$@"'  # $1: the engine's folder; the rest: the command
 
-# Runs on any Python: what is too old must be able to say so.
+_ENDED = re.compile(r"ended ([0-9]{1,3}) (.+)")  # as SEARCH says it
+
+# Runs on any Python: what is too old must be able to say so. It answers before it imports numpy, too, whose compiled
+# parts may kill it: those of another processor do, with SIGILL.
 _ASK = """\
 import json, sys
 answer = {"path": sys.executable, "version": list(sys.version_info[:3]), "numpy": None, "reason": ""}
+print(json.dumps(answer))
+sys.stdout.flush()
 try:
     import numpy
     answer["numpy"] = str(numpy.__version__)
@@ -42,12 +51,13 @@ except Exception as error:
 print(json.dumps(answer))
 sys.exit(not (tuple(sys.version_info[:2]) >= (3, 8) and answer["numpy"]))
 """
-# $1: _ASK; the rest: candidates. Prints what system it is, then one JSON line a Python, up to the first good one.
+# $1: _ASK; the rest: candidates. Prints what system it is, then for each Python, up to the first good one, its JSON
+# lines and how it ended.
 SEARCH = (
     'echo "prefix ${PREFIX:-}"; grep -E "^ID(_LIKE)?=" /etc/os-release 2>/dev/null; ask=$1; shift; '
     '[ "$#" -gt 1 ] && [ -n "${PREFIX:-}" ] && set -- "$@" "$PREFIX/bin/python3"; '
     'for p in "$@"; do command -v "$p" >/dev/null 2>&1 || continue; '
-    '"$p" -c "$ask" 2>/dev/null && exit 0; done; exit 0'
+    '"$p" -c "$ask" 2>/dev/null; s=$?; echo "ended $s $p"; [ "$s" = 0 ] && exit 0; done; exit 0'
 )
 
 
@@ -72,12 +82,7 @@ def find_python(transport: Transport, declared: str | None = None) -> Python:
     """Returns the declared Python, or the first usual one that will do. Raises PythonMissingError, which says why."""
     candidates: Sequence[str] = (declared,) if declared else CANDIDATES
     done = transport.run(["sh", "-c", SEARCH, "sh", _ASK, *candidates], deadline_s=PROBE_DEADLINE_S)
-    system, found = [], []
-    for line in done.stdout.decode("utf-8", "replace").splitlines():
-        if line.startswith("{"):
-            found.append(_answer(transport.name, line))
-        else:
-            system.append(line.lower())
+    system, found, silent = _answers(transport.name, done.stdout.decode("utf-8", "replace"))
     for answer in found:
         if tuple(answer["version"]) >= OLDEST_PYTHON and answer["numpy"]:
             return Python(answer["path"], ".".join(map(str, answer["version"])), answer["numpy"])
@@ -85,6 +90,9 @@ def find_python(transport: Transport, declared: str | None = None) -> Python:
     install = _install_command(" ".join(system))
     if not found:
         what = f"{declared} was not found" if declared else f"no {wanted} was found"
+        if silent:  # it is there, and no answer came from it
+            what = "; ".join(silent)
+            install = "set `python` in the inventory to one that works"
         raise PythonMissingError(f"{transport.name}: {what}: {install}")
     new_enough = [a for a in found if tuple(a["version"]) >= OLDEST_PYTHON]
     if not new_enough:
@@ -95,6 +103,8 @@ def find_python(transport: Transport, declared: str | None = None) -> Python:
         )
     first = new_enough[0]
     why = f" ({first['reason']})" if first["reason"] and "No module named" not in first["reason"] else ""
+    if "is killed" in first["reason"]:
+        install = "install there a numpy that was built for this processor, or leave `bootstrap` on"
     message = f"{transport.name}: {first['path']} has no usable numpy{why}: {install}"
     raise PythonMissingError(message, bare=first["path"])
 
@@ -156,6 +166,39 @@ def _ask(
         return from_json(cls, loads(lines[-1]))
     except ProtocolError as error:
         raise RemoteCommandError(f"{transport.name}: the engine gave no valid answer: {error}") from None
+
+
+def _answers(name: str, output: str) -> tuple[list[str], list[dict[str, Any]], list[str]]:
+    """Returns from the output of SEARCH what system it is, what each Python said, and what is to say of the others."""
+    system: list[str] = []
+    found: list[dict[str, Any]] = []
+    silent: list[str] = []
+    answered: dict[str, Any] | None = None  # by the Python at hand
+    for line in output.splitlines():
+        if line.startswith("{"):
+            answer = _answer(name, line)
+            if answered is not None:
+                found.pop()
+            found.append(answer)
+            answered = answer
+        elif (ended := _ENDED.fullmatch(line)) is not None:
+            status, how = int(ended[1]), _ending(int(ended[1]))
+            if answered is None:
+                silent.append(f"{_printable(ended[2])} gives no answer, it ends with {how}")
+            elif status not in (0, 1) and answered["numpy"] is None:
+                answered["reason"] = f"it is killed while it imports numpy, {how}" if status > 128 else how
+            answered = None
+        else:
+            system.append(line.lower())
+    return system, found, silent
+
+
+def _ending(status: int) -> str:
+    """Returns what a shell's exit status says, with the name of the signal that killed a program."""
+    try:
+        return f"signal {status - 128} ({signal.Signals(status - 128).name})" if status > 128 else f"status {status}"
+    except ValueError:
+        return f"status {status}"
 
 
 def _answer(name: str, line: str) -> dict[str, Any]:

@@ -7,11 +7,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from device_inventory import Device
 from harness.device.deploy import ENGINE_SOURCE
 from harness.device.kinds import TRANSPORTS, by_kind
+from harness.errors import unforeseen
 from harness.findings import CONTROLLER, Finding, Severity, Told
 from harness.transport import Keyring
 from reports.errors import ReportError
@@ -37,10 +39,21 @@ def examine(controller: Controller) -> list[Finding]:
         (name, found)
         for kind, devices in by_kind(controller.devices).items()
         for name, check in TRANSPORTS[kind].checks.items()
-        for found in check(keyring, devices)
+        for found in _found(partial(check, keyring, devices))
     ]
-    told += [(name, found) for name, check in CHECKS.items() for found in check(controller)]
+    told += [(name, found) for name, check in CHECKS.items() for found in _found(partial(check, controller))]
     return [Finding(CONTROLLER, name, *found) for name, found in told]
+
+
+def _found(check: Callable[[], Iterator[Told]]) -> list[Told]:
+    """Returns what a check finds. One that fails itself is a finding, and the others are made all the same."""
+    found: list[Told] = []
+    try:
+        found.extend(check())
+    except Exception as error:  # noqa: BLE001 - a check is a boundary
+        finding, _, remedy = unforeseen(error).rpartition(": ")
+        found.append((Severity.ERROR, f"this check could not be made: {finding}", remedy))
+    return found
 
 
 def _results(controller: Controller) -> Iterator[Told]:

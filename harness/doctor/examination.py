@@ -17,6 +17,7 @@ from harness.errors import (
     HostKeyError,
     PythonMissingError,
     UnreachableError,
+    of_one_device,
 )
 from harness.findings import Finding, Severity
 from reports.results.health import DeviceHealth, Health
@@ -52,7 +53,8 @@ def examine_device(
     seen: list[Examined] = []
     findings = _of_health(device.name, health)
     try:
-        session = open_session(lambda root, survey: seen.append(Examined(device, root, survey)))
+        with of_one_device(device.name):
+            session = open_session(lambda root, survey: seen.append(Examined(device, root, survey)))
     except DeviceError as error:
         known = [finding for found in seen for finding in examine(found)]
         return findings + known + [_of_error(device.name, error)]
@@ -60,10 +62,11 @@ def examine_device(
         found = Examined(device, seen[0].root, seen[0].survey, session.facts)
         findings += examine(found)
         try:
-            findings += _of_kernels(device.name, session.kernels())
-            if selftest:
-                session.selftest()
-            unused = session.prune(days=UNUSED_DAYS, dry=True)
+            with of_one_device(device.name):
+                findings += _of_kernels(device.name, session.kernels())
+                if selftest:
+                    session.selftest()
+                unused = session.prune(days=UNUSED_DAYS, dry=True)
         except DeviceError as error:
             return [*findings, _of_error(device.name, error)]
     size = sum(removed.bytes for removed in unused.removed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from engine.errors import ProtocolError
 from harness.errors import LockedError, UsageError
 from harness.night.config import NightlyConfig
 from harness.process import owner
-from reports.files import replacing
+from reports.files import put_aside, replacing
 from reports.text import harmless
 
 _STATE_VERSION = 1
@@ -28,7 +29,7 @@ def locked(config: NightlyConfig) -> Iterator[None]:
     """Holds the lock: one nightly of a name and folder at a time. Raises LockedError that names the holder."""
     try:
         config.reports.mkdir(parents=True, exist_ok=True)
-        file = (config.reports / f".{config.name}.lock").open("a+", encoding="utf-8")
+        file = (config.reports / f".{config.name}.lock").open("a+", encoding="utf-8", errors="replace")
     except OSError as error:
         raise UsageError(f"{config.source}: reports {config.reports}: {error.strerror}: name another folder") from None
     with file:
@@ -38,9 +39,10 @@ def locked(config: NightlyConfig) -> Iterator[None]:
             file.seek(0)
             holder = harmless(file.read(200)).strip() or "another process"
             raise LockedError(f"{config.source}: a nightly run is at work already: {holder}: wait for it") from None
-        file.truncate(0)
-        file.write(f"{owner()}, process {os.getpid()}")
-        file.flush()
+        with contextlib.suppress(OSError):  # on a full disk it is held without a name
+            file.truncate(0)
+            file.write(f"{owner()}, process {os.getpid()}")
+            file.flush()
         yield  # the lock ends with the process, however that ends; the file stays
 
 
@@ -67,7 +69,11 @@ class NightState:
 
 
 def unfinished(config: NightlyConfig, now: datetime) -> NightState | None:
-    """Returns the night to go on with; None where there is none, or its deadline has passed. Raises UsageError."""
+    """Returns the night to go on with; None where there is none, or its deadline has passed.
+
+    A state that cannot be read is put aside: a new night begins, and what the other measured stays in the results.
+    Raises OSError.
+    """
     path = state_file(config)
     try:
         content = loads(path.read_bytes())
@@ -77,8 +83,13 @@ def unfinished(config: NightlyConfig, now: datetime) -> NightState | None:
         return state if state.age_s(now) < config.deadline_s else None
     except FileNotFoundError:
         return None
-    except (OSError, ProtocolError, ValueError, TypeError) as error:
-        raise UsageError(f"{path}: the state of a night cannot be read: {error}: remove the file") from None
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with it
+        aside = put_aside(path)
+        told = harmless(
+            f"{path}: the state of a night cannot be read ({error}): put aside as {aside.name}, a new one begins"
+        )
+        logging.getLogger(__name__).warning("edgemoe-farm: warning: %s", told)
+        return None
 
 
 def finish(config: NightlyConfig) -> None:

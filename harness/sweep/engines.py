@@ -5,6 +5,7 @@ FOLDER/<sha256>.zip      whole files or none; used by several processes at once
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 from harness.device.deploy import EngineBundle
 from harness.errors import UsageError
 from reports.errors import ReportError
-from reports.files import replacing
+from reports.files import put_aside, replacing
 
 _SUFFIX = ".zip"
 _NAME = re.compile(r"[0-9a-f]{64}")
@@ -35,13 +36,18 @@ class EngineStore:
         self._now = now
 
     def keep(self, bundle: EngineBundle) -> None:
-        """Stores an engine, or touches it. Raises UsageError where it cannot be written."""
+        """Stores an engine, or touches it; a damaged one is put aside. Raises UsageError where it cannot be written."""
         path = self._path(bundle.sha256)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             if path.is_file() and path.read_bytes() == bundle.content:  # or a power cut left half of it
                 os.utime(path, (self._now(), self._now()))
                 return
+            if path.exists():
+                aside = put_aside(path)
+                logging.getLogger(__name__).warning(
+                    "edgemoe-farm: warning: %s is damaged: put aside as %s", path, aside.name
+                )
             with replacing(path) as file:
                 file.write(bundle.content)
         except (OSError, ReportError) as error:
@@ -64,7 +70,11 @@ class EngineStore:
         return bundle
 
     def __contains__(self, sha256: str) -> bool:
-        return self._path(sha256).is_file()
+        """Returns whether the engine is kept here, whole."""
+        try:
+            return EngineBundle.packed(self._path(sha256).read_bytes()).sha256 == sha256
+        except (OSError, ValueError):
+            return False
 
     def prune(self, *, days: float, wanted: Collection[str]) -> int:
         """Removes engines that nobody used for `days`, except `wanted`; returns how many."""

@@ -9,12 +9,10 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from engine.container import Container
-from engine.errors import EngineError
 from engine.experts.profile import PathProfile
 from engine.protocol import ArithmeticTimes, RunRequest
 from engine.strategies import strategy_named
 from harness.device.session import Session
-from harness.errors import DeviceError
 from harness.sweep.matrix import ContainerFile
 from harness.sweep.plan import Measurement
 from reports.records import RunEstimate
@@ -42,7 +40,7 @@ class CellEstimator:
         if key not in self._cells:
             try:
                 self._cells[key] = self._estimate(session, measurement, request)
-            except (DeviceError, EngineError):
+            except Exception:  # noqa: BLE001 - whatever it is, the run goes on
                 self._cells[key] = None
         return self._cells[key]
 
@@ -82,7 +80,7 @@ class CellEstimator:
                 self._times[key] = session.arithmetic(
                     request.container, backend=request.backend, threads=request.threads
                 )
-            except DeviceError:
+            except Exception:  # noqa: BLE001 - whatever it is, the run goes on
                 self._times[key] = None
         return self._times[key]
 

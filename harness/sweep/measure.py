@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import signal
@@ -14,6 +15,7 @@ from types import FrameType
 from harness.device.deploy import DEFAULT_UPLOADS, ENGINE_SOURCE, UploadTurns, cache_folder, engine_bundle
 from harness.device.lease import WAIT_S, Holder
 from harness.device.opening import open_session
+from harness.errors import UsageError
 from harness.scripted import speed_of
 from harness.sweep.engines import EngineStore
 from harness.sweep.estimator import CellEstimator
@@ -24,6 +26,7 @@ from harness.sweep.worker import Listener, Surroundings
 from harness.version import farm_version
 from reports.records import Sweep
 from reports.results.database import ResultsDatabase
+from reports.text import harmless
 
 INTERRUPTED = 130
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -64,7 +67,10 @@ def measure(
     """
     engines = {}
     if kept is not None:
-        kept.keep(engine_bundle(ENGINE_SOURCE))
+        try:
+            kept.keep(engine_bundle(ENGINE_SOURCE))
+        except UsageError as error:  # a later night may miss it, this one does not
+            logging.getLogger(__name__).warning("edgemoe-farm: warning: %s", harmless(error))
         engines = {name: kept.get(name) for name in {m.engine_sha256 for m in plan.measurements} - {""}}
     holder = Holder.this_process(sweep.id)
     turns, speed = UploadTurns(uploads), speed_of(plan.devices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -20,6 +21,7 @@ from rich.text import Text
 from engine.codec import to_json
 from engine.protocol import Sample
 from harness.sweep.plan import Measurement
+from harness.sweep.worker import Listener
 from reports.metrics import METRICS, tpot_s
 from reports.records import Run, RunStatus, Verdict
 from reports.text import harmless
@@ -67,13 +69,15 @@ class LiveTable:
         self._live = Live(get_renderable=self.table, console=console, refresh_per_second=4)
 
     def __enter__(self) -> Self:
-        self._live.start()
+        with contextlib.suppress(Exception):
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._live.stop()
+        with contextlib.suppress(Exception):
+            self._live.stop()
 
     def device_is(self, device: str, state: str) -> None:
         with self._lock:
@@ -218,6 +222,29 @@ class JsonLines:
         with self._lock:
             self._stream.write(line + "\n")
             self._stream.flush()
+
+
+class Unfailing:
+    """Passes on to a listener what happens, and drops what it fails of: a display that fails ends no sweep."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+
+    def device_is(self, device: str, state: str) -> None:
+        with contextlib.suppress(Exception):
+            self._listener.device_is(device, state)
+
+    def cell_started(self, measurement: Measurement) -> None:
+        with contextlib.suppress(Exception):
+            self._listener.cell_started(measurement)
+
+    def engine_said(self, measurement: Measurement, event: str, content: dict[str, Any]) -> None:
+        with contextlib.suppress(Exception):
+            self._listener.engine_said(measurement, event, content)
+
+    def cell_ended(self, run: Run) -> None:
+        with contextlib.suppress(Exception):
+            self._listener.cell_ended(run)
 
 
 def _minutes(seconds: float) -> str:

@@ -17,6 +17,7 @@ from functools import partial
 
 from harness.sweep.health import HealthBook
 from harness.sweep.plan import Measurement, Plan
+from harness.sweep.progress import Unfailing
 from harness.sweep.worker import DeviceWorker, Listener, Surroundings
 from reports.records import Fault, Run, RunStatus, Sweep, Verdict
 from reports.results.database import ResultsDatabase
@@ -47,7 +48,7 @@ class SweepRunner:
         self._tick = tick
         self._plan = plan
         self._database = database
-        self._listener = listener
+        self._listener = listener = Unfailing(listener)
         self._surroundings = surroundings
         self._deadline_s, self._clock = deadline_s, clock
         self._late_at = math.inf

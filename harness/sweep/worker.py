@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -15,14 +16,25 @@ from typing import Any, Protocol
 from device_inventory.inventory import Device
 from engine.errors import ProtocolError
 from engine.protocol import RunRequest
+from harness.device.collect import log_tail
 from harness.device.deploy import EngineBundle
 from harness.device.retry import FAULT_OF_STATUS, RETRIES, fault_of_error
 from harness.device.session import Outcome, Session
-from harness.errors import DeviceBusyError, DeviceError, HostKeyError, RemoteTimeoutError, UnreachableError
+from harness.errors import (
+    DeviceBusyError,
+    DeviceError,
+    FarmError,
+    HostKeyError,
+    RemoteTimeoutError,
+    TakenOverError,
+    UnreachableError,
+    unforeseen,
+)
 from harness.sweep.health import HealthBook
 from harness.sweep.matrix import Matrix
 from harness.sweep.plan import Measurement, emulated_conditions, make_request, run_id
 from harness.sweep.verify import Answers, incomplete, judge, malformed_samples
+from reports.errors import ReportError
 from reports.records import Fault, Run, RunEstimate, RunStatus, Sweep, Verdict
 from reports.results.health import DeviceHealth, Health, Mark
 
@@ -46,6 +58,7 @@ class Listener(Protocol):
     def cell_ended(self, run: Run) -> None: ...
 
 
+_OF_ALL = (ReportError, TakenOverError)  # what ends the sweep: no record can be kept, or another controller has it
 Estimator = Callable[[Session, Measurement, RunRequest], RunEstimate | None]
 
 
@@ -134,7 +147,8 @@ class DeviceWorker:
     def measure(self, measurement: Measurement) -> Run | None:
         """Returns the record of one attempt at a cell, or None where `stop` cut it off.
 
-        Raises nothing for a device's failure. Once it is stored, ask `tries_again`.
+        Raises nothing for a device's failure, nor for one that nobody foresaw: only what concerns every device, such
+        as results that cannot be stored. Once the record is stored, ask `tries_again`.
         """
         self._listener.cell_started(measurement)
         attempt = _Attempt(
@@ -153,6 +167,10 @@ class DeviceWorker:
             run = self._attempt(attempt)
         except _Stopped:
             return None
+        except _OF_ALL:
+            raise
+        except Exception as error:  # noqa: BLE001 - a record, and the sweep goes on
+            run = self._of_unforeseen(attempt, error)
         if self._around.stopping.is_set() and run.status is not RunStatus.OK:
             self.forget(run)
             return None
@@ -170,7 +188,10 @@ class DeviceWorker:
         self._failures[key] += 1
         state = self._health.of(self.device.name)
         if state.health is Health.QUARANTINED:
-            self._rescue(state)
+            try:
+                self._rescue(state)
+            except _Stopped:
+                return False
         if self.unusable or self._failures[key] >= backoff.attempts:
             return False
         if state.health is not Health.QUARANTINED:
@@ -183,19 +204,23 @@ class DeviceWorker:
     def forget(self, run: Run) -> None:
         """Lets the device remove a run whose record is safe, or not wanted."""
         if self._session is not None and run.request is not None:
-            self._session.forget(run.id)
+            try:
+                self._session.forget(run.id)
+            except Exception:  # noqa: BLE001 - the record is safe
+                self.disconnect()
 
     def cancel(self) -> None:
         """Kills the engine in flight, from another thread; if the device does not answer, its deadline ends it."""
         session = self._session
         if session is not None:
-            with contextlib.suppress(DeviceError):
+            with contextlib.suppress(Exception):
                 session.cancel()
 
     def disconnect(self) -> None:
         session, self._session = self._session, None
         if session is not None:
-            session.close()
+            with contextlib.suppress(Exception):  # its lease runs out by itself
+                session.close()
 
     def _attempt(self, attempt: _Attempt) -> Run:
         try:
@@ -248,6 +273,20 @@ class DeviceWorker:
         if found is None:
             return None
         return Fault.STORAGE, f"{self.device.name}: the device's storage lost or changed what was sent: {found}"
+
+    def _of_unforeseen(self, attempt: _Attempt, error: Exception) -> Run:
+        """Returns the record of an attempt that ended with an error nobody foresaw, its traceback in the log.
+
+        The session may be in any state: the next attempt opens another, which discards what this one left there.
+        """
+        trace = "" if isinstance(error, FarmError) else "".join(traceback.format_exception(error))
+        self.disconnect()
+        self._around.unforgotten[self.device.name] = attempt.identity
+        fault = Fault.UNFIT if isinstance(error, FarmError) else Fault.COMMAND_FAILED
+        return attempt.without_engine(RunStatus.SKIPPED, fault, self._told(error), log_tail=log_tail(trace))
+
+    def _told(self, error: Exception) -> str:
+        return str(error) if isinstance(error, FarmError) else f"{self.device.name}: {unforeseen(error)}"
 
     def _heard(self, measurement: Measurement, event: str, content: dict[str, Any]) -> None:
         if event == "settling":
@@ -310,9 +349,12 @@ class DeviceWorker:
             self._held().selftest()
         except DeviceBusyError as error:  # which says nothing about the device
             return error
-        except DeviceError as error:
-            self._health.note(self.device.name, Mark.CANARY_FAILED, str(error))
-            return error
+        except (_Stopped, *_OF_ALL):
+            raise
+        except Exception as error:  # noqa: BLE001 - the same
+            failure = error if isinstance(error, DeviceError) else DeviceError(self._told(error))
+            self._health.note(self.device.name, Mark.CANARY_FAILED, str(failure))
+            return failure
         self._health.note(self.device.name, Mark.CANARY_OK)
         return None
 
@@ -337,7 +379,9 @@ class DeviceWorker:
             )
         except (UnreachableError, RemoteTimeoutError):
             raise
-        except (DeviceError, ProtocolError) as error:
+        except TakenOverError:
+            raise
+        except (FarmError, ProtocolError) as error:
             if isinstance(error, DeviceError) and fault_of_error(error) is Fault.STORAGE:
                 raise  # which may be mended
             self._undeployable[container.name] = str(error)
@@ -385,9 +429,9 @@ class _Attempt:
     estimate: RunEstimate | None = None
     lease_token: int | None = None
 
-    def without_engine(self, status: RunStatus, fault: Fault, reason: str) -> Run:
+    def without_engine(self, status: RunStatus, fault: Fault, reason: str, *, log_tail: str = "") -> Run:
         """Returns the record of a cell whose engine was never started."""
-        return self._record(status, Verdict.INVALID, (reason,), fault=fault)
+        return self._record(status, Verdict.INVALID, (reason,), fault=fault, log_tail=log_tail)
 
     def judged(self, request: RunRequest, outcome: Outcome, engine_sha256: str) -> Run:
         """Returns the record of what came back, checked for completeness, answer and conditions."""

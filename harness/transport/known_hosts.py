@@ -1,12 +1,13 @@
 """Reads and writes the farm's own known_hosts file, in OpenSSH's format, apart from ~/.ssh/known_hosts.
 
+Lines are read as OpenSSH reads them: patterns, `@revoked`, none that is damaged. `@cert-authority` is not supported.
 Being the farm's own, it holds what `edgemoe-farm trust` put there and nothing that an `ssh` once accepted in passing.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
+import errno
 import hashlib
 import hmac
 import os
@@ -15,7 +16,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.errors import HostKeyError
 from reports.files import moved
+
+MOST_BYTES = 16 << 20
 
 
 def default_path(environment: Mapping[str, str] = os.environ) -> Path:
@@ -50,27 +54,32 @@ class KnownHosts:
 
     def find(self, host: str) -> tuple[HostKey, ...]:
         """Returns every key that is filed under `host`."""
-        return tuple(
-            HostKey(host, kind, content)
-            for names, kind, content in self._entries()
-            if any(_matches(name, host) for name in names)
-        )
+        return tuple(HostKey(host, entry.kind, entry.content) for entry in self._entries(host) if not entry.marker)
+
+    def revoked(self, key: HostKey) -> int | None:
+        """Returns the line that revokes a key; None where none does."""
+        lines = (e.line for e in self._entries(key.host) if e.marker == "@revoked" and e.content == key.content)
+        return next(lines, None)
+
+    def authority(self, host: str) -> int | None:
+        """Returns the line that lets an authority certify keys of `host`, which the farm does not support."""
+        return next((e.line for e in self._entries(host) if e.marker == "@cert-authority"), None)
 
     def store(self, key: HostKey) -> None:
         """Files `key` in place of every other key of its host; the file is replaced atomically."""
         lines = []
         for line in self._lines():
             names, rest = _split(line)
-            kept = [name for name in names if not _matches(name, key.host)]
+            kept = [name for name in names if not _is_name(name, key.host)]
             if kept == names:
                 lines.append(line)
             elif kept:
                 lines.append(f"{','.join(kept)} {rest}")
         lines.append(f"{key.host} {key.kind} {base64.b64encode(key.content).decode()}")
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.NamedTemporaryFile("w", dir=self.path.parent, prefix=".known_hosts-", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=self.path.parent, prefix=".known_hosts-", delete=False) as file:
             try:
-                file.write("".join(f"{line}\n" for line in lines))
+                file.write("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
                 file.flush()
                 moved(Path(file.name), self.path)
             except OSError:
@@ -78,17 +87,36 @@ class KnownHosts:
                 raise
 
     def _lines(self) -> list[str]:
-        return self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        """Returns the lines, whatever bytes they hold. Raises OSError."""
+        try:
+            with self.path.open("rb") as file:
+                content = file.read(MOST_BYTES + 1)
+        except FileNotFoundError:
+            return []
+        if len(content) > MOST_BYTES:
+            raise OSError(errno.EFBIG, f"more than {MOST_BYTES >> 20} MB", str(self.path))
+        lines = content.decode("utf-8", "surrogateescape").removesuffix("\n").split("\n")
+        return [line.removesuffix("\r") for line in lines]
 
-    def _entries(self) -> Iterator[tuple[list[str], str, bytes]]:
-        for line in self._lines():
-            names, rest = _split(line)
+    def _entries(self, host: str) -> Iterator[_Entry]:
+        for number, line in enumerate(self._lines(), 1):
+            marker, *others = line.split(maxsplit=1) if line.lstrip().startswith("@") else ("", line)
+            names, rest = _split(" ".join(others))
             words = rest.split()
-            if names and len(words) >= 2:
+            if len(words) >= 2 and _matches(names, host):
                 try:
-                    yield names, words[0], base64.b64decode(words[1], validate=True)
-                except binascii.Error:
+                    content = base64.b64decode(words[1].encode(), validate=True)
+                except ValueError:
                     continue  # SSH skips a damaged line too: its host is unknown
+                yield _Entry(marker, words[0], content, number)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    marker: str  # empty, @revoked or @cert-authority
+    kind: str
+    content: bytes
+    line: int
 
 
 def _split(line: str) -> tuple[list[str], str]:
@@ -99,12 +127,79 @@ def _split(line: str) -> tuple[list[str], str]:
     return names.split(","), rest
 
 
-def _matches(name: str, host: str) -> bool:
-    if not name.startswith("|1|"):  # plain
-        return name == host
+def _matches(names: list[str], host: str) -> bool:
+    """Tells whether a list of names and patterns names a host: one does, and none behind "!" does."""
+    if any(name.startswith("!") and _is_pattern_of(name[1:], host) for name in names):
+        return False
+    return any(_is_name(name, host) or _is_pattern_of(name, host) for name in names)
+
+
+def _is_pattern_of(pattern: str, host: str) -> bool:
+    """Tells whether a name with `*` and `?` fits a host, in time that grows with their lengths alone."""
+    pattern, host = pattern.lower(), host.lower()
+    at = place = 0
+    star, tried = -1, 0
+    while place < len(host):
+        if at < len(pattern) and pattern[at] == "*":
+            star, tried, at = at, place, at + 1
+        elif at < len(pattern) and pattern[at] in ("?", host[place]):
+            at, place = at + 1, place + 1
+        elif star >= 0:
+            tried += 1
+            at, place = star + 1, tried
+        else:
+            return False
+    return not pattern[at:].strip("*")
+
+
+def _is_name(name: str, host: str) -> bool:
+    """Tells whether a name, plain or hashed, is that of a host and no pattern."""
+    if not name.startswith("|1|"):
+        return name.lower() == host.lower()
     try:
         _, _, salt, digest = name.split("|")
-        expected = hmac.digest(base64.b64decode(salt), host.encode(), "sha1")
-        return hmac.compare_digest(expected, base64.b64decode(digest))
-    except (ValueError, binascii.Error):
+        wanted, key = base64.b64decode(digest.encode()), base64.b64decode(salt.encode())
+        spelled = {host.encode("utf-8", "surrogateescape"), host.lower().encode("utf-8", "surrogateescape")}
+        return any(hmac.compare_digest(hmac.digest(key, name, "sha1"), wanted) for name in spelled)
+    except ValueError:
         return False
+
+
+def keys_of(device: str, host: str, known: KnownHosts) -> tuple[HostKey, ...]:
+    """Returns the keys of a host on the way to `device`. Raises HostKeyError where they cannot be read."""
+    try:
+        return known.find(host)
+    except OSError as error:
+        raise HostKeyError(f"{device}: {known.path} cannot be read ({error.strerror}): mend or remove it") from None
+
+
+def refuse_revoked(device: str, key: HostKey, known: KnownHosts) -> None:
+    """Raises HostKeyError where a line of the file revokes the key."""
+    line = known.revoked(key)
+    if line is not None:
+        raise HostKeyError(
+            f"{device}: the host key of {key.host} is REVOKED by {known.path} line {line} ({key.fingerprint}): "
+            "give the device another key"
+        )
+
+
+def verify(device: str, presented: HostKey, known: KnownHosts) -> None:
+    """Raises HostKeyError unless the key that a host on the way to `device` presented is one of its keys."""
+    host = presented.host
+    trusted = keys_of(device, host, known)
+    refuse_revoked(device, presented, known)
+    if presented in trusted:
+        return
+    if trusted:
+        shown = next((key for key in trusted if key.kind == presented.kind), trusted[0])
+        raise HostKeyError(
+            f"{device}: the host key of {host} has CHANGED: {shown.fingerprint} is trusted, "
+            f"{presented.fingerprint} was presented. If the device was set up anew: "
+            f"`edgemoe-farm trust {device} --replace`; if not, someone may be between you and it"
+        )
+    line = known.authority(host)
+    why = f"; {known.path} line {line} trusts an authority, which the farm does not support" if line else ""
+    raise HostKeyError(
+        f"{device}: the host key of {host} is unknown ({presented.kind} {presented.fingerprint}{why}): "
+        f"compare it with the device's own and run `edgemoe-farm trust {device}`"
+    )

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from harness.errors import DiskFullError, RemoteCommandError, RemoteTimeoutError
 from harness.transport import Completed
+from harness.transport.login import Between, command_line, new_mark, refusal
 from reports.text import harmless
 
 OUTPUT_LIMIT_BYTES = 16 << 20  # kept of one command's stdout, and of its stderr
@@ -33,7 +34,7 @@ CHUNK_BYTES = 1 << 18
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 # GNU, busybox and toybox know `timeout -k`; where it is missing or old, a watchdog does the same for the command alone.
-# $1: seconds; the rest: the command. Single quotes, and no newline: login shells such as csh and fish read this too.
+# $1: seconds; the rest: the command.
 _TIMEOUT = ("timeout", "-k", "2")
 _WATCHDOG = (
     "n=$1; shift; "
@@ -211,14 +212,12 @@ class ShellTransport(ABC):
         began = self._clock()
         try:
             if self._knows_timeout is None:  # once: to ask with every command would double what it takes
-                ask = shlex.join([*_TIMEOUT, "1", "true"])
-                status = self._execute(ask, (), _ignore, _ignore, wait_s=seconds + GRACE_S, silence_s=None)
+                status = self._marked([*_TIMEOUT, "1", "true"], (), _ignore, _ignore, seconds + GRACE_S, None)
                 self._knows_timeout = status == 0
             guard = _TIMEOUT if self._knows_timeout else ("sh", "-c", _WATCHDOG, "sh")
-            line = shlex.join([*guard, str(seconds), *command])
-            status = self._execute(
-                line, stdin, on_stdout or stdout.add, stderr.add, wait_s=seconds + GRACE_S, silence_s=silence_s
-            )
+            guarded = [*guard, str(seconds), *command]
+            take = on_stdout or stdout.add
+            status = self._marked(guarded, stdin, take, stderr.add, seconds + GRACE_S, silence_s)
         except TimeoutError:
             raise RemoteTimeoutError(f"{what} gave no end within {seconds} s: is the device overloaded?") from None
         # 124 is what `timeout` says, 137 or a signal what is left of a command that had to be killed.
@@ -228,6 +227,26 @@ class ShellTransport(ABC):
             how = f"exit status {status}" if status > 0 else "killed by a signal"
             raise RemoteCommandError(f"{what} failed ({how}): {_last_line(stderr.content) or 'it gave no reason'}")
         return Completed(status, bytes(stdout.content), bytes(stderr.content))
+
+    def _marked(
+        self,
+        command: Sequence[str],
+        stdin: Iterable[bytes],
+        on_stdout: Callable[[bytes], None],
+        on_stderr: Callable[[bytes], None],
+        wait_s: float,
+        silence_s: float | None,
+    ) -> int:
+        """Does what `_execute` does, and takes only what the command itself writes. Raises RemoteCommandError."""
+        mark = new_mark()
+        out, err = Between(self.name, mark, on_stdout), Between(self.name, mark, on_stderr)
+        line = command_line(command, mark)
+        status = self._execute(line, stdin, out.feed, err.feed, wait_s=wait_s, silence_s=silence_s)
+        for stream in (out, err):
+            stream.finish()
+        if not out.began:
+            raise refusal(self.name, status, out, err)
+        return status
 
 
 def _ignore(output: bytes) -> None: ...

@@ -1,9 +1,8 @@
-"""Reaches devices over SSH, on fabric, whose Connection knows ssh_config, aliases and jump hosts.
+"""Reaches devices over SSH, on paramiko and fabric's Connection; ssh_config.py says how OpenSSH would.
 
-Four of its defaults are not ours. It accepts unknown and changed host keys: here every connection of the chain, jump
-hosts included, loads the farm's own known_hosts and refuses others. Its `run` quotes no environment and keeps all
-output: here commands go through a channel of our own, built by shell.py, with bounded output. Its waits have no end:
-here each has one. And it leaves Nagle's algorithm on, which costs 40 ms a command.
+Unknown and changed host keys are refused, of jump hosts, too, by the farm's own known_hosts. Commands go through a
+channel of our own, built by shell.py, with bounded output. Each wait has an end, each packet a bound, and each
+connection that fails is closed. Nagle's algorithm is off: it costs 40 ms a command.
 """
 
 from __future__ import annotations
@@ -13,26 +12,32 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import paramiko
 from fabric import Config, Connection
 
 from device_inventory import Device
-from harness.errors import HostKeyError, UnreachableError, UsageError
+from harness.errors import UnreachableError
 from harness.transport import Keyring, Reach, TransportKind
-from harness.transport.known_hosts import HostKey, KnownHosts
+from harness.transport.failures import of_device, reason_of
+from harness.transport.known_hosts import HostKey, KnownHosts, keys_of, refuse_revoked, verify
 from harness.transport.shell import STALL_S, ShellTransport
+from harness.transport.ssh_config import Carrier, Hop, hops, tcp
 from harness.transport.ssh_files import check_keys, check_known_hosts
-from reports.text import harmless
+from harness.transport.ssh_login import MOST_PACKET_BYTES, BoundedTransport, Login
 
 CONNECT_S = 15.0
 KEEPALIVE_S = 5
 UNANSWERED_S = 15.0  # what was sent and not acknowledged for so long ends the connection (TCP_USER_TIMEOUT)
-_BROKEN = (OSError, EOFError, paramiko.SSHException)  # what a lost link raises, depending on where it is noticed
+MOST_UNREAD_BYTES = 16 << 20  # of a command's output: eight times what its window allows
+_ALGORITHMS = {"ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256")}
+# What a lost link or a broken peer raises: what the peer sent is parsed in a thread of paramiko, which passes on
+# whatever that ends with (struct.error, ValueError, UnicodeError ...).
+_BROKEN = (Exception,)
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # its failures reach the user as our errors
 
 
@@ -55,12 +60,12 @@ class SshTransport(ShellTransport):
         self._ssh_config = ssh_config
         self._connect_s = connect_s
         self._unanswered_s = unanswered_s
-        self._connection: Connection | None = None
+        self._link: _Link | None = None
 
     def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            _close(connection)
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
 
     def _execute(
         self,
@@ -79,7 +84,7 @@ class SshTransport(ShellTransport):
             try:
                 channel.exec_command(command_line)
             except _BROKEN as error:
-                raise UnreachableError(f"{self.name}: the connection was lost: {_reason(error)}") from None
+                raise UnreachableError(f"{self.name}: the connection was lost: {reason_of(error)}") from None
             self._send(channel, stdin)
             status = self._receive(channel, on_stdout, on_stderr, end, silence_s)
             if status < 0 and self._link_is_lost(channel):
@@ -120,20 +125,23 @@ class SshTransport(ShellTransport):
         while True:
             ended = channel.closed or (channel.eof_received and channel.exit_status_ready())
             moved = False
-            while channel.recv_ready():
+            if channel.recv_ready():
                 on_stdout(channel.recv(1 << 16))
                 moved = True
-            while channel.recv_stderr_ready():
+            if channel.recv_stderr_ready():
                 on_stderr(channel.recv_stderr(1 << 16))
                 moved = True
-            if ended:
+            if ended and not moved:
                 return channel.exit_status
             now = self._clock()
             if now >= end:
                 raise TimeoutError
+            if len(channel.in_buffer) + len(channel.in_stderr_buffer) > MOST_UNREAD_BYTES:
+                raise UnreachableError(f"{self.name}: the device sends more than it may, and does not wait")
             if moved:
                 heard = now
-            elif silence_s is not None and now - heard >= silence_s:
+                continue
+            if silence_s is not None and now - heard >= silence_s:
                 raise UnreachableError(f"{self.name}: no sign of life for {silence_s:g} s")
             if channel.eof_received:  # the pipe stays readable from here on: wait for the exit status instead
                 channel.status_event.wait(0.05)
@@ -149,26 +157,29 @@ class SshTransport(ShellTransport):
     def _open_channel(self) -> paramiko.Channel:
         """Opens a session on a connection that works; replaces a dead connection once."""
         for _ in range(2):
-            reused = self._connection is not None and self._connection.is_connected
+            reused = self._link is not None and self._link.is_open
             if not reused:
                 self.close()
-                self._connection = self._connect()
-            assert self._connection is not None
+                self._link = self._connect()
+            assert self._link is not None
             try:
-                channel: paramiko.Channel = self._connection.transport.open_session(timeout=self._connect_s)
+                channel: paramiko.Channel = self._link.transport.open_session(timeout=self._connect_s)
                 return channel
             except _BROKEN as error:
                 self.close()
-                reason = _reason(error)
+                reason = reason_of(error)
                 if not reused:
                     break
         raise UnreachableError(f"{self.name}: connected, but the device opens no session: {reason}")
 
-    def _connect(self) -> Connection:
-        connection = _chain(self._device, self._known_hosts, self._ssh_config, self._connect_s)[-1]
-        with _explained(self._device, connection):
-            _open(connection, self._unanswered_s)
-        return connection
+    def _connect(self) -> _Link:
+        link = _chain(self._device, self._known_hosts, self._ssh_config, self._connect_s)[-1]
+        try:
+            link.open(self._unanswered_s)
+        except BaseException:
+            link.close()
+            raise
+        return link
 
 
 def presented_keys(
@@ -179,149 +190,148 @@ def presented_keys(
     Each must be in `known_hosts` before the next is asked for: what lies behind a jump host is reached through it,
     and only over a connection that is trusted.
     """
-    hops = len(_chain(device, known_hosts, ssh_config, connect_s))
-    for hop in range(hops):
-        connection = _chain(device, known_hosts, ssh_config, connect_s)[hop]
+    for hop in range(len(_chain(device, known_hosts, ssh_config, connect_s))):
+        link = _chain(device, known_hosts, ssh_config, connect_s)[hop]
         try:
-            with _explained(device, connection):
-                if isinstance(connection.gateway, Connection):
-                    _open(connection.gateway)
-                key = _presented_key(connection, KnownHosts(known_hosts), connect_s)
+            key = link.presented_key()
         finally:
-            _close(connection)
+            link.close()
         yield key
 
 
-def _presented_key(connection: Connection, known: KnownHosts, connect_s: float) -> HostKey:
-    if connection.gateway:
-        wire = connection.open_gateway()
-    else:
-        wire = socket.create_connection((connection.host, connection.port), connect_s)
-    transport = paramiko.Transport(wire)
-    try:
-        name = _filed_name(connection)
-        algorithms = [_ALGORITHMS.get(key.kind, (key.kind,)) for key in known.find(name)]
-        options = transport.get_security_options()
-        wanted = [algorithm for group in algorithms for algorithm in group if algorithm in options.key_types]
-        # A server has keys of several kinds: ask for the kind that is known, or a good key would look changed.
-        options.key_types = [*wanted, *(kind for kind in options.key_types if kind not in wanted)]
-        transport.start_client(timeout=connect_s)
-        key = transport.get_remote_server_key()
-        return HostKey(name, key.get_name(), key.asbytes())
-    finally:
-        transport.close()
-
-
-_ALGORITHMS = {"ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256")}
-
-
-def _chain(device: Device, known_hosts: Path, ssh_config: Path | None, connect_s: float) -> list[Connection]:
+def _chain(device: Device, known_hosts: Path, ssh_config: Path | None, connect_s: float) -> list[_Link]:
     """Returns the unopened connections to a device: its jump hosts in order, then the device, all strict."""
-    identity = Path(device.identity_file).expanduser() if device.identity_file else None
-    if identity is not None and not identity.is_file():
-        raise UsageError(f"{device.name}: identity_file {identity} does not exist: correct it in the inventory")
-
-    def options() -> dict[str, Any]:  # anew each time: fabric writes into it
-        return {
-            "key_filename": [str(identity)] if identity else [],
-            "look_for_keys": identity is None,
-            "banner_timeout": connect_s,
-            "auth_timeout": connect_s,
-            "channel_timeout": connect_s,
-        }
-
-    # Lazy: a stray /etc/invoke.yml or ~/.fabric.yml has no say. The overrides reach jump hosts named in ssh_config.
-    overrides = {"connect_kwargs": options(), "timeouts": {"connect": int(connect_s)}}
-    config = Config(lazy=True, overrides=overrides, runtime_ssh_path=str(ssh_config) if ssh_config else None)
-    try:
-        config.load_ssh_config()
-        gateway = None
-        for jump in device.proxy_jump.split(",") if device.proxy_jump else ():
-            gateway = Connection(jump, config=config.clone(), gateway=gateway, connect_kwargs=options())
-        connection = Connection(
-            device.host,
-            user=device.user,
-            port=device.port,
-            config=config,
-            gateway=gateway,
-            connect_timeout=int(connect_s),
-            connect_kwargs=options(),
-        )
-    except (paramiko.SSHException, OSError, ValueError) as error:
-        raise UsageError(f"{device.name}: ssh_config cannot be used: {_reason(error)}") from None
-    chain = [connection]
-    while isinstance(chain[0].gateway, Connection):
-        chain.insert(0, chain[0].gateway)
-    for link in chain:
-        files = link.connect_kwargs.get("key_filename") or []
-        link.connect_kwargs["key_filename"] = [f for f in files if Path(f).expanduser().is_file()]  # as OpenSSH does
-        if known_hosts.exists():
-            link.client.load_host_keys(str(known_hosts))
-        link.client.set_missing_host_key_policy(_Refuse(device, known_hosts))
+    chain: list[_Link] = []
+    for hop in hops(device, ssh_config):
+        chain.append(_Link(device, hop, KnownHosts(known_hosts), connect_s, chain[-1] if chain else None))
     return chain
 
 
-class _Refuse(paramiko.MissingHostKeyPolicy):
-    def __init__(self, device: Device, known_hosts: Path) -> None:
-        self._device, self._known_hosts = device, known_hosts
+class _Link:
+    """One connection of the way to a device. Whatever fails of it is an UnreachableError or a HostKeyError."""
+
+    def __init__(self, device: Device, hop: Hop, known: KnownHosts, connect_s: float, gateway: _Link | None) -> None:
+        self._device, self._hop, self._known, self._connect_s = device, hop, known, connect_s
+        self._gateway = gateway
+        self._wire: Any = None
+        self._carrier: Carrier | None = None
+        # Of fabric's ways to read ssh_config none is used: an empty one, and no stray /etc/invoke.yml or ~/.fabric.yml.
+        settings = Config(lazy=True, ssh_config=paramiko.SSHConfig())
+        with of_device(device.name, f"the way to {hop} cannot be prepared", "correct it in the inventory"):
+            self._connection = Connection(hop.host, user=hop.user, port=hop.port, config=settings)
+
+    @property
+    def is_open(self) -> bool:
+        return bool(self._connection.is_connected)
+
+    @property
+    def transport(self) -> paramiko.Transport:
+        transport: paramiko.Transport = self._connection.transport
+        return transport
+
+    def open(self, unanswered_s: float = UNANSWERED_S) -> None:
+        """Opens the links before it and itself, with the settings that notice a dead one. Raises DeviceError."""
+        name, hop, client = self._device.name, self._hop, self._connection.client
+        wire = self._dial(unanswered_s)
+        client.set_missing_host_key_policy(_Strict(name, self._filed_as, self._known))
+        with of_device(name, *self._broken_handshake()):
+            client.connect(
+                hop.host, hop.port, hop.user, sock=wire, timeout=self._connect_s, banner_timeout=self._connect_s,
+                auth_timeout=self._connect_s, channel_timeout=self._connect_s, transport_factory=self._transport,
+                auth_strategy=Login(name, hop, self._device.identity_file, self._connect_s),
+            )  # fmt: skip
+            self._connection.transport = client.get_transport()
+            self._connection.transport.packetizer.most_bytes = MOST_PACKET_BYTES
+            self._connection.transport.set_keepalive(KEEPALIVE_S)
+
+    def presented_key(self) -> HostKey:
+        """Opens the links before it, and returns the key that it presents; nothing logs in. Raises DeviceError."""
+        transport = self._transport(self._dial(UNANSWERED_S))
+        try:
+            with of_device(self._device.name, *self._broken_handshake()):
+                transport.start_client(timeout=self._connect_s)
+                found = transport.get_remote_server_key()
+                key = HostKey(self._filed_as, found.get_name(), found.asbytes())
+                refuse_revoked(self._device.name, key, self._known)
+                return key
+        finally:
+            transport.close()
+
+    def close(self) -> None:
+        """Closes it and the links before it, however far they came."""
+        for part in (self._connection.client, self._wire, self._carrier, self._gateway):
+            if part is not None:
+                with suppress(Exception):
+                    part.close()
+        self._wire = self._carrier = None
+
+    @property
+    def _filed_as(self) -> str:
+        """Returns the name under which OpenSSH files the host in known_hosts."""
+        hop = self._hop
+        return hop.alias or (hop.host if hop.port == 22 else f"[{hop.host}]:{hop.port}")
+
+    def _dial(self, unanswered_s: float) -> Any:
+        """Returns what carries the connection: a socket, a channel of the gateway, or a command."""
+        name, hop = self._device.name, self._hop
+        if self._gateway is not None:
+            self._gateway.open(unanswered_s)
+        try:
+            if self._gateway is not None:
+                self._wire = self._gateway.transport.open_channel(
+                    "direct-tcpip", (hop.host, hop.port), ("", 0), timeout=self._connect_s
+                )
+            elif hop.command is not None:
+                self._carrier = Carrier(hop.command)
+                self._wire = self._carrier.wire
+            else:
+                self._wire = tcp(hop, self._connect_s, unanswered_s)
+        except socket.gaierror as error:
+            self._fail(f"{name}: the name {hop.host} is not known ({reason_of(error)}): is it spelled as it should be?")
+        except paramiko.ChannelException as error:
+            via = f" from its jump host {self._gateway._hop}" if self._gateway is not None else ""
+            remedy = "is it on, and does the jump host allow TCP forwarding?"
+            self._fail(f"{name}: {hop} cannot be reached{via} ({reason_of(error)}): {remedy}")
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this device's
+            self._fail(
+                f"{name}: {hop} cannot be reached ({reason_of(error)}): is it on, and is its SSH server running?"
+            )
+        return self._wire
+
+    def _fail(self, message: str) -> NoReturn:
+        raise UnreachableError(message + self._hop.noted) from None
+
+    def _broken_handshake(self) -> tuple[str, str]:
+        what = f"{self._hop} answers, and the SSH handshake with it failed"
+        remedy = f"does an SSH server listen on that port, and does it let this machine in?{self._hop.noted}"
+        return what, remedy
+
+    def _transport(self, wire: Any, **options: Any) -> paramiko.Transport:
+        """Returns an unstarted transport that asks first for the kind of key that is known.
+
+        A server has keys of several kinds: a good key of another kind would look changed.
+        """
+        transport = BoundedTransport(wire, **options)
+        transport.banner_timeout = self._connect_s
+        security = transport.get_security_options()
+        known = {
+            algorithm
+            for key in keys_of(self._device.name, self._filed_as, self._known)
+            for algorithm in _ALGORITHMS.get(key.kind, (key.kind,))
+        }
+        kinds = list(security.key_types)
+        security.key_types = sorted(kinds, key=lambda kind: (kind not in known, kinds.index(kind)))
+        return transport
+
+
+class _Strict(paramiko.MissingHostKeyPolicy):
+    """Compares the key that was presented with the farm's own known_hosts."""
+
+    def __init__(self, device: str, filed_as: str, known: KnownHosts) -> None:
+        self._device, self._filed_as, self._known = device, filed_as, known
 
     def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
-        raise HostKeyError(
-            f"{self._device.name}: the host key of {hostname} is unknown ({key.get_name()} {key.fingerprint}): "
-            f"compare it with the device's own and run `edgemoe-farm trust {self._device.name}`"
-        )
-
-
-def _open(connection: Connection, unanswered_s: float = UNANSWERED_S) -> None:
-    """Opens a connection and the gateways before it, each with the settings that notice a dead link."""
-    if isinstance(connection.gateway, Connection):
-        _open(connection.gateway, unanswered_s)
-    connection.open()
-    transport = connection.transport
-    transport.set_keepalive(KEEPALIVE_S)
-    if isinstance(transport.sock, socket.socket):  # behind a gateway it is a channel
-        transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * unanswered_s))
-
-
-def _close(connection: Connection) -> None:
-    connection.close()
-    if isinstance(connection.gateway, Connection):
-        _close(connection.gateway)
-
-
-def _filed_name(connection: Connection) -> str:
-    """Returns the name under which OpenSSH files the host in known_hosts."""
-    return connection.host if connection.port == 22 else f"[{connection.host}]:{connection.port}"
-
-
-@contextmanager
-def _explained(device: Device, connection: Connection) -> Iterator[None]:
-    """Turns what paramiko and the sockets raise while connecting into one line that names device and remedy."""
-    name, where = device.name, f"{connection.user}@{connection.host} port {connection.port}"
-    try:
-        yield
-    except paramiko.BadHostKeyException as error:
-        raise HostKeyError(
-            f"{name}: the host key of {error.hostname} has CHANGED: {error.expected_key.fingerprint} is trusted, "
-            f"{error.key.fingerprint} was presented. If the device was set up anew: "
-            f"`edgemoe-farm trust {name} --replace`; if not, someone may be between you and it"
-        ) from None
-    except (paramiko.AuthenticationException, paramiko.PasswordRequiredException) as error:
-        raise UnreachableError(
-            f"{name}: {where} refuses the login ({_reason(error)}): add your public key there with ssh-copy-id, or "
-            "set user and identity_file in the inventory"
-        ) from None
-    except _BROKEN as error:
-        raise UnreachableError(
-            f"{name}: {where} cannot be reached ({_reason(error)}): is it on, and is its SSH server running?"
-        ) from None
-
-
-def _reason(error: BaseException) -> str:
-    text = str(error) or ("timed out" if isinstance(error, TimeoutError) else type(error).__name__)
-    return harmless(text, limit=300)
+        verify(self._device, HostKey(self._filed_as, key.get_name(), key.asbytes()), self._known)
 
 
 def _reach(device: Device, keyring: Keyring) -> Reach:

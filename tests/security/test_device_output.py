@@ -244,7 +244,8 @@ def test_a_disk_that_claims_a_negative_file(tmp_path: Path) -> None:
         def close(self) -> None: ...
 
         def _execute(self, line: str, stdin: Any, out: Any, err: Any, **_: Any) -> int:
-            out(b"-5\n999999999\n")
+            mark = line.split("'")[9].encode()
+            out(b"begin-" + mark + b"-5\n999999999\nend-" + mark)
             return 0
 
     (tmp_path / "model").write_bytes(b"weights")

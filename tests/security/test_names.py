@@ -6,6 +6,7 @@ import io
 import re
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,12 @@ class Shell(ShellTransport):
 
     def close(self) -> None: ...
 
-    def _execute(self, command_line: str, *_: Any, **__: Any) -> int:
+    def _execute(
+        self, command_line: str, stdin: Any, out: Callable[[bytes], None], err: Callable[[bytes], None], **_: Any
+    ) -> int:
         self.line = command_line
+        self.words = shlex.split(command_line)
+        out(b"begin-" + self.words[4].encode())
         return 0
 
 
@@ -113,8 +118,19 @@ def test_every_word_reaches_the_command_as_it_is(words: list[str], value: str) -
     words = [word.replace("\0", "") for word in words]
     shell = Shell("pi")
     shell.run(["printf", "%s", *words], deadline_s=5, environment={"KEY": value.replace("\0", "")})
-    assert shlex.split(shell.line)[-len(words) :] == words
-    assert f"KEY={value.replace(chr(0), '')}" in shlex.split(shell.line)
+    sent = [decoded(word) for word in shell.words[5:]]
+    assert sent[-len(words) :] == [word.encode("utf-8", "surrogatepass") for word in words]
+    assert f"KEY={value.replace(chr(0), '')}".encode("utf-8", "surrogatepass") in sent
+    assert shell.line.isascii() and shell.line.isprintable()
+    assert not set(shell.line) & set("\\!") - {"\\"}, "csh would take it for more"
+    assert not re.search(r"\\[\\']", shell.line), "fish would take it for more"
+
+
+def decoded(word: str) -> bytes:
+    """Undoes what a word is sent in, as `printf %b` does."""
+    if word.startswith("="):
+        return word[1:].encode()
+    return re.sub(rb"\\0([0-7]{3})", lambda found: bytes([int(found[1], 8)]), word[1:].encode())
 
 
 def test_a_real_shell_finds_nothing_to_do_in_hostile_words(tmp_path: Path) -> None:
@@ -124,7 +140,8 @@ def test_a_real_shell_finds_nothing_to_do_in_hostile_words(tmp_path: Path) -> No
     shell = Shell("pi")
     shell.run(["printf", "%s\\n", *words], deadline_s=5)
     done = subprocess.run(["sh", "-c", shell.line], cwd=tmp_path, capture_output=True, check=True, timeout=60)
-    assert done.stdout.decode() == "".join(f"{word}\n" for word in words)
+    mark = shell.words[4]
+    assert done.stdout.decode() == f"begin-{mark}" + "".join(f"{word}\n" for word in words) + f"end-{mark}"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -26,8 +26,8 @@ def test_a_hash_is_remembered_until_the_file_changes(tmp_path) -> None:
     cache = HashCache(tmp_path / "cache", now_ns=lambda: time.time_ns() + 10**11)
     assert cache.sha256(file) == sha256(b"one")
     with closing(sqlite3.connect(tmp_path / "cache" / "sha256.sqlite")) as database, database:
-        database.execute("UPDATE v1 SET sha256 = 'remembered'")
-    assert HashCache(tmp_path / "cache").sha256(file) == "remembered"
+        database.execute("UPDATE v1 SET sha256 = ?", ("0" * 64,))
+    assert HashCache(tmp_path / "cache").sha256(file) == "0" * 64  # remembered, and not hashed again
     with file.open("r+b") as handle:  # same size, inode and, by force, time of change of the content
         handle.write(b"two")
     os.utime(file, ns=(10**18, 10**18))
@@ -136,3 +136,27 @@ def test_who_waits_for_a_turn_may_give_up() -> None:
         pytest.fail("the turn was taken twice")
     with turns.taken(stop):
         pass
+
+
+@pytest.mark.parametrize("how", ["not a database", "cut off", "another table", "a folder", "a false hash"])
+def test_a_damaged_cache_of_hashes_costs_nothing_but_time(tmp_path, how, caplog) -> None:
+    file, folder = tmp_path / "model.emoe", tmp_path / "cache"
+    file.write_bytes(b"weights" * 999)
+    right = hashlib.sha256(file.read_bytes()).hexdigest()
+    later = {"now_ns": lambda: file.stat().st_mtime_ns + 10**10}
+    assert HashCache(folder, **later).sha256(file) == right
+    database = folder / "sha256.sqlite"
+    if how == "not a database":
+        database.write_bytes(b"\xff" * 9000)
+    elif how == "cut off":
+        database.write_bytes(database.read_bytes()[:5000])
+    elif how == "a folder":
+        database.unlink()
+        database.mkdir()
+    else:
+        with closing(sqlite3.connect(database)) as connection, connection:
+            change = "UPDATE v1 SET sha256 = 'x'" if how == "a false hash" else "ALTER TABLE v1 RENAME TO v0"
+            connection.execute(change)
+    assert HashCache(folder, **later).sha256(file) == right
+    assert HashCache(folder, **later).sha256(file) == right
+    assert ("put aside" in caplog.text) is (how in ("not a database", "cut off"))

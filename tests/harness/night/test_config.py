@@ -86,11 +86,20 @@ def test_a_night_goes_on_until_its_deadline_has_passed(config) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"v": 2}', '{"v": 1, "began": "x", "sweep_id": "s"}', '{"v": 1}'])
-def test_a_damaged_state_names_the_file(config, text) -> None:
+def test_a_damaged_state_is_put_aside_and_a_new_night_begins(config, text, caplog) -> None:
     config.reports.mkdir()
     (config.reports / ".farm.state.json").write_text(text)
-    with pytest.raises(UsageError, match=r"\.farm\.state\.json: the state of a night cannot be read"):
-        unfinished(config, NOW)
+    assert unfinished(config, NOW) is None
+    assert (config.reports / ".farm.state.json.damaged").read_text() == text
+    assert ".farm.state.json: the state of a night cannot be read" in caplog.text
+    assert unfinished(config, NOW) is None
+
+
+def test_a_lock_of_any_bytes_is_one(config) -> None:
+    config.reports.mkdir()
+    (config.reports / ".farm.lock").write_bytes(b"\xff\x00\xfe" * 90)
+    with locked(config), pytest.raises(LockedError), locked(config):
+        pass
 
 
 def test_old_reports_go_and_what_no_night_wrote_stays(config, tmp_path) -> None:

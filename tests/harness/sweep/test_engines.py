@@ -88,3 +88,15 @@ def test_a_folder_that_cannot_be_written(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="engines cannot be kept in"):
         EngineStore(tmp_path / "file" / "engines").keep(bundle(tmp_path, "1"))
+
+
+def test_a_damaged_engine_is_not_there_and_is_put_aside_when_it_is_kept_again(store, tmp_path, caplog) -> None:
+    one = bundle(tmp_path, "1")
+    store.keep(one)
+    path = tmp_path / "engines" / f"{one.sha256}.zip"
+    path.write_bytes(one.content[:-30])
+    assert one.sha256 not in store
+    store.keep(one)
+    assert store.get(one.sha256) == one
+    assert path.with_name(f"{path.name}.damaged").read_bytes() == one.content[:-30]
+    assert "is damaged: put aside" in caplog.text
