@@ -9,6 +9,7 @@ run has to work by itself.
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import hashlib
 import json
@@ -131,16 +132,17 @@ def _lay_out(folder: Path) -> None:
     (folder / "model.emoe").write_bytes(random.Random(1).randbytes(CONTAINER_BYTES))
     _do(sys.executable, "-m", "venv", "--without-pip", str(folder / "bare"))
     python = _interpreter(LocalTransport("card", folder), str(folder / "bare/bin/python3"))
-    place = folder / "wheels" / f"{python.abi}-{python.platforms[0]}"
-    place.mkdir(parents=True)
-    with zipfile.ZipFile(place / "numpy-9.9-py3-none-any.whl", "w") as wheel:
-        wheel.writestr(
-            "numpy/__init__.py",
-            "__version__ = '9.9'\n" + "".join(f"from numpy import m{n}\n" for n in range(NUMPY_FILES)),
-        )
-        for n in range(NUMPY_FILES):
-            wheel.writestr(f"numpy/m{n}.py", f"x = {n}\n" * 50)
-        wheel.writestr("numpy-9.9.dist-info/METADATA", "Metadata-Version: 2.1\nName: numpy\nVersion: 9.9\n")
+    abi, platform = python.abi, python.platforms[0]
+    init = "__version__ = '9.9'\n" + "".join(f"from numpy import m{n}\n" for n in range(NUMPY_FILES))
+    files = {"numpy/__init__.py": init, **{f"numpy/m{n}.py": f"x = {n}\n" * 50 for n in range(NUMPY_FILES)}}
+    record = "numpy-9.9.dist-info/RECORD,,\n"
+    for name, text in files.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=")
+        record += f"{name},sha256={digest},{len(text)}\n"
+    (folder / "wheels").mkdir()
+    with zipfile.ZipFile(folder / "wheels" / f"numpy-9.9-{abi}-{abi}-{platform}.whl", "w") as wheel:
+        for name, text in {**files, "numpy-9.9.dist-info/RECORD": record}.items():
+            wheel.writestr(name, text)
 
 
 def _start(folder: Path, sweep: str, boot: str) -> subprocess.Popen[str]:
@@ -168,19 +170,19 @@ def _ended(process: subprocess.Popen[str]) -> str:
 
 def _control(folder: Path, sweep: str) -> None:
     """Does what a controller does for two cells of a sweep, the same each time."""
-    model = folder / "model.emoe"
+    model, (wheel,) = folder / "model.emoe", (folder / "wheels").glob("*.whl")
     session = RemoteSession(
         lambda: LocalTransport("card", folder / "card"),
         root="farm",
         cache_dir=folder / "cache",
         python=str(folder / "bare/bin/python3"),
         engine_source=folder / "stub" / "engine",
-        wheels=WheelCache(folder / "wheels", offline=True),
+        wheels=WheelCache(folder / "wheels", offline=True, locked={wheel.name: _sha256(wheel)}),
         holder=Holder(os.urandom(8).hex(), Owner.this_process(sweep)),
         wait_s=5.0,
     )
     with contextlib.closing(session):
-        planned = hashlib.sha256(model.read_bytes()).hexdigest()
+        planned = _sha256(model)
         for cell in range(2):
             for attempt in range(ATTEMPTS):
                 path = session.put(model, sha256=planned)
@@ -200,6 +202,10 @@ def _control(folder: Path, sweep: str) -> None:
         if Path(path).read_bytes() != model.read_bytes():
             raise SystemExit("the container on the card is not what was sent")
     print("done")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _written(loop: str) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import re
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 from packaging.tags import platform_tags
@@ -50,6 +54,31 @@ def test_for_some_nobody_makes_wheels(changes, tmp_path) -> None:
     assert interpreter(**changes).platforms == ()
     with pytest.raises(WheelError, match="no wheels are made"):
         WheelCache(tmp_path).numpy(interpreter(**changes))
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped"])
+def test_a_wheel_that_was_left_half_written_is_fetched_again(tmp_path, monkeypatch, damage) -> None:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("numpy/__init__.py", "x" * 1000)
+    whole = content.getvalue()
+    kept = tmp_path / "numpy-2.0.0-cp311-cp311-manylinux_2_17_aarch64.whl"
+    locked = {kept.name: hashlib.sha256(whole).hexdigest()}
+    kept.write_bytes({"empty": b"", "cut": whole[:500], "flipped": whole.replace(b"xx", b"xy", 1)}[damage])
+    fetched = []
+
+    def pip(command, **options):
+        fetched.append(command)
+        (Path(command[command.index("--dest") + 1]) / kept.name).write_bytes(whole)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr("harness.device.bootstrap.subprocess.run", pip)
+    with pytest.raises(WheelError, match="offline"):
+        WheelCache(tmp_path, offline=True, locked=locked).numpy(interpreter())
+    cache = WheelCache(tmp_path, locked=locked)
+    assert cache.numpy(interpreter()).path.read_bytes() == whole
+    assert cache.numpy(interpreter()).path == kept
+    assert len(fetched) == 1
 
 
 @pytest.mark.parametrize(
