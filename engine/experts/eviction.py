@@ -132,26 +132,40 @@ class LeastFrequentlyUsed(EvictionPolicy):
             heapq.heapify(self._heap)
 
 
-class LeastFrequentRecentlyUsed(LeastFrequentlyUsed):
-    """Evicts the lowest sum of uses, each of which counts half after HALF_LIFE_TOKENS tokens.
+class FadingUses:
+    """Sums an expert's uses, each of which counts half after HALF_LIFE_TOKENS tokens.
 
-    Between LFU (never forgets) and LRU (only the last use counts), as the weighted mixtures of recency and frequency
-    in MoE offloading (HOBBIT, 2024, and others); in this closed form by Lee et al., LRFU, IEEE ToC 2001. Kept as the
-    logarithm of a sum that grows instead of weights that shrink: an order that stands still between uses.
+    Kept as the logarithm, to base 2, of a sum whose new uses weigh ever more instead of old ones ever less: values
+    stand still between uses, and their order and ratios are those of the sums.
     """
 
     HALF_LIFE_TOKENS = 32
 
     def __init__(self) -> None:
-        super().__init__()
         self._token = 0
         self._layer = -1
 
-    def _worth_after_use(self, key: ExpertKey, before: Optional[float]) -> float:
+    def after_use(self, key: ExpertKey, before: Optional[float]) -> float:
+        """Returns the logarithm after one more use now; `before` is the one of earlier, None without a use."""
         self._token += key[0] < self._layer  # the layers start over with each token
         self._layer = key[0]
         now = self._token / self.HALF_LIFE_TOKENS
         return now if before is None else max(before, now) + math.log2(1 + 2 ** -abs(before - now))
+
+
+class LeastFrequentRecentlyUsed(LeastFrequentlyUsed):
+    """Evicts the lowest sum of uses, each of which counts half after some tokens.
+
+    Between LFU (never forgets) and LRU (only the last use counts), as the weighted mixtures of recency and frequency
+    in MoE offloading (HOBBIT, 2024, and others); in this closed form by Lee et al., LRFU, IEEE ToC 2001.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._uses = FadingUses()
+
+    def _worth_after_use(self, key: ExpertKey, before: Optional[float]) -> float:
+        return self._uses.after_use(key, before)
 
 
 class ForwardDistance(EvictionPolicy):
@@ -165,10 +179,12 @@ class ForwardDistance(EvictionPolicy):
     MoE layers before `first_layer` are an encoder's: used once for a request, they go first, and S counts the others.
     """
 
-    def __init__(self, layers: int, frequency: Mapping[ExpertKey, float], first_layer: int = 0) -> None:
-        """Makes the policy. `frequency` is the share of tokens that activate an expert; 0 if it has none."""
+    def __init__(
+        self, layers: int, frequency: Mapping[ExpertKey, float], first_layer: int = 0, *, unknown: float = 0.0
+    ) -> None:
+        """Makes the policy. `frequency` is the share of tokens that activate an expert; `unknown` if it has none."""
         self._first, self._round = first_layer, max(1, layers - first_layer)
-        self._frequency = frequency
+        self._frequency, self._unknown = frequency, unknown
         # Within a layer the distance is the same, so frequency alone orders its experts: (frequency, stamp, key).
         self._by_layer: Dict[int, List[Tuple[float, int, ExpertKey]]] = {}
         self._items: Dict[ExpertKey, Tuple[float, int, ExpertKey]] = {}
@@ -176,7 +192,7 @@ class ForwardDistance(EvictionPolicy):
 
     def inserted(self, key: ExpertKey) -> None:
         self._clock += 1
-        item = self._items[key] = (self._frequency.get(key, 0.0), self._clock, key)
+        item = self._items[key] = (self._frequency.get(key, self._unknown), self._clock, key)
         insort(self._by_layer.setdefault(key[0], []), item)
 
     def used(self, key: ExpertKey) -> None:
@@ -218,6 +234,30 @@ class PaperAsPrinted(ForwardDistance):
         return (self._round - of + layer) % self._round
 
 
+class OnlineDistance(ForwardDistance):
+    """Evicts the lowest frequency over distance, as ForwardDistance, by a frequency that is learned while running.
+
+    A profile's frequencies hold for texts like the profile's. Recent uses hold for the text at hand, whatever it is;
+    the distance does for layers what recency alone cannot: it tells whose turn comes late.
+    """
+
+    def __init__(self, layers: int, first_layer: int = 0) -> None:
+        self._learned: Dict[ExpertKey, float] = {}  # logarithms, of every expert ever used
+        self._uses = FadingUses()
+        super().__init__(layers, self._learned, first_layer, unknown=-math.inf)
+
+    def used(self, key: ExpertKey) -> None:
+        self.removed(key)
+        self._learned[key] = self._uses.after_use(key, self._learned.get(key))
+        self.inserted(key)
+
+    def _worth(self, frequency: float, of: int, layer: int) -> float:
+        """Returns the logarithm of frequency over distance."""
+        if of < self._first:
+            return -math.inf
+        return frequency - math.log2(self._distance(of - self._first, max(layer - self._first, -1)))
+
+
 class PolicyInputs(NamedTuple):
     """Holds what a policy may be made from."""
 
@@ -236,6 +276,7 @@ class Policy(NamedTuple):
 
 POLICIES: Dict[str, Policy] = {
     "forward-distance": Policy(lambda s: ForwardDistance(s.layers, s.frequency or {}, s.first_layer), True),
+    "online-distance": Policy(lambda s: OnlineDistance(s.layers, s.first_layer)),
     "paper-printed": Policy(lambda s: PaperAsPrinted(s.layers, s.frequency or {}, s.first_layer), True),
     "lru": Policy(lambda s: LeastRecentlyUsed()),
     "lfu": Policy(lambda s: LeastFrequentlyUsed()),
