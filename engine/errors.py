@@ -6,7 +6,8 @@ EngineError                 one line for a person, naming the file or key and th
 ├── ContainerError          a container or profile is damaged, hostile or unsupported  exit 3
 ├── MemoryBudgetError       the run does not fit the memory that it was given          exit 4
 ├── StorageError            the storage refused or broke off a read                    exit 5
-└── DeadlineError           the run did not end within its deadline                    exit 6
+├── DeadlineError           the run did not end within its deadline                    exit 6
+└── NumberError             the arithmetic gave something that is no number            exit 7
 """
 
 from __future__ import annotations
@@ -46,3 +47,8 @@ class StorageError(EngineError):
 class DeadlineError(EngineError):
     kind = "deadline"
     exit_code = 6
+
+
+class NumberError(EngineError):
+    kind = "number"
+    exit_code = 7

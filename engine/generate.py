@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from engine.container import Container
 from engine.device import meters
-from engine.errors import DeadlineError
+from engine.errors import DeadlineError, NumberError
 from engine.experts.loader import Loader
 from engine.experts.predictors import OraclePredictor, Predictor, PredictorInputs, predictor_named
 from engine.experts.profile import PathProfile
@@ -21,7 +21,7 @@ from engine.experts.supply import Counters, steps_of
 from engine.experts.timeline import TimelineRecorder
 from engine.kernels import Kernels, make_kernels
 from engine.models import load_model
-from engine.models.interface import Model, Observer, check_tokens
+from engine.models.interface import Model, Observer, are_numbers, check_tokens
 from engine.protocol import ExpertBudget, Load, Passage, RunRequest, Sample, Sampling, Steps, StorageRates, Totals
 from engine.sampling import Sampler, log_probabilities
 from engine.slowdown import slowdown
@@ -158,10 +158,7 @@ class Engine:
                 if recorder is not None:
                     recorder.begin_step(len(tokens), start)
                 self.supply.begin(tokens[-1])
-                logits = self.model.forward(np.array(tokens[-1:]), state, self.supply, observe=observe)  # (1, vocab)
-            else:
-                logits = self.model.prefill(np.array(prompt), state, self.supply, observe=observe)
-            token = sampler.choose(logits[0])
+            token = sampler.choose(self._next_logits(prompt, tokens, state, observe))
             if self._slowdown:
                 self._sleep(self._slowdown * (self.clock() - start))
             end = self.clock()
@@ -190,12 +187,43 @@ class Engine:
         if isinstance(self._predictor, OraclePredictor):
             self._predictor.learn(())  # the last prompt's routing is none of this text's
         state = self.model.start(len(passage.prompt), len(passage.continuation))
-        yield self.model.prefill(np.array(passage.prompt), state, self.supply)[0]
-        for token in passage.continuation[:-1]:
+        yield self._next_logits(passage.prompt, (), state)
+        for done, token in enumerate(passage.continuation[:-1], 1):
             if deadline is not None and self.clock() > deadline:
                 raise DeadlineError("stopped at its deadline, while predicting a passage after all that is timed")
             self.supply.begin(token)
-            yield self.model.forward(np.array([token]), state, self.supply)[0]
+            yield self._next_logits(passage.prompt, passage.continuation[:done], state)
+
+    def _next_logits(
+        self, prompt: Sequence[int], fed: Sequence[int], state: Any, observe: Optional[Observer] = None
+    ) -> np.ndarray:
+        """Returns the logits (vocab,) after the last of the tokens `fed`, or after the prompt where there is none.
+
+        Raises NumberError, which names the layer.
+        """
+        try:
+            if fed:
+                return self.model.forward(np.array(fed[-1:]), state, self.supply, observe=observe)[0]
+            return self.model.prefill(np.array(prompt), state, self.supply, observe=observe)[0]
+        except NumberError:
+            where = self._first_without_number(tuple(prompt), tuple(fed))
+            raise NumberError(
+                f"{self._store.container.path}: no number from {where}: what is stored there overflows float32; run "
+                "`edgemoe-farm model verify` on the container, and import the checkpoint again"
+            ) from None
+
+    def _first_without_number(self, prompt: Tuple[int, ...], fed: Tuple[int, ...]) -> str:
+        """Returns the name of the first part of the model whose output is no number, by computing all of it again."""
+        with np.errstate(all="ignore"):
+            state = self.model.start(len(prompt), len(fed) + 1)
+            stream = self.model.open(prompt, fed)
+            if not are_numbers(self.model.residual(stream)):
+                return "the embedding"
+            for index in range(self.model.blocks):
+                stream = self.model.block(index, stream, state, self.supply)
+                if not are_numbers(self.model.residual(stream)):
+                    return f"layer {index}"
+        return "the head"
 
     def nats(self, passage: Passage, *, deadline: Optional[float] = None) -> float:
         """Returns -ln of the continuation's probability, in float64 from the logits on. Raises as `predict`."""
@@ -209,6 +237,11 @@ class Engine:
     def backend(self) -> str:
         """Returns the backend that computes: numpy or native."""
         return self._kernels.backend
+
+    @property
+    def achieved_bytes_per_s(self) -> Optional[float]:
+        """Returns the rate that emulated storage had while it was busy; None for real storage."""
+        return self._store.achieved_bytes_per_s
 
     @property
     def reader(self) -> str:
@@ -289,6 +322,7 @@ def run(request: RunRequest, emit: Emit, *, clock: Callable[[], float] = time.pe
             major_faults=meters.major_faults(),
             storage_read_bytes=meters.storage_read_bytes(),
             page_cache_resident_fraction=meters.page_cache_resident_fraction(container.path),
+            emulated_read_bytes_per_s=engine.achieved_bytes_per_s,
         )
         if request.timeline_steps:
             last = len(request.prompts) - 1

@@ -382,11 +382,14 @@ class Totals:
     storage_read_bytes: Optional[int]  # by the kernel's account (/proc/self/io): what really came from storage
     page_cache_resident_fraction: Optional[float]  # of the container, when the run ended
     passage_nats: Tuple[float, ...] = ()  # of each of RunRequest.passages: -ln of its continuation's probability
+    emulated_read_bytes_per_s: Optional[float] = None  # of emulated storage while it was busy; None: real
 
     def __post_init__(self) -> None:
         require(0 <= self.wall_s < MOST_S, "totals: wall_s is negative or absurd")
         valid = all(0 <= nats < 1e12 for nats in self.passage_nats)
         require(valid, "totals: passage_nats has a negative or absurd entry")
+        rate = self.emulated_read_bytes_per_s
+        require(rate is None or 0 < rate < 1e15, "totals: emulated_read_bytes_per_s is not positive or absurd")
 
 
 @dataclass(frozen=True)

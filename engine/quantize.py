@@ -184,6 +184,12 @@ def as_float32(stored: np.ndarray) -> np.ndarray:
     return stored.astype(np.float32, copy=False)
 
 
+def holds_numbers(packed: Packed) -> bool:
+    """Tells whether no stored weight, scale or offset is infinite or NaN."""
+    floats = [packed.codes] if packed.format.precision in FLOATS else [packed.scales, packed.offsets]
+    return all(np.isfinite(as_float32(array)).all() for array in floats if array is not None)
+
+
 def int8_rows(packed: Packed, numbers: Optional[np.ndarray] = None) -> np.ndarray:
     """Returns rows (n,) int of an INT8 matrix, or all of them, as (n, columns) float32."""
     assert packed.format.precision == "int8" and packed.scales is not None
@@ -239,8 +245,9 @@ def _quantise(weight: np.ndarray, into: Packed, name: str) -> None:
         else:
             with np.errstate(over="ignore"):
                 into.codes[...] = turned
-            if not np.isfinite(into.codes).all():
-                raise ContainerError(f"{name}: a weight is beyond the range of fp16: import it as bf16")
+        if not holds_numbers(into):
+            wider = "bf16" if fmt.precision == "fp16" else "fp32"
+            raise ContainerError(f"{name}: a weight is beyond the range of {fmt.precision}: import it as {wider}")
         return
 
     bits = BITS[fmt.precision]

@@ -19,7 +19,6 @@ CHUNK_S = 1e-3
 LEAST_CHUNK_BYTES, MOST_CHUNK_BYTES = 16 << 10, 1 << 20  # all divided by 16 KiB, as direct reads need it
 # What a second thread reads of a block at least: to hand it over takes as long as a few of these at a fast storage.
 LEAST_LANE_BYTES = 64 << 10
-CREDIT_S = 1e-3  # the emulated storage starts the next read at once if it is asked within this time of the last
 LANE_DEADLINE_S = 120.0  # for the second half of a block, when the first has arrived
 BrokenOff = Callable[[], bool]
 
@@ -44,7 +43,7 @@ class ReadingLanes:
 
     `reader`: "pread" (buffered), "direct" (O_DIRECT, past the page cache; becomes pread where that is refused, and
     `direct_refused` says why) or "mmap". With `keep_cached` false, what was read does not stay in the page cache.
-    `bytes_per_s` slows reading down to that rate, of both lanes together: emulated storage.
+    `bytes_per_s` slows reading down to that rate, of both lanes together: see EmulatedStorage.
     Raises OSError, or ValueError for an empty file that is to be mapped.
     """
 
@@ -62,12 +61,10 @@ class ReadingLanes:
         self.reader = reader
         self.lanes = lanes
         self.direct_refused: Optional[str] = None
+        self.emulated = None if bytes_per_s is None else EmulatedStorage(bytes_per_s, clock=clock, sleep=sleep)
         self._keep_cached = keep_cached
-        self._bytes_per_s = bytes_per_s
-        self._clock, self._sleep = clock, sleep
+        self._clock = clock
         self._chunk_bytes = 128 << 10
-        self._emulated = threading.Lock()  # one storage, however many ask it
-        self._free_at = 0.0  # when it has finished what it was asked for
         self._map: Optional[mmap.mmap] = None
         self._mapped: Optional[np.ndarray] = None
         self._file = self._open(path)
@@ -78,21 +75,24 @@ class ReadingLanes:
 
         They are fewer if `broken_off()` became true. Without it the block is asked for at once.
         """
-        asked = self._clock()
+        began = self._clock()
+        asked = began if self.emulated is None else self.emulated.asked()
         size = len(view)
         half = size // 2 // LEAST_LANE_BYTES * LEAST_LANE_BYTES
         if self._second is None or not half:
-            done = self._part(view, offset, broken_off, 1)
+            done = self._part(view, offset, broken_off, asked, 1)
         else:
-            self._second.begin(view[size - half :], offset + size - half, broken_off, 2)
+            self._second.begin(view[size - half :], offset + size - half, broken_off, asked, 2)
             try:
-                done = self._part(view[: size - half], offset, broken_off, 2)
+                done = self._part(view[: size - half], offset, broken_off, asked, 2)
             finally:
                 rest = self._second.end()  # also after a failure: until then it writes into the caller's memory
             if isinstance(rest, OSError):
                 raise rest
             done += rest
-        self._learn(done, self._clock() - asked)
+        if self.emulated is not None:
+            self.emulated.answered()
+        self._learn(done, self._clock() - began)
         if not self._keep_cached:
             self.forget(offset, size)
         return done
@@ -141,17 +141,17 @@ class ReadingLanes:
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
         return file
 
-    def _part(self, view: memoryview, offset: int, broken_off: Optional[BrokenOff], lanes: int) -> int:
+    def _part(self, view: memoryview, offset: int, broken_off: Optional[BrokenOff], asked: float, lanes: int) -> int:
         """Reads on one of the threads, chunk by chunk if it may be broken off."""
         size, done = len(view), 0
         chunk = size if broken_off is None else _whole_chunk(min(self._chunk_bytes, MOST_CHUNK_BYTES) // lanes)
         while done < size:
             if done and broken_off is not None and broken_off():
                 break
-            asked = self._clock()
+            began = time.perf_counter()
             got = self._chunk(view[done : done + chunk], offset + done)
-            if self._bytes_per_s is not None:
-                self._take_time(got / self._bytes_per_s, asked, goes_on=done > 0)
+            if self.emulated is not None:
+                asked = self.emulated.take_time(got, asked, time.perf_counter() - began)
             done += got
         return done
 
@@ -167,18 +167,55 @@ class ReadingLanes:
             raise OSError(None, "the file became shorter while it was read")
         return got
 
-    def _take_time(self, seconds: float, asked: float, *, goes_on: bool) -> None:
-        with self._emulated:
-            begins = self._free_at if goes_on or asked - self._free_at < CREDIT_S else asked
-            self._free_at = begins + seconds
-            wait = self._free_at - self._clock()
-        if wait > 0:
-            self._sleep(wait)
-
     def _learn(self, done: int, time_s: float) -> None:
         """Adapts the length of chunks to the time that one took."""
         # Halfway at most: one slow read says little of the next.
         self._chunk_bytes = _whole_chunk((self._chunk_bytes + chunk_bytes_at(done / max(time_s, 1e-9))) // 2)
+
+
+class EmulatedStorage:
+    """Takes as long as a device that serves one read at a time, at a rate, and never less than the real storage.
+
+    Threads wake up late, and the device must not stand idle for that: a thread that woke late has not asked late. By as
+    much as an answer came late, the next read counts as asked for earlier.
+    """
+
+    def __init__(self, bytes_per_s: float, *, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
+        self.bytes_per_s = bytes_per_s
+        self.read_bytes, self.busy_s = 0, 0.0
+        self._clock, self._sleep = clock, sleep
+        self._one = threading.Lock()  # one storage, however many ask it
+        self._free_at = 0.0  # when it has finished what it was asked for
+        self._late_s = 0.0  # by how much its last answer came late
+
+    @property
+    def achieved_bytes_per_s(self) -> Optional[float]:
+        """Returns the rate while it was busy, less than its own where the real storage is slower; None at first."""
+        return self.read_bytes / self.busy_s if self.busy_s > 0 else None
+
+    def asked(self) -> float:
+        """Returns when a read that begins now is asked for."""
+        return self._clock() - self._late_s
+
+    def take_time(self, size: int, asked: float, took_s: float) -> float:
+        """Waits until `size` bytes are served, which really took `took_s`; returns when what follows is asked for."""
+        with self._one:
+            begins = max(self._free_at, asked)
+            ends = self._free_at = max(begins + size / self.bytes_per_s, asked + took_s)
+            self.read_bytes += size
+            self.busy_s += ends - begins
+        wait_s = ends - self._clock()
+        if wait_s > 0:
+            self._sleep(wait_s)
+        return min(ends, self._clock())
+
+    def answered(self) -> None:
+        """Notes that the last of a read's bytes have reached who asked for them."""
+        self._late_s = max(0.0, self._clock() - self._free_at)
+
+    def forgive(self) -> None:
+        """Notes that nobody waited for the last answer, so that whoever asks next was not held up by it."""
+        self._late_s = 0.0
 
 
 class _SecondLane:

@@ -50,6 +50,8 @@ class Loader:
         self._keep: FrozenSet[ExpertKey] = frozenset()  # predicted: not to be evicted for another prediction
         self._failures: Dict[ExpertKey, EngineError] = {}
         self._closing = False
+        self._held_up = False  # whether somebody waited for the last read
+        self._idle = False  # whether nothing was to be read since
         self._thread: Optional[threading.Thread] = None
         if threaded:
             self._thread = threading.Thread(target=self.run, name="experts", daemon=True)
@@ -99,6 +101,7 @@ class Loader:
         with self.lock:
             while not self._closing:
                 if not self._load_next():
+                    self._idle = True
                     self.lock.wait()
 
     def close(self) -> None:
@@ -115,6 +118,9 @@ class Loader:
         entry = self._next()
         if entry is None:
             return False
+        if not self._held_up and (self._idle or not entry.speculative):
+            self._store.nobody_waited()
+        self._idle = False
         began = None if self.recorder is None else self.recorder.clock()
         self.lock.release()
         failure: Optional[EngineError] = None
@@ -135,6 +141,7 @@ class Loader:
 
     def _arrived(self, entry: BufferEntry, done: int, failure: Optional[EngineError] = None) -> None:
         """Notes that so many bytes of an expert were read: it is whole, or its read gave way or failed."""
+        self._held_up = bool(entry.wanted)
         self.read_bytes += done
         if entry.speculative:
             self.prefetched_bytes += done

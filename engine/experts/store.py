@@ -52,6 +52,11 @@ class ExpertStore:
         return self._lanes.reader
 
     @property
+    def achieved_bytes_per_s(self) -> Optional[float]:
+        """Returns the rate of emulated storage while it was busy; None for real storage, and before a read."""
+        return None if self._lanes.emulated is None else self._lanes.emulated.achieved_bytes_per_s
+
+    @property
     def lanes(self) -> int:
         return self._lanes.lanes
 
@@ -75,6 +80,11 @@ class ExpertStore:
                 )
             self._verified.add(record.offset)
         return done
+
+    def nobody_waited(self) -> None:
+        """Notes that the last read held nobody up, for emulated storage; see EmulatedStorage.forgive."""
+        if self._lanes.emulated is not None:
+            self._lanes.emulated.forgive()
 
     def close(self) -> None:
         self._lanes.close()

@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol, Tupl
 
 import numpy as np
 
-from engine.errors import RequestError
+from engine.errors import NumberError, RequestError
 from engine.quantize import Packed
 
 ExpertGroup = List[Tuple[int, Dict[str, Packed]]]  # experts of a layer that can be computed now, and their weights
@@ -125,6 +125,10 @@ class Model(Protocol):
 
     def block(self, index: int, stream: Any, state: Any, experts: Experts) -> Any: ...
 
+    def residual(self, stream: Any) -> np.ndarray:
+        """Returns the residual stream (n, hidden) of what goes from one block to the next."""
+        ...
+
     def close(self, stream: Any) -> np.ndarray:
         """Returns the logits (decoder tokens, vocab) of the stream after the last block."""
         ...
@@ -136,3 +140,23 @@ def check_tokens(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
     if len(tokens) == 0 or tokens.min() < 0 or tokens.max() >= vocab_size:
         raise RequestError(f"token ids must be between 0 and {vocab_size - 1}, and at least one")
     return tokens
+
+
+def are_numbers(values: np.ndarray) -> bool:
+    """Tells whether all values are numbers whose squares float32 can hold, in one pass.
+
+    A norm sums squares: of a residual stream for which that overflows it makes zeros, and of zeros any answer.
+    """
+    flat = values.ravel()
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(np.dot(flat, flat)))
+
+
+def as_numbers(logits: np.ndarray, residual: np.ndarray) -> np.ndarray:
+    """Returns the logits of a residual stream. Raises NumberError if one in either is none, see `are_numbers`.
+
+    The likeliest of tokens whose logits are NaN is token 0, and it comes fast.
+    """
+    if not (are_numbers(logits) and are_numbers(residual)):
+        raise NumberError("the model's arithmetic gave no number")
+    return logits

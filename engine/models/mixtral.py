@@ -11,7 +11,7 @@ from engine.dataclass import dataclass
 from engine.errors import ContainerError, RequestError
 from engine.kernels import Kernels, NativeKernels
 from engine.kernels.native import DecoderLayer, TokenMemory
-from engine.models.interface import Experts, Observer, check_tokens
+from engine.models.interface import Experts, Observer, as_numbers, check_tokens
 from engine.models.layers import KeyValueCache, RotaryEmbedding, causal_attention, rms_norm, route_top_k
 from engine.models.loading import check_experts, parse_config, tensor_reader
 from engine.quantize import Packed
@@ -215,7 +215,7 @@ class Mixtral:
 
     def head(self, x: np.ndarray) -> np.ndarray:
         """Returns the logits (n, vocab) of the residual stream after the last layer (n, hidden)."""
-        return self._normed_linear(self._norm, self._head, x)[1]
+        return as_numbers(self._normed_linear(self._norm, self._head, x)[1], x)
 
     def expert_input(self, layer: int, x: np.ndarray) -> np.ndarray:
         """Returns what the experts of `layer` are given, for the residual stream before them (n, hidden)."""
@@ -233,6 +233,9 @@ class Mixtral:
 
     def block(self, index: int, stream: np.ndarray, state: MixtralState, experts: Experts) -> np.ndarray:
         return self.layer(index, stream, state, experts)
+
+    def residual(self, stream: np.ndarray) -> np.ndarray:
+        return stream
 
     def close(self, stream: np.ndarray) -> np.ndarray:
         return self.head(stream)

@@ -18,7 +18,7 @@ from engine.container import Container
 from engine.dataclass import dataclass
 from engine.errors import ContainerError, RequestError
 from engine.kernels import Kernels
-from engine.models.interface import Experts, Observer, check_tokens
+from engine.models.interface import Experts, Observer, as_numbers, check_tokens
 from engine.models.layers import KeyValueCache, attention, rms_norm, softmax
 from engine.models.loading import check_experts, parse_config, tensor_reader
 from engine.quantize import Packed
@@ -270,11 +270,10 @@ class Switch:
 
     def head(self, x: np.ndarray) -> np.ndarray:
         """Returns logits (n, vocab) of the stream after the decoder (n, hidden). A tied head is scaled, as in T5."""
-        x = rms_norm(x, self._decoder.norm, self.config.norm_eps)
+        normed = rms_norm(x, self._decoder.norm, self.config.norm_eps)
         if self.config.tied_head:
-            x *= np.float32(self.config.hidden_size**-0.5)
-        logits: np.ndarray = x @ self._head.T
-        return logits
+            normed *= np.float32(self.config.hidden_size**-0.5)
+        return as_numbers(normed @ self._head.T, x)
 
     def expert_input(self, layer: int, x: np.ndarray) -> np.ndarray:
         """Returns what the experts of MoE layer `layer` are given, for the residual stream before them (n, hidden)."""
@@ -302,6 +301,9 @@ class Switch:
             return SwitchStream(self.embed(stream.decoder_tokens), stream.decoder_tokens, tuple(state.memory))
         state.memory = list(stream.memory)
         return stream._replace(x=self.decoder_layer(index - self.config.encoder_layers, stream.x, state, experts))
+
+    def residual(self, stream: SwitchStream) -> np.ndarray:
+        return stream.x
 
     def close(self, stream: SwitchStream) -> np.ndarray:
         return self.head(stream.x)

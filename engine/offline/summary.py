@@ -6,8 +6,12 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from engine.container import Container
+from engine.errors import ContainerError
 from engine.models import model_config
+from engine.quantize import holds_numbers
 
 
 def container_summary(path: str) -> dict[str, Any]:
@@ -36,15 +40,25 @@ def container_summary(path: str) -> dict[str, Any]:
 
 
 def verify(path: str, progress: Callable[[int, int], None] = lambda done, of: None) -> tuple[int, int]:
-    """Reads everything and checks each checksum; returns (parts checked, bytes of the file). Raises ContainerError."""
+    """Checks each checksum, and that all floats are numbers; returns (parts checked, bytes of the file).
+
+    Raises ContainerError.
+    """
     container = Container.open(path)
     of = len(container.tensors) + len(container.records) + 1
     for done, name in enumerate(container.tensors):
         progress(done, of)
-        container.read_tensor(name)
+        if not np.isfinite(container.read_tensor(name)).all():
+            raise ContainerError(f"{path}: tensor {name} holds NaN or infinity: import the checkpoint again")
     for done, record in enumerate(container.records, len(container.tensors)):
         progress(done, of)
-        container.read_expert(record)
+        matrices = container.layouts[record.format].unpack(container.read_expert(record))
+        for name, packed in matrices.items():
+            if not holds_numbers(packed):
+                raise ContainerError(
+                    f"{path}: layer {record.layer} expert {record.expert}: {name} holds NaN or infinity: "
+                    "import the checkpoint again"
+                )
     container.tokenizer_json()
     progress(of, of)
     return of - (container.tokenizer is None), container.file_bytes

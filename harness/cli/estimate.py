@@ -223,7 +223,7 @@ def _remote(
         session.close()
     machine = DeviceRates(times, f"timed on {name}, {_engaged(times)}", None, "say it with --storage-rate")
     if rate is not None:
-        return replace(machine, storage=Storage.emulated(rate), storage_from=f"{rate / 1e6:g} MB/s, emulated on {name}")
+        return replace(machine, storage=Storage(rate), storage_from=f"{rate / 1e6:g} MB/s, emulated on {name}")
     return machine if found is None else _with_measured(machine, found, name)
 
 

@@ -55,7 +55,7 @@ class CellEstimator:
         if times is None:
             return None
         machine = DeviceRates(
-            times, "timed on the device", None if rate is None else Storage.emulated(rate),
+            times, "timed on the device", None if rate is None else Storage(rate),
             "no storage" if rate is None else f"emulated storage, {rate / 1e6:g} MB/s",
         )  # fmt: skip
         container = measurement.container

@@ -8,12 +8,13 @@ from __future__ import annotations
 import threading
 from array import array
 
-from engine.protocol import Load, RunRequest, Sample
+from engine.protocol import Load, RunRequest, Sample, Totals
 from harness.device.session import Outcome
 from reports.records import Cell, Conditions, Run, RunStatus, Verdict
 
 COLD_RESIDENT_FRACTION = 0.01  # of a container: above this it was not cold
 WARM_RESIDENT_FRACTION = 0.99
+EMULATION_TOLERANCE = 0.05  # of the rate that was asked for
 LOW_BATTERY = 0.15  # of its charge
 
 
@@ -47,7 +48,9 @@ def incomplete(request: RunRequest, outcome: Outcome) -> str | None:
     return None
 
 
-def judge(request: RunRequest, load: Load, conditions: Conditions | None = None) -> tuple[Verdict, tuple[str, ...]]:
+def judge(
+    request: RunRequest, load: Load, conditions: Conditions | None = None, totals: Totals | None = None
+) -> tuple[Verdict, tuple[str, ...]]:
     """Returns the verdict on a complete run: suspect where a condition was not seen to hold, or is unknown."""
     reasons = [f"the engine warns: {warning}" for warning in load.warnings]
     fraction = load.page_cache_resident_fraction
@@ -72,6 +75,12 @@ def judge(request: RunRequest, load: Load, conditions: Conditions | None = None)
     asked = request.expert_budget.bytes if request.expert_budget else None
     if asked is not None and (load.expert_budget_bytes is None or load.expert_budget_bytes > asked):
         reasons.append(f"expert budget: {asked} bytes were asked for, {load.expert_budget_bytes} were used")
+    emulated, achieved = request.emulated_read_bytes_per_s, None if totals is None else totals.emulated_read_bytes_per_s
+    if emulated is not None and achieved is not None and abs(achieved / emulated - 1) > EMULATION_TOLERANCE:
+        reasons.append(
+            f"emulated storage: {emulated / 1e6:g} MB/s were asked for, {achieved / 1e6:.1f} MB/s were given: "
+            "the device's own storage is slower than what it emulates"
+        )
     reasons += _doubts(request, conditions) if conditions is not None else []
     return (Verdict.SUSPECT if reasons else Verdict.VALID), tuple(reasons)
 

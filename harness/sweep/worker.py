@@ -463,7 +463,7 @@ class _Attempt:
         if outcome.load is None or failure is not None:
             reasons = (failure or "", *outcome.reasons)
             return self._record(RunStatus.FAILED, Verdict.INVALID, reasons, fault=fault, **evidence)
-        verdict, reasons = judge(request, outcome.load, outcome.conditions)
+        verdict, reasons = judge(request, outcome.load, outcome.conditions, outcome.totals)
         return self._record(RunStatus.OK, verdict, (*outcome.reasons, *reasons), **evidence)
 
     def _record(self, status: RunStatus, verdict: Verdict, reasons: tuple[str, ...], **evidence: Any) -> Run:

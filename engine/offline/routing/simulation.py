@@ -19,7 +19,7 @@ import numpy as np
 from engine.container import Container, ExpertKey, Record
 from engine.errors import RequestError
 from engine.experts.buffer import BufferEntry, ExpertBuffer
-from engine.experts.lanes import CREDIT_S, BrokenOff, chunk_bytes_at
+from engine.experts.lanes import BrokenOff, chunk_bytes_at
 from engine.experts.loader import Loader
 from engine.experts.predictors import OraclePredictor, PredictorInputs, predictor_named
 from engine.experts.profile import ExpertSet, PathProfile
@@ -46,12 +46,6 @@ class Storage:
     """Reads one record after another."""
 
     bytes_per_s: float
-    # Emulated storage starts at once what is asked for within this time of the last read; see engine.experts.lanes.
-    credit_s: float = 0.0
-
-    @classmethod
-    def emulated(cls, bytes_per_s: float) -> Storage:
-        return cls(bytes_per_s, CREDIT_S)
 
 
 @dataclass(frozen=True)
@@ -225,8 +219,7 @@ class SimulatedLoader(Loader):
     def _begin(self) -> None:
         self._reading = self._next()
         if self._reading is not None:
-            late_s = self.now_s - self._ends_s
-            self._began_s = self._ends_s if late_s < self._storage.credit_s else self.now_s
+            self._began_s = self.now_s
             self._reads_bytes = self._reading.record.slot_bytes
             self._ends_s = self._began_s + self._reads_bytes / self._storage.bytes_per_s
 

@@ -106,14 +106,13 @@ def test_a_speculative_read_gives_way_at_its_next_chunk(shipped: Container) -> N
     assert (entry.key, loader.wasted_bytes, loader.read_bytes) == ((0, 1), 2 * chunk, slot + 2 * chunk)
 
 
-def test_emulated_storage_goes_on_where_it_is_asked_again_soon(container: Container) -> None:
-    """Reads as engine.experts.store does, so that what is computed between two reads costs nothing there."""
+def test_storage_stands_idle_while_a_naive_swap_computes(container: Container) -> None:
     slot = container.primary[0, 0].slot_bytes
     quick = Arithmetic(layer_s=0.0, head_s=0.0, expert_s={0: 0.0005})
-    provision = Provision.of(container, STRATEGIES["naive-swap"])
-    for storage, expected in ((Storage(slot / 0.005), 6 * 0.0055), (Storage.emulated(slot / 0.005), 6 * 0.005)):
-        (steps,) = simulate(provision, TURNING, quick, storage, CUT).steps
-        assert steps.time_s[2:] == pytest.approx([expected] * 10)
+    (steps,) = simulate(
+        Provision.of(container, STRATEGIES["naive-swap"]), TURNING, quick, Storage(slot / 0.005), CUT
+    ).steps
+    assert steps.time_s[2:] == pytest.approx([6 * 0.0055] * 10)
 
 
 # --- against the engine ---------------------------------------------------------------------------------------------
