@@ -42,7 +42,7 @@ def check(transport: SshTransport, root: str) -> None:
             ["sh", "-c", 'echo "$1"; echo "$1" >&2; exit 3', "sh", "a\nb!"], deadline_s=20, check=False
         )
         assert (done.exit_status, done.stdout, done.stderr) == (3, b"a\nb!\n", b"a\nb!\n")
-        assert FarmFolder.prepare(transport, root).root == root
+        assert FarmFolder.prepare(transport, sys.executable, root).root == root
         assert find_python(transport, sys.executable).numpy
     finally:
         transport.close()
