@@ -299,8 +299,8 @@ class ContainerWriter:
         self._file.seek(0)
         self._file.write(preamble + struct.pack("<I", zlib.crc32(preamble)))
         self._file.flush()
-        with open(self._file.name, "rb") as written:
-            _read_header(self.path, written)  # what could not be opened again is not left behind
+        self._file.seek(0)
+        _read_header(self.path, self._file)  # what could not be opened again is not left behind
 
     def _put(self, data: bytes) -> None:
         assert self._file is not None

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ProtocolError
+from engine.files import read_bounded
 from engine.protocol import ExpertBudget
 from engine.sizes import size_of
 from harness.errors import UsageError
 
+MOST_TOML_BYTES = 16 << 20
 DEFAULT_BUDGET = "default"  # the strategy's own
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -20,7 +22,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 def read_toml(path: Path, what: str) -> str:
     """Returns the text of a file. Raises UsageError."""
     try:
-        return path.read_text(encoding="utf-8")
+        return read_bounded(str(path), MOST_TOML_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: the {what} cannot be read: {cause(error)}") from None
 

@@ -122,11 +122,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": set(),
     "device_inventory": set(),
     "reports": WIRE,
-    "harness": WIRE | {"reports.pages"},  # its loose files
+    "harness": WIRE | {"engine.files", "reports.pages"},  # its loose files
     "harness.agent": set(),  # runs on devices
     "harness.cli": WIRE | INVENTORY | REPORTS | {
-        "engine.container", "engine.experts", "engine.models", "engine.offline", "engine.options", "engine.quantize",
-        "engine.selftest", "engine.storage", "engine.strategies", "reports.charts",
+        "engine.container", "engine.experts", "engine.files", "engine.models", "engine.offline", "engine.options",
+        "engine.quantize", "engine.selftest", "engine.storage", "engine.strategies", "reports.charts",
     },
     "harness.demo": INVENTORY | {
         "engine.container", "engine.offline", "engine.quantize", "engine.selftest",
@@ -137,8 +137,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "harness.night": WIRE | INVENTORY | REPORTS,
     "harness.scripted": WIRE | INVENTORY,
     "harness.sweep": WIRE | INVENTORY | {
-        "engine.container", "engine.experts", "engine.models", "engine.offline", "engine.strategies", "reports.errors",
-        "reports.files", "reports.metrics", "reports.records", "reports.results", "reports.text",
+        "engine.container", "engine.experts", "engine.files", "engine.models", "engine.offline", "engine.strategies",
+        "reports.errors", "reports.files", "reports.metrics", "reports.records", "reports.results", "reports.text",
     },
     "harness.transport": INVENTORY | {"reports.files", "reports.text"},
 }  # fmt: skip

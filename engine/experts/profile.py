@@ -133,6 +133,8 @@ class PathProfile:
         try:
             if os.path.getsize(path) > MAX_FILE_BYTES:
                 raise ContainerError(f"{path}: larger than a profile can be")
+            if not os.path.isfile(path):
+                raise ContainerError(f"{path}: not a plain file")
             with open(path, "rb") as file:
                 return cls._parse(file)
         except OSError as error:

@@ -15,6 +15,7 @@ from device_inventory import Inventory
 from engine import options as engine_options
 from engine.codec import to_json
 from engine.errors import RequestError
+from engine.files import read_bounded
 from engine.protocol import BACKENDS, ExpertBudget
 from harness.deadlines import parse_duration
 from harness.device.kinds import kind_of
@@ -25,6 +26,7 @@ from reports.results.database import ResultsDatabase
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
+MOST_TEXT_BYTES = 1 << 30
 EXIT_CODES = """\b
 Exit codes:
   0    all is well
@@ -117,7 +119,7 @@ def print_json(value: Any) -> None:
 
 def read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_bounded(str(path), MOST_TEXT_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 at byte {error.start}; convert it first") from None
     except OSError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from engine.files import read_bounded
 from engine.protocol import BACKENDS, MOST_LANES, PAGE_CACHES, READERS, Sampling, Settle
 from engine.spans import MOST_TIMELINE_STEPS
 from harness.errors import UsageError
@@ -226,9 +227,7 @@ def _slices(path: Path, count: int, characters: int, where: str) -> tuple[str, .
 
 def _read_text(path: Path, where: str) -> str:
     try:
-        if path.stat().st_size > _MAX_TEXT_BYTES:
-            raise UsageError(f"{where}: text_file {path} is over {_MAX_TEXT_BYTES >> 20} MiB: give a smaller one")
-        return path.read_text(encoding="utf-8")
+        return read_bounded(str(path), _MAX_TEXT_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{where}: text_file {path} cannot be read: {cause(error)}") from None
 

@@ -27,7 +27,7 @@ from typing import Any
 from engine.container import RECORD_ALIGNMENT, Container, ContainerWriter, ExpertKey
 from engine.errors import RequestError
 from engine.experts.profile import PathProfile
-from engine.files import replacing
+from engine.files import read_bounded, replacing
 from engine.offline.accuracy.calibration import Assignment, Calibration, MixedExperts, Score, output_errors, pool, score
 from engine.quantize import Format, align
 
@@ -122,9 +122,7 @@ class ExpertEvidence:
 def read_evidence(path: Path) -> ExpertEvidence:
     """Reads a saved plan's evidence. Raises RequestError, which names the file, unless `save` wrote it."""
     try:
-        if path.stat().st_size > _MAX_PLAN_BYTES:
-            raise ValueError("larger than a plan can be")
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bounded(str(path), _MAX_PLAN_BYTES))
         experts = {tuple(map(int, key.split("/"))): float(e["evidence"]) for key, e in content["experts"].items()
                    if e["evidence"] is not None}  # fmt: skip
         importance = {(layer, expert): value for (layer, expert), value in experts.items() if math.isfinite(value)}

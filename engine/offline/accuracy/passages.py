@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from engine.errors import RequestError
+from engine.files import read_bounded
 from engine.models.interface import Experts, Model, ModelConfig, Observer
 from engine.offline.tokenizer import Tokenizer
 from engine.protocol import Passage
 
 DEFAULT_CONTEXT = 256
+_MOST_PAIRS_BYTES = 1 << 30
 _KEYS = (("input", "target"), ("document", "summary"), ("dialogue", "summary"))  # the latter: XSum's and SAMSum's own
 
 
@@ -53,7 +55,7 @@ def decoder_tokens(passage: Passage, config: ModelConfig) -> tuple[int, ...]:
 def read_pairs(path: Path) -> list[TextPair]:
     """Reads JSON lines with `input` and `target`, or as XSum and SAMSum name them. Raises RequestError, naming it."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_bounded(str(path), _MOST_PAIRS_BYTES).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{path}: cannot be read: {error}") from None
     pairs = []

@@ -18,12 +18,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from engine.errors import RequestError
+from engine.files import read_bounded
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)  # importing ml_dtypes is what lets safetensors return it to numpy
 MAX_JSON_BYTES = 64 << 20
+MAX_TOKENIZER_BYTES = 256 << 20  # the largest published ones have 35 MB
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 
 
@@ -119,7 +121,7 @@ class Checkpoint:
 
     def tokenizer_json(self) -> bytes | None:
         try:
-            return (self.folder / "tokenizer.json").read_bytes()
+            return read_bounded(str(self.folder / "tokenizer.json"), MAX_TOKENIZER_BYTES)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -171,9 +173,7 @@ def _read_header(path: Path, file: Any) -> dict[str, StoredTensor]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB: not a file of a checkpoint")
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_bounded(str(path), MAX_JSON_BYTES))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from engine.models.mixtral import MixtralConfig
 from engine.offline.importing.checkpoint import Checkpoint, CheckpointError
-from engine.offline.importing.importer import layout_of
+from engine.offline.importing.importer import import_checkpoint, layout_of
 from engine.offline.importing.layout import Layout
 from engine.offline.importing.mixtral import MixtralLayout
+from engine.quantize import Format
 from tests.engine.offline.conftest import TINY, Change
 from tests.golden.checkpoints import RECIPES
 
@@ -264,3 +265,14 @@ def test_every_recipe_has_exactly_the_tensors_of_its_layout(tmp_path: Path) -> N
     for recipe in RECIPES:
         names = dict(layout(recipe.write(tmp_path / recipe.name)).shapes())
         assert names == {name: tensor.shape for name, tensor in recipe.weights().items()}
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_file_that_never_ends_costs_no_memory(tmp_path: Path, name: str) -> None:
+    folder = RECIPES[0].write(tmp_path / "hf")
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / name).unlink()
+    (folder / name).symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match=rf"{name}: (cannot be read: not a plain file|cut off or damaged)"):
+        import_checkpoint(folder, tmp_path / "m.emoe", [Format("fp32")])
+    assert not list(tmp_path.glob(".m.emoe*"))
