@@ -40,6 +40,11 @@ class Tokenizer:
         return None if text is None else cls(text, path)
 
     @property
+    def largest_id(self) -> int:
+        """Returns the largest id of its tokens; -1 if it has none. Ids may have gaps."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    @property
     def vocab_size(self) -> int:
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from engine.files import read_bounded
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+GENERATION = "generation_config.json"
 PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)  # importing ml_dtypes is what lets safetensors return it to numpy
 MAX_JSON_BYTES = 64 << 20
 MAX_TOKENIZER_BYTES = 256 << 20  # the largest published ones have 35 MB
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 
 
@@ -42,6 +44,8 @@ class StoredTensor:
     file: Path
     precision: str  # fp32, fp16 or bf16
     shape: tuple[int, ...]
+    name: str  # in the file
+    part: tuple[int | slice, ...] = ()  # of what has that name there, if it is not all of it
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Checkpoint:
     """Holds an open checkpoint: its headers are checked, its weights are not yet read."""
 
     folder: Path
-    config: dict[str, Any]  # config.json
+    config: dict[str, Any]  # config.json, with all the tokens at which generation_config.json stops
     tensors: Mapping[str, StoredTensor]
     _open: Mapping[Path, Any] = field(repr=False)  # the library's handles: they map the files, and go with this object
 
@@ -59,10 +63,17 @@ class Checkpoint:
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: not a directory: give the folder that holds config.json and {SINGLE}")
         config = _read_json(folder / "config.json")
+        if (folder / GENERATION).exists():
+            _add_stop_tokens(config, _read_json(folder / GENERATION))
         tensors: dict[str, StoredTensor] = {}
         handles: dict[Path, Any] = {}
         if (folder / INDEX).exists():
             weight_map = _read_index(folder / INDEX)
+            if (folder / SINGLE).exists() and set(weight_map.values()) != {folder / SINGLE}:
+                raise CheckpointError(
+                    f"{folder}: both {SINGLE} and {INDEX}, which places tensors elsewhere, are there: one is of an "
+                    "earlier save; remove it"
+                )
             for file in sorted(set(weight_map.values())):
                 handles[file] = _open(file)
                 for name, tensor in _read_header(file, handles[file]).items():
@@ -112,7 +123,9 @@ class Checkpoint:
     def read(self, name: str) -> np.ndarray:
         """Returns a tensor as stored: float32, float16 or bfloat16 (of ml_dtypes). Refuses NaN and infinity."""
         tensor = self.tensors[name]
-        array: np.ndarray = self._open[tensor.file].get_tensor(name)
+        file = self._open[tensor.file]
+        array: np.ndarray = file.get_slice(tensor.name)[tensor.part] if tensor.part else file.get_tensor(tensor.name)
+        array = array.reshape(tensor.shape)
         if not np.isfinite(array).all():
             raise CheckpointError(
                 f"{tensor.file}: tensor {name} holds NaN or infinity: the checkpoint is damaged or was never trained"
@@ -120,12 +133,21 @@ class Checkpoint:
         return array
 
     def tokenizer_json(self) -> bytes | None:
+        """Returns the content of tokenizer.json, or None without one. Raises CheckpointError."""
+        path = self.folder / "tokenizer.json"
         try:
-            return read_bounded(str(self.folder / "tokenizer.json"), MAX_TOKENIZER_BYTES)
+            content = read_bounded(str(path), MAX_TOKENIZER_BYTES)
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise CheckpointError(f"{self.folder / 'tokenizer.json'}: cannot be read: {error.strerror}") from None
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+        _refuse_pointer(path, content)
+        return content
+
+    def spelled(self, names: Mapping[str, StoredTensor], *, without: Collection[str] = ()) -> Checkpoint:
+        """Returns this checkpoint with tensors by other names as well, and without those that they are parts of."""
+        own = {name: tensor for name, tensor in self.tensors.items() if name not in without}
+        return replace(self, tensors={**own, **names})
 
     def read_float32(self, name: str) -> np.ndarray:
         return self.read(name).astype(np.float32, copy=False)
@@ -150,6 +172,8 @@ def _read_index(path: Path) -> dict[str, Path]:
 def _open(path: Path) -> Any:
     """Opens a file. The library checks bounds, overlaps, gaps, sizes against shapes, and the file's length."""
     try:
+        with path.open("rb") as start:
+            _refuse_pointer(path, start.read(len(_POINTER)))
         return safe_open(path, framework="numpy")
     except SafetensorError as error:
         raise CheckpointError(f"{path}: cut off or damaged ({error}): download it again") from None
@@ -167,13 +191,15 @@ def _read_header(path: Path, file: Any) -> dict[str, StoredTensor]:
                 f"{path}: tensor {_short(name)} is {dtype}: only {', '.join(PRECISIONS)} can be imported;"
                 " import the original, not a quantised copy"
             )
-        tensors[name] = StoredTensor(path, PRECISIONS[dtype], tuple(view.get_shape()))
+        tensors[name] = StoredTensor(path, PRECISIONS[dtype], tuple(view.get_shape()), name)
     return tensors
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(read_bounded(str(path), MAX_JSON_BYTES))
+        content = read_bounded(str(path), MAX_JSON_BYTES)
+        _refuse_pointer(path, content)
+        value = json.loads(content)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
@@ -181,6 +207,22 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def _refuse_pointer(path: Path, content: bytes) -> None:
+    """Raises CheckpointError for what git leaves where a large file was not fetched."""
+    if content.startswith(_POINTER):
+        raise CheckpointError(f"{path}: only git-lfs's pointer to the file: run `git lfs pull` in {path.parent}")
+
+
+def _add_stop_tokens(config: dict[str, Any], generation: dict[str, Any]) -> None:
+    """Adds the tokens at which transformers stops by generation_config.json to those of config.json."""
+    both = []
+    for found in (config.get("eos_token_id"), generation.get("eos_token_id")):
+        for token in found if isinstance(found, list) else [] if found is None else [found]:
+            both += [token] if token not in both else []
+    if both:
+        config["eos_token_id"] = both
 
 
 def _short(text: object) -> str:

@@ -65,8 +65,8 @@ def import_checkpoint(
     CheckpointError, naming tensor or key and file, for what cannot be imported, and ContainerError where the container
     cannot be written.
     """
-    checkpoint = Checkpoint.open(folder)
-    layout, architecture = layout_of(checkpoint), checkpoint.config["model_type"]
+    layout, checkpoint = opened(Checkpoint.open(folder))
+    architecture = checkpoint.config["model_type"]
     if to.is_dir():
         raise ContainerError(f"{to}: cannot be written: it is a directory")
     experts = list(layout.experts())
@@ -105,7 +105,12 @@ def import_checkpoint(
 
 
 def layout_of(checkpoint: Checkpoint) -> Layout:
-    """Returns the layout for config.json's model_type.
+    """Returns the layout for config.json's model_type. Raises as `opened`."""
+    return opened(checkpoint)[0]
+
+
+def opened(checkpoint: Checkpoint) -> tuple[Layout, Checkpoint]:
+    """Returns the layout for config.json's model_type, and the checkpoint by the names that it knows.
 
     Raises CheckpointError, naming key or tensor, for what cannot be imported.
     """
@@ -118,7 +123,7 @@ def layout_of(checkpoint: Checkpoint) -> Layout:
         )
     module = importlib.import_module(f"engine.offline.importing.{known[0]}")
     kind: type[Layout] = getattr(module, f"{known[1]}Layout")
-    return kind.of(checkpoint)
+    return kind.opened(checkpoint)
 
 
 def _expert_precision(checkpoint: Checkpoint, layout: Layout) -> str:
@@ -137,11 +142,12 @@ def _checked_tokenizer(checkpoint: Checkpoint, vocab_size: int) -> bytes | None:
         return None
     path = checkpoint.folder / "tokenizer.json"
     try:
-        known = Tokenizer(text, str(path)).vocab_size
+        largest = Tokenizer(text, str(path)).largest_id
     except ContainerError as error:
         raise CheckpointError(str(error)) from None
-    if known > vocab_size:
+    if largest >= vocab_size:
         raise CheckpointError(
-            f"{path}: it knows {known} tokens where the model has {vocab_size}: it is another model's"
+            f"{path}: its largest token id is {largest}, where the model has the ids below {vocab_size}: it is another "
+            "model's"
         )
     return text

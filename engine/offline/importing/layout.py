@@ -29,14 +29,22 @@ class Layout(ABC):
     @classmethod
     def of(cls: type[L], checkpoint: Checkpoint) -> L:
         """Returns the layout. Raises CheckpointError, naming the key or tensor, for what is not such a model."""
+        return cls.opened(checkpoint)[0]
+
+    @classmethod
+    def opened(cls: type[L], checkpoint: Checkpoint) -> tuple[L, Checkpoint]:
+        """Returns the layout, and the checkpoint with every tensor under the name that the layout knows it by."""
         path = checkpoint.folder / "config.json"
         layout = cls(cls.read_config(ConfigKeys(checkpoint.config, str(path)), checkpoint))
         try:
             layout.check()  # what the engine would refuse is not imported
         except ContainerError as error:
             raise CheckpointError(f"{path}: {error}") from None
+        checkpoint = layout.respelled(checkpoint)
         spare = []
         for copy, original in layout.copies():
+            if original not in checkpoint.tensors and copy in checkpoint.tensors:
+                checkpoint = checkpoint.spelled({original: checkpoint.tensors[copy]}, without=[copy])
             if copy not in checkpoint.tensors or original not in checkpoint.tensors:
                 continue
             if not same(checkpoint, copy, original):
@@ -46,10 +54,19 @@ class Layout(ABC):
                 )
             spare.append(copy)
         spare += [name for name in layout.unused() if name in checkpoint.tensors]
+        spare += layout.implied(checkpoint)
         checkpoint.check_shapes(
             itertools.chain(layout.shapes(), ((name, checkpoint.tensors[name].shape) for name in spare))
         )
-        return layout
+        return layout, checkpoint
+
+    def respelled(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Returns the checkpoint with the names of another release of transformers as well."""
+        return checkpoint
+
+    def implied(self, checkpoint: Checkpoint) -> list[str]:
+        """Returns stored tensors that say what config.json says. Raises CheckpointError where one says otherwise."""
+        return []
 
     def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Returns every tensor that the checkpoint must have, with its shape."""

@@ -6,11 +6,15 @@ version 5 has moved some keys of config.json).
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from engine.models.mixtral import MixtralConfig
-from engine.offline.importing.checkpoint import Checkpoint
+from engine.offline.importing.checkpoint import Checkpoint, CheckpointError, StoredTensor
 from engine.offline.importing.layout import ConfigKeys, Layout, TensorName
 
 _DEFAULT_ROPE_THETA = 1e6  # transformers' MixtralConfig.default_theta
@@ -27,6 +31,54 @@ class MixtralLayout(Layout):
 
     def check(self) -> None:
         MixtralConfig.parse(self.config)
+
+    def respelled(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Takes the experts of a layer apart that transformers 5 keeps in two tensors, gate above up."""
+        names: dict[str, StoredTensor] = {}
+        fused = []
+        for layer in range(self.config["layers"]):
+            ours = f"model.layers.{layer}.block_sparse_moe"
+            for theirs in (f"model.layers.{layer}.mlp", ours):
+                router = f"{theirs}.gate.weight"
+                if theirs != ours and router in checkpoint.tensors:
+                    names[f"{ours}.gate.weight"] = checkpoint.tensors[router]
+                    fused.append(router)
+                for stored, parts in (("gate_up_proj", {"w1": 0, "w3": 1}), ("down_proj", {"w2": 0})):
+                    tensor = checkpoint.tensors.get(f"{theirs}.experts.{stored}")
+                    if tensor is None:
+                        continue
+                    fused.append(tensor.name)
+                    expected = (self.config["experts"], *self._fused_shape(stored))
+                    if tensor.shape != expected:
+                        raise CheckpointError(
+                            f"{tensor.file}: tensor {tensor.name} has shape {tensor.shape} where config.json implies "
+                            f"{expected}"
+                        )
+                    rows = tensor.shape[1] // len(parts)
+                    for expert, (name, part) in itertools.product(range(tensor.shape[0]), parts.items()):
+                        where = (expert, slice(part * rows, (part + 1) * rows))
+                        names[f"{ours}.experts.{expert}.{name}.weight"] = dataclasses.replace(
+                            tensor, shape=(rows, tensor.shape[2]), part=where
+                        )
+        return checkpoint.spelled(names, without=fused) if names else checkpoint
+
+    def _fused_shape(self, stored: str) -> tuple[int, int]:
+        hidden, width = self.config["hidden_size"], self.config["expert_size"]
+        return (2 * width, hidden) if stored == "gate_up_proj" else (hidden, width)
+
+    def implied(self, checkpoint: Checkpoint) -> list[str]:
+        """Returns the frequencies of rotary positions, which early releases of transformers stored."""
+        found = [name for name in checkpoint.tensors if name.endswith("rotary_emb.inv_freq")]
+        half = np.arange(0, self.config["head_dim"], 2) / self.config["head_dim"]
+        expected = self.config["rope_theta"] ** -half
+        for name in found:
+            stored = checkpoint.read_float32(name)
+            if stored.shape != expected.shape or not np.allclose(stored, expected, rtol=1e-2, atol=1e-6):  # of bf16
+                raise CheckpointError(
+                    f"{checkpoint.tensors[name].file}: tensor {name} holds other frequencies than rope_theta "
+                    f"{self.config['rope_theta']:g} of config.json gives: one of the two is another model's"
+                )
+        return found
 
     def copies(self) -> Iterator[tuple[str, str]]:
         if self.config["tied_head"]:
