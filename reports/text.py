@@ -36,9 +36,15 @@ def markdown(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|!~&@])", r"\\\1", harmless(text))
 
 
+_FORMULA = re.compile(r"""((?:^|[;|\t\r\n])["'\s]*)(?=[=+\-@])|^(?=[\t\r])""")
+
+
 def inert(value: Any) -> Any:
-    """Returns a cell of a spreadsheet that is no formula: a quote goes before text that would begin one."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    """Returns a cell of a spreadsheet that is no formula: a quote goes before text that would begin one.
+
+    That may be in its midst, too: half of Europe reads lists by semicolons, and others by tabs or bars.
+    """
+    return _FORMULA.sub(r"\1'", value) if isinstance(value, str) else value
 
 
 def _is_space(character: str) -> bool:

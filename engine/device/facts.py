@@ -38,7 +38,7 @@ def device_facts(
     return DeviceFacts(
         hostname=names.node,
         machine=names.machine,
-        kernel=f"{names.system} {names.release}",
+        kernel=_kernel(names),
         os=_os_name(s),
         model=_model(s, kind),
         cpu=_cpu_name(s),
@@ -86,6 +86,12 @@ def _cpu_name(s: Sources) -> Optional[str]:
         if match:
             return match.group(1).strip()
     return _ask(s, "getprop", "ro.soc.model")
+
+
+def _kernel(names: platform.uname_result) -> str:
+    """Returns the kernel's name and release; platform.uname() tells Android's own instead, from Python 3.13 on."""
+    kernel = os.uname() if hasattr(os, "uname") else None
+    return f"{kernel.sysname} {kernel.release}" if kernel else f"{names.system} {names.release}"
 
 
 def _power_mode(s: Sources) -> Optional[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple, TypeVar
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple, TypeVar
 
 from engine.device.sources import SilentError, Sources
 
@@ -68,6 +68,24 @@ class Reading(NamedTuple):
     power_w: Optional[float]  # that the board draws, by `power_sensor`
     power_sensor: Optional[str]
     unknown: Tuple[str, ...]  # "temperature: why": sensors that are there, or should be, and did not answer
+
+
+def _answered(ask: Callable[[str], Optional[T]], paths: Iterable[str]) -> Tuple[List[T], Optional[SilentError]]:
+    """Returns what the parts of one kind answered, and a failure of one, if any failed.
+
+    A part that is switched off fails, as a core does that a power mode leaves out. The others' answers count.
+    """
+    found: List[T] = []
+    failure: Optional[SilentError] = None
+    for path in paths:
+        try:
+            value = ask(path)
+        except SilentError as error:
+            failure = error
+            continue
+        if value is not None:
+            found.append(value)
+    return found, failure
 
 
 class Sensors:
@@ -137,15 +155,8 @@ class Sensors:
         return chosen or [f"{zone}/temp" for zone in zones if not re.search("batt|soc", kinds[zone], re.IGNORECASE)]
 
     def _temperature(self, tegra: Dict[str, float]) -> Optional[float]:
-        found, failure = [], None
-        for path in self._zones:
-            try:
-                value = self._sources.number(path)
-            except SilentError as error:  # a zone of a part that is switched off fails; the others answer
-                failure = error
-                continue
-            if value is not None:
-                found.append(value / 1000 if abs(value) >= 1000 else value)
+        zones, failure = _answered(self._sources.number, self._zones)
+        found = [value / 1000 if abs(value) >= 1000 else value for value in zones]
         sensible = [celsius for celsius in found if -40 < celsius < 150]
         if sensible:
             return max(sensible)
@@ -163,13 +174,17 @@ class Sensors:
         return [f"{CPUS}/cpufreq/{n}" for n in self._sources.names(f"{CPUS}/cpufreq") if n.startswith("policy")]
 
     def _frequency(self) -> Optional[float]:
-        found = [self._sources.number(f"{policy}/scaling_cur_freq") for policy in self._policies()]
-        hertz = [kilohertz * 1e3 for kilohertz in found if kilohertz is not None]
+        found, failure = _answered(self._sources.number, [f"{p}/scaling_cur_freq" for p in self._policies()])
+        if failure is not None and not found:
+            raise failure
+        hertz = [kilohertz * 1e3 for kilohertz in found]
         told = re.findall(r"^cpu MHz\s*: ([\d.]+)", self._sources.text("/proc/cpuinfo") or "", re.MULTILINE)
         return max(hertz or [float(megahertz) * 1e6 for megahertz in told], default=None)
 
     def _governor(self) -> Optional[str]:
-        found = [self._sources.sensor(f"{policy}/scaling_governor") for policy in self._policies()]
+        found, failure = _answered(self._sources.sensor, [f"{p}/scaling_governor" for p in self._policies()])
+        if failure is not None and not found:
+            raise failure
         return ", ".join(dict.fromkeys(name.strip() for name in found if name)) or None
 
     def _load(self) -> Optional[float]:
@@ -202,12 +217,13 @@ class Sensors:
                 state = s.number(f"{THERMAL}/{name}/cur_state") or 0
                 causes += [f"slowed by {kind}"] if state > 0 else []
                 events.setdefault("slowed", 0)
-        for name in s.names(CPUS):
-            folder = f"{CPUS}/{name}/thermal_throttle"
-            for counter in ("core_throttle_count", "package_throttle_count") if re.match(r"cpu\d", name) else ():
-                count = s.number(f"{folder}/{counter}")
-                if count is not None:
-                    events[counter] = events.get(counter, 0) + int(count)
+        cores = [name for name in s.names(CPUS) if re.match(r"cpu\d", name)]
+        for counter in ("core_throttle_count", "package_throttle_count"):
+            counts, failure = _answered(s.number, [f"{CPUS}/{name}/thermal_throttle/{counter}" for name in cores])
+            if failure is not None and not counts:
+                raise failure
+            if counts:
+                events[counter] = int(sum(counts))
         for name in s.names(HWMON) if self._board == "jetson" else ():
             for counter in s.names(f"{HWMON}/{name}"):
                 if re.match(r"oc\d+_event_cnt$", counter):

@@ -118,7 +118,10 @@ def _swap(found: Examined) -> Iterator[Told]:
         yield (
             Severity.WARNING,
             finding,
-            "`sudo swapoff -a` there (Raspberry Pi OS: `sudo systemctl disable --now dphys-swapfile`)",
+            (
+                "`sudo swapoff -a` there (to keep it off, Raspberry Pi OS 13: `Mechanism=none` under [Main] in "
+                "/etc/rpi/swap.conf; before: `sudo systemctl disable --now dphys-swapfile`)"
+            ),
         )
 
 

@@ -144,7 +144,20 @@ def _compared(pair: Pair, metrics: Mapping[str, float], noise: Noise, across: Co
             yield _said(pair.cell, metric, Mark.SUSPECT, reason, before, after)
         else:
             floor = noise.get((pair.cell.device, metric)) if not across else None
-            yield from _value(pair.cell, metric, valid_before, valid_after, threshold, floor)
+            changed = "" if DEVICE in across else _less_of_the_device(valid_before, valid_after)
+            for found in _value(pair.cell, metric, valid_before, valid_after, threshold, floor):
+                is_verdict = found.mark in (Mark.WORSE, Mark.BETTER, Mark.UNCHANGED)
+                yield replace(found, mark=Mark.INCONCLUSIVE, reason=changed) if changed and is_verdict else found
+
+
+def _less_of_the_device(before: Sequence[Run], after: Sequence[Run]) -> str:
+    """Returns what both sides had differently of one device, in words; empty where they had the same of it."""
+    for fact, words in (("cores", "cores"), ("power_mode", "power mode")):
+        sides = [sorted({str(getattr(run.facts, fact)) for run in side if run.facts}) for side in (before, after)]
+        if all(sides) and sides[0] != sides[1]:
+            old, new = (" and ".join(side) for side in sides)
+            return f"measured with other {words} than the baseline ({old} → {new}): set it back, or move the baseline"
+    return ""
 
 
 def _result(pair: Pair, before: Sequence[Run], after: Sequence[Run]) -> Iterator[Judged]:

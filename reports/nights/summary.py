@@ -63,11 +63,18 @@ def markdown(night: Night) -> str:
 
 
 def junit(night: Night) -> bytes:
-    """Returns a test case for each cell: regressions fail, missing results are errors, inconclusive ones skipped."""
+    """Returns a test case for each cell: regressions fail, missing results are errors, inconclusive ones skipped.
+
+    A cell of which nothing was measured in this night has not passed, whatever else is known of it: it is an error.
+    """
     by_cell: dict[str, list[Finding]] = {cell.key: [] for cell in _cells(night)}
     cells = {cell.key: cell for cell in _cells(night)}
     for finding in night.findings:
         by_cell.setdefault(finding.cell.key if finding.cell else "", []).append(finding)
+    measured = _measured(night)
+    for key, planned in cells.items():
+        if not by_cell[key] and key not in measured:
+            by_cell[key] = [Finding(Kind.MISSING, "nothing of it was measured in this night", planned)]
     suite = ElementTree.Element("testsuite", name=_xml(night.name), timestamp=night.at[:19], tests=str(len(by_cell)))
     counts = dict.fromkeys(_ELEMENTS.values(), 0)
     for key, findings in by_cell.items():
@@ -119,6 +126,13 @@ def _cells(night: Night) -> Iterable[Cell]:
     found = [j.cell for j in judged] + [t.cell for t in night.trends]
     found += [f.cell for f in night.findings if f.cell is not None]
     return {cell.key: cell for cell in found}.values()
+
+
+def _measured(night: Night) -> set[str]:
+    """Returns the keys of the cells of which the night has a value."""
+    judged = night.comparison.judged if night.comparison else ()
+    found = {j.cell.key for j in judged if j.candidate is not None}
+    return found | {t.cell.key for t in night.trends if t.points and t.points[-1].sweep_id == night.sweep_id}
 
 
 def _of(findings: Iterable[Finding], kind: Kind) -> list[Finding]:

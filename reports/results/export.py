@@ -124,8 +124,13 @@ def _rows(runs: Iterable[Run]) -> Iterator[dict[str, Any]]:
         values |= {"reasons": "; ".join(run.reasons), "emulated": emulation(run.emulated)}
         values |= {f"facts_{name}": getattr(run.facts, name, None) for name in _FACTS}
         values |= {name: metric.of(run) for name, metric in METRICS.items()}
-        values |= {name: json.dumps(to_json(getattr(run, name)), allow_nan=False) for name in _RAW}
+        values |= {name: _json_text(getattr(run, name)) for name in _RAW}
         yield {name: values[name] for name in _COLUMNS}
+
+
+def _json_text(value: Any) -> str:
+    """Returns JSON in which nothing separates cells, by whatever a spreadsheet is told to separate them."""
+    return json.dumps(to_json(value), allow_nan=False).replace(";", "\\u003b").replace("|", "\\u007c")
 
 
 def _encodable(row: dict[str, Any]) -> dict[str, Any]:

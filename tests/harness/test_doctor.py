@@ -66,6 +66,7 @@ def test_nothing_is_said_of_a_device_that_is_well(survey) -> None:
         ({"throttled_bits": 0x50005}, "throttled", "warning", "under-voltage, throttling now", "power supply"),
         ({"throttled_bits": 0x80000}, "throttled", "note", "a soft temperature limit at some time", "cooler"),
         ({"swaps": ("/var/swap",)}, "swap", "warning", "/var/swap", "swapoff"),
+        ({"swaps": ("/var/swap",)}, "swap", "warning", "/var/swap", "/etc/rpi/swap.conf"),
         ({"memory_control_groups": False}, "memory-control-groups", "note", "control groups", "cgroup_enable=memory"),
         ({"android": "11"}, "android", "note", "screen", "termux-wake-lock"),
     ],

@@ -43,3 +43,6 @@ def test_markdown_has_no_marks_of_a_stranger() -> None:
 
 def test_a_cell_of_a_spreadsheet_is_no_formula() -> None:
     assert [inert(value) for value in ("=1+1", "@x", "a=1", 3, None)] == ["'=1+1", "'@x", "a=1", 3, None]
+    assert [inert(value) for value in ("pi;=1", "pi; +1", "a\t@x", "a\n=1", "a|-1", 'a;"=1', "\tx", "a;b=1", "-5")] == [
+        "pi;'=1", "pi; '+1", "a\t'@x", "a\n'=1", "a|'-1", "a;\"'=1", "'\tx", "a;b=1", "'-5",
+    ]  # fmt: skip

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import platform
 import subprocess
 import sys
 import time
@@ -13,7 +15,8 @@ import pytest
 from engine.device.facts import device_facts
 from engine.device.sensors import FIRMWARE_THROTTLED, Reading, Sensors
 from engine.device.sources import SilentError, Sources, run_command
-from engine.protocol import CoreKind
+from engine.device.watch import watch
+from engine.protocol import CoreKind, Settle
 from tests.engine.boards.boards import NAMES, Board
 
 HOMES = {
@@ -208,6 +211,25 @@ def test_fast_readings_start_no_app(board) -> None:
     phone = board("phone")
     assert read(phone, slow=False).battery is None
     assert phone.asked == []
+
+
+def test_what_a_power_mode_switched_off_does_not_hide_what_runs(board) -> None:
+    """The kernel keeps the policy of cores that are off, and reading it fails."""
+    orin, all_off = board("orin"), board("pi4")
+    for file in ("scaling_cur_freq", "scaling_governor"):
+        orin.fail(f"/sys/devices/system/cpu/cpufreq/policy4/{file}")
+        all_off.fail(f"/sys/devices/system/cpu/cpufreq/policy0/{file}")
+    seen = watch(Settle(), Sensors(orin.sources()), pause=lambda s: True)
+    assert (seen.unknown, seen.governor, seen.frequency_hz.before) == ((), "schedutil", 1.5104e9)
+    unknown = watch(Settle(), Sensors(all_off.sources()), pause=lambda s: True).unknown
+    assert {what.partition(":")[0] for what in unknown} >= {"frequency", "governor"}
+
+
+def test_the_kernel_is_the_kernel_where_python_tells_of_android(monkeypatch) -> None:
+    names = platform.uname()
+    told = platform.uname_result("Android", names.node, "14", names.version, names.machine)
+    monkeypatch.setattr(platform, "uname", lambda: told)
+    assert device_facts().kernel == f"{os.uname().sysname} {os.uname().release}"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import pytest
@@ -48,6 +49,24 @@ def test_more_is_better_of_some(make) -> None:
     found = compared(steady(make), steady(make, sweep=AFTER, factor=1.1), {"decode_tokens_per_s": 0.03})
     judged = only(found, "decode_tokens_per_s")
     assert (judged.mark, judged.ratio) == (Mark.WORSE, pytest.approx(1 / 1.1))
+
+
+@pytest.mark.parametrize("factor", [3.0, 1.0, 0.5])
+@pytest.mark.parametrize(
+    ("fact", "old", "new", "said"),
+    [("cores", 8, 2, r"other cores .*8 → 2"), ("power_mode", "MAXN", "15W", r"other power mode .*MAXN → 15W")],
+)
+def test_with_other_cores_than_the_baseline_nothing_can_be_said(make, factor, fact, old, new, said) -> None:
+    def of(runs, value):
+        return tuple(replace(run, facts=replace(run.facts, **{fact: value})) for run in runs)
+
+    before, after = of(steady(make), old), of(steady(make, sweep=AFTER, factor=factor), new)
+    found = compared(before, after)
+    judged = only(found)
+    assert (judged.mark, exit_code(found)) == (Mark.INCONCLUSIVE, 5)
+    assert re.search(said, judged.reason)
+    assert only(compared(before, of(after, old))).reason != judged.reason
+    assert only(compared(before, after, across=("device",))).mark is not Mark.INCONCLUSIVE
 
 
 def test_the_threshold_is_a_parameter(make) -> None:

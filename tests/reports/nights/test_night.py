@@ -106,6 +106,17 @@ def test_junit_has_a_case_for_each_cell(night) -> None:
     assert "10 % slower" in failed.find("failure").attrib["message"]
 
 
+def test_a_cell_that_was_not_measured_has_not_passed(night, make) -> None:
+    """Its line of the nights before is there, and nothing of tonight."""
+    before = replace(night.trends[0], points=(replace(night.trends[0].points[0], sweep_id="s1"),))
+    lost = replace(night, findings=(Finding(Kind.INFRASTRUCTURE, "no device"),), comparison=None, trends=(before,))
+    suite = ElementTree.fromstring(junit(lost))
+    assert (suite.attrib["tests"], suite.attrib["errors"]) == ("2", "2")
+    assert [case.attrib["classname"] for case in suite.findall("testcase[error]")] == ["pi4b-emulated", "farm"]
+    measured = ElementTree.fromstring(junit(replace(lost, trends=night.trends, findings=())))
+    assert measured.attrib["errors"] == "0"
+
+
 def test_hostile_text_stays_text(night) -> None:
     hostile = replace(night, findings=(replace(night.findings[0], reason=HOSTILE),), name=HOSTILE)
     text = markdown(hostile)
