@@ -10,6 +10,8 @@ from typing import Any, Dict, Optional
 
 from harness.agent.place import sync
 
+MOST_BYTES = 16 << 20  # a run's request has all of its prompts
+
 
 def write(folder: str, name: str, value: Any, synced: bool = True) -> None:
     """Writes a file. `synced`: it must survive a power cut, and not only this process."""
@@ -21,7 +23,11 @@ def write(folder: str, name: str, value: Any, synced: bool = True) -> None:
         if synced:
             file.flush()
             os.fsync(file.fileno())
-    os.rename(path + ".part", path)
+    try:
+        os.rename(path + ".part", path)
+    except IsADirectoryError:
+        os.rename(path, f"{path}.damaged-{time.time_ns()}")
+        os.rename(path + ".part", path)
     if synced:
         sync(folder)
 
@@ -34,8 +40,8 @@ def create(path: str) -> Any:
 def read(folder: str, name: str) -> Optional[Dict[str, Any]]:
     try:
         handle = os.open(os.path.join(folder, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(handle) as file:
-            value = json.load(file)
+        with os.fdopen(handle, "rb") as file:
+            value = json.loads(file.read(MOST_BYTES))
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

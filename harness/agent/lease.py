@@ -14,7 +14,7 @@ import contextlib
 import fcntl
 import os
 import time
-from typing import Any, Callable, Dict, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 from harness.agent.files import read, write
 from harness.agent.place import verify
@@ -22,6 +22,9 @@ from harness.agent.place import verify
 Clock = Callable[[], float]  # files.since_boot_s
 TICKET_TTL_S = 60.0  # who waits gives a sign of life more often than that, or loses the place
 LOCK_S = 10.0
+MOST_TTL_S = 86400.0  # a lease that runs for longer than a day was never granted
+MOST_TOKEN = 1 << 53
+MOST_NAME = 1000
 
 
 @contextlib.contextmanager
@@ -56,18 +59,36 @@ class LeaseFiles:
     def __init__(self, root: str, clock: Clock, boot: Optional[str]) -> None:
         self.folder = os.path.join(root, "lease")
         self.now, self.boot = clock(), boot
-        kept, alive = read(self.folder, "lease.json") or {}, read(self.folder, "alive.json") or {}
-        self.token: int = kept.get("token", 0)
-        self.holder: Optional[str] = kept.get("holder")
-        self.owner: Optional[Dict[str, Any]] = kept.get("owner")
-        if alive.get("boot_id") != boot or (boot is None and alive.get("written", 0.0) > self.now):
+        self.token, self.holder, self.owner = _granted(self.folder)
+        alive = read(self.folder, "alive.json") or {}
+        written = alive.get("written", 0.0)
+        if alive.get("boot_id") != boot or (boot is None and not self._is_past(written)):
             alive = {}
         signs = alive if alive.get("holder") == self.holder else {}
-        self.since: Optional[float] = signs.get("since")
-        self.heartbeat: Optional[float] = signs.get("heartbeat")
-        self.expires: float = signs.get("expires", self.now)
-        tickets: List[Dict[str, Any]] = alive.get("queue", [])
-        self.queue = [ticket for ticket in tickets if self.now - ticket["heartbeat"] <= TICKET_TTL_S]
+        times = [signs.get(name) for name in ("since", "heartbeat", "expires")]
+        sound = self._is_past(times[0]) and self._is_past(times[1]) and self._is_past(times[2], ahead_s=MOST_TTL_S)
+        self.since: Optional[float] = times[0] if sound else None
+        self.heartbeat: Optional[float] = times[1] if sound else None
+        self.expires: float = times[2] if sound and times[2] is not None else self.now
+        tickets = alive.get("queue")
+        self.queue = [
+            {"holder": t["holder"], "owner": _owner(t["owner"]), "since": t["since"], "heartbeat": t["heartbeat"]}
+            for t in (tickets if isinstance(tickets, list) else ())
+            if self._is_ticket(t) and self.now - t["heartbeat"] <= TICKET_TTL_S
+        ]
+
+    def _is_past(self, value: Any, ahead_s: float = 0.0) -> bool:
+        """Tells whether a time was noted since the device started, or lies no further ahead."""
+        return type(value) in (int, float) and -1e9 < value <= self.now + ahead_s
+
+    def _is_ticket(self, ticket: Any) -> bool:
+        return (
+            isinstance(ticket, dict)
+            and _is_name(ticket.get("holder"))
+            and _owner(ticket.get("owner")) is not None
+            and self._is_past(ticket.get("since"))
+            and self._is_past(ticket.get("heartbeat"))
+        )
 
     @property
     def state(self) -> str:
@@ -120,6 +141,36 @@ class LeaseFiles:
             "queue": self.queue,
         }
         write(self.folder, "alive.json", signs, synced=False)
+
+
+def _granted(folder: str) -> Tuple[int, Optional[str], Optional[Dict[str, Any]]]:
+    """Returns token, holder and owner as they were granted last.
+
+    What is damaged is nobody's. If the token is, the next has to be above all that were: the date is, in seconds.
+    """
+    if not os.path.lexists(os.path.join(folder, "lease.json")):
+        return 0, None, None
+    kept = read(folder, "lease.json") or {}
+    token, holder, owner = kept.get("token"), kept.get("holder"), _owner(kept.get("owner"))
+    if type(token) is not int or not 0 <= token < MOST_TOKEN:
+        return int(min(max(time.time(), 0.0), MOST_TOKEN / 2)), None, None
+    if holder is None or not _is_name(holder) or owner is None:
+        return token, None, None
+    return token, holder, owner
+
+
+def _owner(value: Any) -> Optional[Dict[str, Any]]:
+    """Returns what this farm knows of an owner; a newer one may have written more. None where it is damaged."""
+    if not isinstance(value, dict):
+        return None
+    pid, words = value.get("pid"), {name: value.get(name) for name in ("who", "sweep", "process")}
+    if not all(isinstance(word, str) and len(word) <= MOST_NAME for word in words.values()):
+        return None
+    return {**words, "pid": pid} if type(pid) is int and 0 <= pid < MOST_TOKEN else None
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MOST_NAME
 
 
 def request(

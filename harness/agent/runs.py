@@ -309,8 +309,9 @@ def remove(run: str) -> None:
 
 def end_run(run: str) -> None:
     engine = read(run, "engine.json")
-    if engine is not None and engine.get("boot_id") == boot_id() and is_alive(run):
-        end_group(engine["group"])
+    group = (engine or {}).get("group")
+    if engine is not None and engine.get("boot_id") == boot_id() and type(group) is int and group > 1 and is_alive(run):
+        end_group(group)
     end = time.monotonic() + KILL_AFTER_S  # for the supervisor to write down how it ended
     while is_alive(run) and time.monotonic() < end:
         time.sleep(POLL_S)

@@ -22,7 +22,7 @@ class Competitor:
 
     def __init__(self, root: Path, name: str, sweep: str = "") -> None:
         self.root, self.name = place.prepare(str(root)), name
-        self.owner = {"who": f"{name}@box", "sweep": sweep or f"sweep of {name}"}
+        self.owner = {"who": f"{name}@box", "sweep": sweep or f"sweep of {name}", "process": "1 2", "pid": 7}
 
     def ask(self, now: float, boot: str = "boot-1", **options: object):
         return lease.request(self.root, self.name, self.owner, TTL_S, lambda: now, boot, **options)
@@ -203,7 +203,7 @@ COMPETITOR = """
 import fcntl, os, random, sys, time
 from harness.agent import lease, runs
 root, name, seed, ttl_s = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
-chance, owner = random.Random(seed), {"who": name, "sweep": "race"}
+chance, owner = random.Random(seed), {"who": name, "sweep": "race", "process": "1 2", "pid": 7}
 def now():
     with open(root + "/clock") as file:
         return float(file.read())
