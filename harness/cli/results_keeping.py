@@ -213,7 +213,7 @@ def _entries(source: str) -> Iterator[Iterator[Entry]]:
     """Yields the records of a database, an export or a bundle; its first bytes tell which it is."""
     file = Place.parse(source).file
     if file is None or _is_database(file):
-        with ResultsDatabase.open(source, create=False) as database:
+        with ResultsDatabase.open(source, create=False, reading=True) as database:
             yield entries_of(database)
     elif not file.is_file():
         raise UsageError(f"results import: no file {file}: give a database, an export or a bundle")

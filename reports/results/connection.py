@@ -5,9 +5,11 @@ A server may be restarted while a sweep runs: `Patience` is how long its control
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 import time
+import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,9 +96,24 @@ class Place:
             "postgresql", url.username, None, url.host, url.port, url.database, where
         ).render_as_string()
 
+    @property
+    def may_be_written(self) -> bool:
+        """Tells whether this process may write the file and beside it, as its journal needs; True for a server."""
+        file = self.file
+        return file is None or all(os.access(path, os.W_OK, effective_ids=True) for path in (file, file.parent))
+
     def connect(self) -> sa.Engine:
         """Returns an engine that connects at the first use. Raises DatabaseError where the driver is missing."""
         return self._server() if self.is_server else _sqlite(self.url)
+
+    def connect_to_read(self) -> sa.Engine:
+        """Returns an engine for a file that writes nothing, neither there nor beside it. Raises sqlite3.Error."""
+        file = self.file
+        assert file is not None
+        query = {"mode": "ro", "uri": "true"}
+        if not _can_be_shared(file):
+            query["immutable"] = "1"
+        return _sqlite(self.url.set(database=_uri(file), query=query), reading=True)
 
     def _server(self) -> sa.Engine:
         arguments: dict[str, Any] = {key: value for key, value in _SERVER.items() if key not in self.url.query}
@@ -152,7 +169,33 @@ _MALFORMED = (
 _LIKE_A_URL = re.compile(r"^postgres(ql)?(\+\w+)?:|^sqlite(\+\w+)?:|\b(ssl)?password\s*=", re.IGNORECASE)
 
 
-def _sqlite(url: sa.URL) -> sa.Engine:
+def _uri(file: Path) -> str:
+    return f"file:{urllib.parse.quote(str(file.resolve()))}"
+
+
+def _can_be_shared(file: Path) -> bool:
+    """Tells whether SQLite can read a file beside others that write it.
+
+    In a folder that may not be written that needs the files of the one that writes. Without them nobody does, so the
+    file does not change; but what a killed writer has left in the journal is then not seen, and is refused.
+    """
+    connection = sqlite3.connect(f"{_uri(file)}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S)
+    try:
+        connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError as error:
+        journal = file.with_name(f"{file.name}-wal")
+        if journal.exists() and journal.stat().st_size > 0:
+            raise DatabaseError(
+                f"{file} has records in {journal.name} that cannot be read without writing ({error}): copy both to a "
+                "folder of your own, and name that"
+            ) from None
+        return False
+    finally:
+        connection.close()
+    return True
+
+
+def _sqlite(url: sa.URL, *, reading: bool = False) -> sa.Engine:
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
 
     @sa.event.listens_for(engine, "connect")
@@ -160,10 +203,11 @@ def _sqlite(url: sa.URL) -> sa.Engine:
         connection.isolation_level = None  # the driver's own transactions begin too late: see `begin`
         cursor = connection.cursor()
         cursor.execute("PRAGMA foreign_keys = ON")
-        _switch_to_wal(cursor)
-        # A run costs minutes of a device and a sync milliseconds: it must survive a power cut, which NORMAL does not
-        # promise under WAL.
-        cursor.execute("PRAGMA synchronous = FULL")
+        if not reading:
+            _switch_to_wal(cursor)
+            # A run costs minutes of a device and a sync milliseconds: it must survive a power cut, which NORMAL does
+            # not promise under WAL.
+            cursor.execute("PRAGMA synchronous = FULL")
         cursor.close()
 
     @sa.event.listens_for(engine, "begin")

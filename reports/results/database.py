@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Collection, Iterator
+import sqlite3
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from reports.results.connection import Patience, Pause, Place, cause
 from reports.results.controllers import ControllerRows
 from reports.results.health import RECENT, DeviceHealth, HealthMark, Mark, health_of, is_evidence
 from reports.results.history import HistoryRows
-from reports.results.migrations import prepare
+from reports.results.migrations import prepare, to_read
 from reports.results.transactions import explained, parsed
 
 LATEST = "latest"
@@ -33,9 +34,12 @@ class ResultsDatabase(HistoryRows, ControllerRows, BaselineRows):
     """The results database, safe to share between threads; several processes may use one database."""
 
     @classmethod
-    def open(cls, place: str | Path, *, create: bool = True, patience: Patience | None = None) -> ResultsDatabase:
+    def open(
+        cls, place: str | Path, *, create: bool = True, reading: bool = False, patience: Patience | None = None
+    ) -> ResultsDatabase:
         """Opens the database at a path or a URL; `create` makes an empty one where there is none.
 
+        `reading` changes nothing there, and a file that may only be read is opened so, unless it is to be made.
         `patience` is for a server that goes away later; by default there is none. Raises DatabaseError where there is
         no database, where it is not ours, or of another schema version.
         """
@@ -47,19 +51,28 @@ class ResultsDatabase(HistoryRows, ControllerRows, BaselineRows):
                 raise DatabaseError(
                     f"no folder {where.file.parent} for the results database: create it, or name another"
                 )
-        database = cls(where.connect(), patience or Patience())
+        reading = reading or not (create or where.may_be_written)
         try:
-            prepare(database._engine, where.name, create)
-        except sa.exc.SQLAlchemyError as error:
-            database.close()
+            if reading and where.file is not None:
+                engine, done = to_read(where)
+                database = cls(engine, patience or Patience())
+                database._done = done
+                return database
+            database = cls(where.connect(), patience or Patience())
+            try:
+                prepare(database._engine, where.name, create)
+            except BaseException:
+                database.close()
+                raise
+            return database
+        except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
             raise DatabaseError(f"cannot open the results database {where.name}: {cause(error)}") from None
-        except DatabaseError:
-            database.close()
-            raise
-        return database
+
+    _done: Callable[[], None] = staticmethod(lambda: None)  # what is to be called at the end
 
     def close(self) -> None:
         self._engine.dispose()
+        self._done()
 
     def __enter__(self) -> ResultsDatabase:
         return self

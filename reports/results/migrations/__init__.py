@@ -9,8 +9,12 @@ it. Another version is only reached by `results migrate`.
 from __future__ import annotations
 
 import sqlite3
+import tempfile
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -48,6 +52,36 @@ def prepare(engine: sa.Engine, name: str, create: bool) -> None:
             schema.metadata.create_all(connection)
             connection.execute(sa.insert(schema.version).values(version=schema.VERSION))
             connection.execute(sa.insert(schema.revision).values(version_num=str(schema.REVISION)))
+
+
+def to_read(where: Place) -> tuple[sa.Engine, Callable[[], None]]:
+    """Returns an engine that reads a file and writes nothing there, and what is to be called at the end.
+
+    A database of an older revision is copied and the copy taken to the newest. Raises as `prepare`.
+    """
+    engine = where.connect_to_read()
+    try:
+        with engine.connect() as connection:
+            if _is_newest(connection, where.name, False):
+                return engine, lambda: None
+    except BaseException:
+        engine.dispose()
+        raise
+    folder = tempfile.TemporaryDirectory(prefix="edgemoe-farm-")
+    copy = Path(folder.name) / "results.db"
+    upgraded = Place.parse(copy).connect()
+    try:
+        with engine.connect() as connection, closing(sqlite3.connect(copy)) as target:
+            driver: Any = connection.connection.driver_connection
+            driver.backup(target)
+        prepare(upgraded, where.name, False)
+    except BaseException:
+        upgraded.dispose()
+        folder.cleanup()
+        raise
+    finally:
+        engine.dispose()
+    return upgraded, folder.cleanup
 
 
 def migrate(place: str | Path) -> Migration:
