@@ -8,6 +8,7 @@ Conditions.resident). Removed since, so that records may have it: Run.extra, in 
 from __future__ import annotations
 
 import enum
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from engine.protocol import DeviceFacts, Load, RunRequest, Sample, Totals, Watch
 from reports.errors import RecordError
 
 VERSION = 1
+MOST_ATTEMPTS = 100  # at one cell and block: far more than any sweep makes
 
 T = TypeVar("T")
 
@@ -232,11 +234,29 @@ def emulation(conditions: Iterable[str]) -> str:
 
 
 def last_attempts(runs: Iterable[Run]) -> list[Run]:
-    """Returns the last run of each cell and block: a resumed sweep tries unreachable devices again."""
-    last: dict[tuple[str, int], Run] = {}
+    """Returns the last run of each cell and block: a resumed sweep tries unreachable devices again.
+
+    Their ids count attempts. Clocks are asked only where an id is of another form: they may be set back.
+    """
+    tried: dict[tuple[str, int], list[Run]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: (run.started_at, run.id)):
-        last[run.cell.key, run.block] = run
-    return list(last.values())
+        tried[run.cell.key, run.block].append(run)
+    last = [
+        same[-1] if len(same) == 1 else max(same, key=lambda r: attempt(r.id, r.sweep_id, r.cell.key, r.block))
+        for same in (list(reversed(same)) for same in tried.values())  # of equals, `max` takes the first
+    ]
+    return sorted(last, key=lambda run: (run.started_at, run.id))
+
+
+def run_id(sweep_id: str, cell_key: str, block: int, attempt: int) -> str:
+    """Returns the id of an attempt at a cell, always the same: a resumed controller finds a surviving engine."""
+    digest = hashlib.sha256(f"{cell_key}\n{block}\n{attempt}".encode()).hexdigest()
+    return f"{sweep_id}-{digest[:16]}"
+
+
+def attempt(identity: str, sweep_id: str, cell_key: str, block: int) -> int:
+    """Returns which attempt at a cell a run's id names, from 0; -1 for an id of another form."""
+    return next((n for n in range(MOST_ATTEMPTS) if identity == run_id(sweep_id, cell_key, block, n)), -1)
 
 
 def by_cell(runs: Iterable[Run]) -> dict[str, list[Run]]:

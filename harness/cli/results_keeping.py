@@ -25,6 +25,7 @@ from harness.sweep.presence import is_alive
 from harness.version import farm_version
 from reports.nights import bundle
 from reports.nights.bundle import Bundle, is_bundle
+from reports.records import Sweep
 from reports.results import migrations
 from reports.results.connection import Place
 from reports.results.database import LATEST, ResultsDatabase
@@ -84,9 +85,12 @@ def prune(
       edgemoe-farm results prune --older-than 2025-01-01 --keep 30 --yes
     """
     with open_results(results_place) as database:
-        alive = {controller.sweep_id for controller in database.controllers() if is_alive(controller)}
+        known = database.controllers()
+        alive = {controller.sweep_id for controller in known if is_alive(controller)}
+        dead = {controller.id for controller in known if not is_alive(controller)}
         doomed = outdated(database, Retention(before, keep), running=alive)
         removed, runs = list(doomed.sweeps), 0
+        resumed: list[Sweep] = []
         if dry_run:
             recorded = database.recorded()
             runs = sum(recorded[sweep.id].runs for sweep in removed if sweep.id in recorded)
@@ -99,13 +103,20 @@ def prune(
             if not yes:
                 _confirm(len(removed), before)
             with _progress("sweeps removed", len(removed), quiet=as_json) as tell:
-                for n, sweep in enumerate(removed, start=1):
-                    runs += remove(database, sweep)
+                for n, sweep in enumerate(doomed.sweeps, start=1):
+                    gone = remove(database, sweep, dead=dead)
+                    if gone is None:
+                        removed.remove(sweep)
+                        resumed.append(sweep)
+                    runs += gone or 0
                     tell(n)
+            for sweep in resumed if not as_json else ():
+                click.echo(f"kept  {harmless(sweep.id)}  {harmless(sweep.name)}: is being measured by now")
             if gives_back and not alive:
                 vacuum(database)
     if as_json:
         kept = [{"id": sweep.id, "reason": why} for sweep, why in doomed.kept]
+        kept += [{"id": sweep.id, "reason": "is being measured by now"} for sweep in resumed]
         print_json({"removed": [sweep.id for sweep in removed], "runs": runs, "kept": kept, "dry_run": dry_run})
         return
     click.echo(f"{'would remove' if dry_run else 'removed'} {len(removed)} sweeps from before {before}, {runs} runs")

@@ -182,12 +182,6 @@ def workload_sha256(prompts: tuple[tuple[int, ...], ...], sampling: Sampling) ->
     return hashlib.sha256(json.dumps([prompts, to_json(sampling)], sort_keys=True).encode()).hexdigest()
 
 
-def run_id(sweep_id: str, cell_key: str, block: int, attempt: int) -> str:
-    """Returns the id of an attempt at a cell, always the same: a resumed controller finds a surviving engine."""
-    digest = hashlib.sha256(f"{cell_key}\n{block}\n{attempt}".encode()).hexdigest()
-    return f"{sweep_id}-{digest[:16]}"
-
-
 def make_request(
     measurement: Measurement,
     matrix: Matrix,

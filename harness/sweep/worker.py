@@ -32,10 +32,10 @@ from harness.errors import (
 )
 from harness.sweep.health import HealthBook
 from harness.sweep.matrix import Matrix
-from harness.sweep.plan import Measurement, emulated_conditions, make_request, run_id
+from harness.sweep.plan import Measurement, emulated_conditions, make_request
 from harness.sweep.verify import Answers, incomplete, judge, malformed_samples
 from reports.errors import ReportError
-from reports.records import Fault, Run, RunEstimate, RunStatus, Sweep, Verdict
+from reports.records import Fault, Run, RunEstimate, RunStatus, Sweep, Verdict, run_id
 from reports.results.health import DeviceHealth, Health, Mark
 
 # After which faults to look whether the device still has what was sent: reading all of it, or by what is known of it.

@@ -11,6 +11,7 @@ import itertools
 import json
 import sqlite3
 from collections.abc import Callable, Collection, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +97,15 @@ class ResultsDatabase(HistoryRows, ControllerRows, BaselineRows):
             raise UnknownSweepError(f"~{back} does not say how far back: write {name or LATEST}~1 for the sweep before")
         query, table = sa.select(schema.sweeps.c.record), schema.sweeps.c
         newest = query.order_by(table.started_at.desc(), table.id.desc()).limit(1)
+        # What a clock dated ahead of now is the newest only where there is nothing else: it would be for years.
+        credible = table.started_at <= (datetime.now(UTC) + timedelta(days=1)).isoformat()
         if name == LATEST:
-            queries = [newest.where(table.name.not_like("% (%"))]  # not what was measured again of another sweep
+            own = newest.where(table.name.not_like("% (%"))  # not what was measured again of another sweep
+            queries = [own.where(credible), own]
         else:
             beginning = query.where(table.id.startswith(name, autoescape=True)).order_by(table.id).limit(2)
-            queries = [query.where(table.id == name), beginning, newest.where(table.name == name)]
+            named = newest.where(table.name == name)
+            queries = [query.where(table.id == name), beginning, named.where(credible), named]
         found = next(filter(None, (self._rows("sweeps", each) for each in queries)), []) if name else []
         if not found:
             what = (

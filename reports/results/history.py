@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import NamedTuple
 
 import sqlalchemy as sa
 
 from reports.errors import RecordError
-from reports.records import RunStatus, Sweep, Verdict, sweep_from_json
+from reports.records import RunStatus, Sweep, Verdict, attempt, sweep_from_json
 from reports.results import schema
 from reports.results.transactions import Transactions, parsed
 
@@ -83,15 +83,26 @@ class HistoryRows(Transactions):
     def endings(self) -> dict[str, Endings]:
         """Returns for each sweep how often the last attempt at a cell and block ended in which way."""
         columns = schema.runs.c
-        latest_first = (columns.started_at.desc(), columns.id.desc())
-        attempt = sa.func.row_number().over(
-            partition_by=(columns.sweep_id, columns.cell, columns.block), order_by=latest_first
-        )
-        attempts = sa.select(columns.sweep_id, columns.status, columns.verdict, attempt.label("nth")).subquery()
+        tried = sa.func.count().over(partition_by=(columns.sweep_id, columns.cell, columns.block))
+        attempts = sa.select(
+            columns.id, columns.sweep_id, columns.cell, columns.block, columns.started_at, columns.status,
+            columns.verdict, tried.label("tried"),
+        ).subquery()  # fmt: skip
         ending = (attempts.c.sweep_id, attempts.c.status, attempts.c.verdict)
-        query = sa.select(*ending, sa.func.count()).where(attempts.c.nth == 1).group_by(*ending)
+        once = sa.select(*ending, sa.func.count()).where(attempts.c.tried == 1).group_by(*ending)
+        again = sa.select(
+            attempts.c.sweep_id, attempts.c.cell, attempts.c.block, attempts.c.id, *ending[1:]
+        ).where(attempts.c.tried > 1).order_by(attempts.c.started_at.desc(), attempts.c.id.desc())  # fmt: skip
+        last: dict[tuple[str, str, int], tuple[int, str, str]] = {}
+        for sweep_id, cell, block, identity, status, verdict in self._rows("runs", again):
+            nth, key = attempt(identity, sweep_id, cell, block), (sweep_id, cell, block)
+            if key not in last or nth > last[key][0]:
+                last[key] = nth, status, verdict
+        counted = Counter((key[0], status, verdict) for key, (_, status, verdict) in last.items())
+        for sweep_id, status, verdict, n in self._rows("runs", once):
+            counted[sweep_id, status, verdict] += n
         found: dict[str, Endings] = defaultdict(dict)
-        for sweep_id, status, verdict, n in self._rows("runs", query):
+        for (sweep_id, status, verdict), n in counted.items():
             try:
                 found[sweep_id][RunStatus(status), Verdict(verdict)] = n
             except ValueError as error:

@@ -54,10 +54,17 @@ def outdated(database: ResultsDatabase, retention: Retention, running: Collectio
     return Doomed(tuple(reversed(doomed)), tuple(reversed(kept)))
 
 
-def remove(database: ResultsDatabase, sweep: Sweep) -> int:
-    """Removes a sweep with its runs, whole or not at all; returns how many. Refuses one that was pinned meanwhile."""
+def remove(database: ResultsDatabase, sweep: Sweep, *, dead: Collection[str] = ()) -> int | None:
+    """Removes a sweep with its runs, whole or not at all; returns how many.
 
-    def act(connection: sa.Connection) -> int:
+    None, and nothing is removed, where somebody measures it by now: a person was asked in between. `dead` has the ids
+    of controllers that are known to have ended. Refuses one that was pinned meanwhile.
+    """
+
+    def act(connection: sa.Connection) -> int | None:
+        controllers = sa.select(schema.controllers.c.id).where(schema.controllers.c.sweep_id == sweep.id)
+        if {found for (found,) in connection.execute(controllers)} - set(dead):
+            return None
         runs = connection.execute(sa.delete(schema.runs).where(schema.runs.c.sweep_id == sweep.id)).rowcount
         connection.execute(sa.delete(schema.controllers).where(schema.controllers.c.sweep_id == sweep.id))
         connection.execute(sa.delete(schema.sweeps).where(schema.sweeps.c.id == sweep.id))

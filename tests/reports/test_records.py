@@ -9,8 +9,10 @@ from reports.records import (
     Conditions,
     RunStatus,
     Verdict,
+    attempt,
     last_attempts,
     run_from_json,
+    run_id,
     run_to_json,
     sweep_from_json,
     sweep_to_json,
@@ -136,3 +138,14 @@ def test_the_last_attempt_counts(make) -> None:
     first = make.failed(RunStatus.UNREACHABLE, "no answer", started_at="2026-11-23T20:00:00+00:00")
     again = replace(make.run(), id="again")
     assert last_attempts([again, first]) == [again]
+
+
+def test_the_last_attempt_counts_whatever_the_clock_says(make) -> None:
+    """The controller's clock was set back between two attempts."""
+    run = make.run()
+    first, second = (
+        replace(run, id=run_id(run.sweep_id, run.cell.key, run.block, n), started_at=f"2026-11-{day}T20:00:00+00:00")
+        for n, day in ((0, 23), (1, 20))
+    )
+    assert last_attempts([second, first]) == last_attempts([first, second]) == [second]
+    assert [attempt(r.id, r.sweep_id, r.cell.key, r.block) for r in (first, second, run)] == [0, 1, -1]

@@ -22,10 +22,9 @@ from harness.device.collect import Ending
 from harness.device.deploy import FarmFolder, safe_name
 from harness.errors import UsageError
 from harness.sweep.matrix import parse_matrix
-from harness.sweep.plan import run_id
 from harness.transport.shell import ShellTransport
 from reports.errors import RecordError
-from reports.records import Cell, Run, RunStatus, Sweep, Verdict
+from reports.records import Cell, Run, RunStatus, Sweep, Verdict, run_id
 from reports.text import harmless
 from tests.reports.seen import pages_of
 from tests.security.hostile import long_texts, texts

@@ -10,7 +10,8 @@ import pytest
 from device_inventory import Device
 from engine.protocol import ExpertBudget, Passage
 from harness.errors import UsageError
-from harness.sweep.plan import emulated_conditions, make_request, memory_limit_bytes, run_id
+from harness.sweep.plan import emulated_conditions, make_request, memory_limit_bytes
+from reports.records import run_id
 
 
 def test_every_cell_is_measured_once_in_each_block(bench) -> None:

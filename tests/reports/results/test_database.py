@@ -85,6 +85,15 @@ def test_what_was_measured_again_of_a_sweep_is_not_the_latest(database, make) ->
     assert database.sweep("20261124") == again
 
 
+def test_a_sweep_from_a_clock_years_ahead_is_not_the_latest_for_ever(database, make) -> None:
+    ahead = make.sweep([make.run()], id="20350101-000000-aaaa", started_at="2035-01-01T00:00:00+00:00")
+    database.add_sweep(ahead)
+    assert database.sweep("latest") == database.sweep(ahead.name) == ahead, "where there is nothing else"
+    now = make.sweep([make.run()], id="20261123-221500-3f2a", started_at="2026-11-23T22:15:00+00:00")
+    database.add_sweep(now)
+    assert database.sweep("latest") == database.sweep(now.name) == now
+
+
 def test_a_sweep_is_found_by_its_beginning_or_as_the_latest(database, make) -> None:
     with pytest.raises(UnknownSweepError, match="run a matrix first"):
         database.sweep("latest")

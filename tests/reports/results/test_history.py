@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from reports.records import RunStatus, Verdict
+from reports.records import RunStatus, Verdict, run_id
 from reports.results.database import ResultsDatabase
 
 
@@ -28,6 +28,20 @@ def test_sweeps_of_a_name_in_their_order(nights) -> None:
     assert [sweep.id for sweep in database.sweeps(name="nightly")] == [ids[0], ids[2], ids[3]]
     assert [sweep.id for sweep in database.sweeps(name="nightly", last=2)] == ids[2:]
     assert database.sweeps(name="none") == []
+
+
+def test_a_clock_that_was_set_back_does_not_make_an_older_attempt_the_last(nights, make) -> None:
+    database, ids = nights
+    for n, status, day in ((0, RunStatus.UNREACHABLE, 23), (1, RunStatus.OK, 20)):
+        run = (
+            make.run(strategy="full-load")
+            if status is RunStatus.OK
+            else make.failed(status, "no answer", strategy="full-load")
+        )
+        identity = run_id(ids[0], run.cell.key, 5, n)
+        changes = {"id": identity, "sweep_id": ids[0], "block": 5, "started_at": f"2026-11-{day}T03:00:00+00:00"}
+        database.add_run(replace(run, **changes))
+    assert database.endings()[ids[0]] == {(RunStatus.OK, Verdict.VALID): 3}
 
 
 def test_how_sweeps_ended_by_the_last_attempt_at_each_cell_and_block(nights, make) -> None:

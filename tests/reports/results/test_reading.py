@@ -132,15 +132,12 @@ def test_a_role_that_may_only_select_reads_a_server(postgresql: Server) -> None:
         database.add_sweep(make_sweep(RUNS))
         for run in RUNS:
             database.add_run(run)
-    url = sa.make_url(place)
-    administrator = sa.create_engine(url.set(drivername="postgresql+psycopg"))
-    with administrator.begin() as connection:
-        connection.execute(sa.text("CREATE ROLE reader LOGIN PASSWORD 'reader'"))
-        connection.execute(sa.text("GRANT USAGE ON SCHEMA public TO reader"))
-        connection.execute(sa.text("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader"))
+    postgresql.execute(
+        "CREATE ROLE reader LOGIN PASSWORD 'reader'; GRANT USAGE ON SCHEMA public TO reader;"
+        "GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader"
+    )
+    reader = sa.make_url(place).set(username="reader", password="reader").render_as_string(hide_password=False)
     began = time.monotonic()
-    with ResultsDatabase.open(
-        url.set(username="reader", password="reader").render_as_string(False), create=False
-    ) as database:
+    with ResultsDatabase.open(reader, create=False) as database:
         assert len(database.runs()) == len(RUNS)
     assert time.monotonic() - began < BUSY_TIMEOUT_S / 2

@@ -43,11 +43,21 @@ def test_a_sweep_goes_with_its_runs_and_a_lost_controller_but_not_its_night(data
     database.add_night(NightRecord("s3", "other", None, at(3), 0, "{}"))
     database.enter(Controller("lost", "me@lab", 1, "", "s3"))
     (sweep,) = (sweep for sweep in database.sweeps() if sweep.id == "s3")
-    assert remove(database, sweep) == 1
+    assert remove(database, sweep, dead={"lost"}) == 1
     assert remove(database, sweep) == 0
     assert (database.runs(sweep_id="s3"), database.controllers()) == ([], [])
     assert len(database.sweeps()) == len(database.runs()) == 9
     assert [night.sweep_id for night in database.nights()] == ["s3"]
+
+
+def test_a_sweep_that_is_measured_by_now_stays_whole(database) -> None:
+    """Somebody resumed it while the person who prunes was asked."""
+    database.enter(Controller("lost", "me@lab", 1, "", "s3"))
+    (sweep,) = (sweep for sweep in database.sweeps() if sweep.id == "s3")
+    assert remove(database, sweep) is None
+    assert len(database.runs(sweep_id="s3")) == 1
+    assert remove(database, sweep, dead={"another"}) is None
+    assert remove(database, sweep, dead={"lost"}) == 1
 
 
 def test_what_was_pinned_meanwhile_stays_whole(database) -> None:
