@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass
 
 CONTROLLER = "controller"
@@ -27,3 +28,21 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.where}: {self.finding}: {self.remedy}"
+
+
+# How a remedy begins: with a command, or with what is to be done.
+_ADVICE = re.compile(
+    r"`|(add|ask|build|check|choose|close|connect|convert|cool|copy|correct|create|delete|deploy|download|export|find"
+    r"|free|get|give|grant|import|install|leave|log|look|lower|mount|move|name|pin|plan|put|raise|remove|rename|replace"
+    r"|restart|restore|run|see|send|set|shorten|start|stop|take|test|try|turn|unlock|update|use|wait|write)\b"
+)
+
+
+def parted(message: str) -> tuple[str, str]:
+    """Returns what an error says is wrong, and what helps: the part after its last colon, where that is advice.
+
+    Many a message has a colon and no remedy. Half of it must not be sold as one.
+    """
+    what, _, last = message.rpartition(": ")
+    is_advice = _ADVICE.match(last) is not None or last.endswith("?")
+    return (what, last) if what and is_advice else (message, "see the message")

@@ -118,7 +118,7 @@ def _pin(database: ResultsDatabase, name: str, run: str, note: str) -> None:
     if not engines:
         raise UsageError(f"sweep {sweep.id} has no result that is ok: pin another one")
     database.pin(Baseline(name, sweep.id, datetime.now(UTC).isoformat(), owner(), note))
-    click.echo(f"baseline {name}: {sweep.id}")
+    click.echo(f"baseline {name}: {sweep.id}, of {harmless(sweep.name)}, started {sweep.started_at[:16]}")
     kept = EngineStore(engines_folder())
     for engine in sorted(engines):
         if engine not in kept:

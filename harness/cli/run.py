@@ -99,8 +99,10 @@ def run(
       edgemoe-farm run matrix.toml --deadline 6h
       edgemoe-farm run matrix.toml --json > progress.jsonl
     """
-    if (matrix is None) == (resume is None):
-        raise UsageError("run: give a matrix or --resume, not both")
+    if matrix is None and resume is None:
+        raise UsageError("run: give a matrix, as in `edgemoe-farm run matrix.toml`, or --resume to go on with a sweep")
+    if matrix is not None and resume is not None:
+        raise UsageError("run: give a matrix or --resume, not both: a sweep that goes on has its matrix")
     if retry_failed and resume is None:
         raise UsageError("run: --retry-failed goes with --resume")
     measured = partial(

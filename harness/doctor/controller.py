@@ -14,7 +14,7 @@ from device_inventory import Device
 from harness.device.deploy import ENGINE_SOURCE
 from harness.device.kinds import TRANSPORTS, by_kind
 from harness.errors import unforeseen
-from harness.findings import CONTROLLER, Finding, Severity, Told
+from harness.findings import CONTROLLER, Finding, Severity, Told, parted
 from harness.transport import Keyring
 from reports.errors import ReportError
 from reports.results.database import ResultsDatabase
@@ -51,7 +51,7 @@ def _found(check: Callable[[], Iterator[Told]]) -> list[Told]:
     try:
         found.extend(check())
     except Exception as error:  # noqa: BLE001 - a check is a boundary
-        finding, _, remedy = unforeseen(error).rpartition(": ")
+        finding, remedy = parted(unforeseen(error))
         found.append((Severity.ERROR, f"this check could not be made: {finding}", remedy))
     return found
 
@@ -68,8 +68,7 @@ def _results(controller: Controller) -> Iterator[Told]:
         with ResultsDatabase.open(place, create=False):
             pass
     except ReportError as error:
-        finding, _, remedy = str(error).rpartition(": ")
-        yield Severity.ERROR, finding or remedy, remedy
+        yield Severity.ERROR, *parted(str(error))
         return
     if is_file and not (os.access(place, os.W_OK) and os.access(Path(place).absolute().parent, os.W_OK)):
         yield Severity.ERROR, f"the results database {place} cannot be written", f"`sudo chown $USER {place}`"

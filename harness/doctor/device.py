@@ -58,7 +58,11 @@ def _free_space(found: Examined) -> Iterator[Told]:
     free, name = found.survey.free_bytes, found.device.name
     remedy = f"`edgemoe-farm devices prune {name}`, or set `root` in the inventory to a larger disk"
     if free < LEAST_FREE_BYTES:
-        yield Severity.ERROR, f"the disk of {found.root} has {free / 1e6:.1f} MB free, a run needs 34", remedy
+        yield (
+            Severity.ERROR,
+            f"the disk of {found.root} has {free / 1e6:.1f} MB free, a run needs {LEAST_FREE_BYTES / 1e6:.0f} MB",
+            remedy,
+        )
     elif free < LITTLE_FREE_BYTES:
         yield Severity.WARNING, f"the disk of {found.root} has {free / 1e6:.0f} MB free, too little for a model", remedy
     if found.survey.free_inodes is not None and found.survey.free_inodes < LEAST_FREE_INODES:

@@ -19,7 +19,7 @@ from harness.errors import (
     UnreachableError,
     of_one_device,
 )
-from harness.findings import Finding, Severity
+from harness.findings import Finding, Severity, parted
 from reports.results.health import DeviceHealth, Health
 
 UNUSED_DAYS = 30.0
@@ -90,8 +90,7 @@ def _of_kernels(name: str, kernels: KernelReport) -> list[Finding]:
 def _of_error(name: str, error: DeviceError) -> Finding:
     """Returns a finding from an error, whose message is `device: what is wrong: what helps`."""
     check = next(check for kind, check in _CHECK_OF if isinstance(error, kind))
-    what, _, remedy = str(error).removeprefix(f"{name}: ").rpartition(": ")
-    return Finding(name, check, Severity.ERROR, what or remedy, remedy if what else "see the message")
+    return Finding(name, check, Severity.ERROR, *parted(str(error).removeprefix(f"{name}: ")))
 
 
 def _of_health(name: str, health: DeviceHealth) -> list[Finding]:

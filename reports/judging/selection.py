@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
-from reports.errors import SelectionError
+from reports.errors import SelectionError, UnknownSweepError
 from reports.judging.judgement import Side
 from reports.judging.matching import DEVICE, STRATEGY
 from reports.records import Cell, Run, Sweep, last_attempts
@@ -80,7 +81,10 @@ def _resolve(database: ResultsDatabase, text: str) -> Selection:
     if not _FILTERS.match(text):
         run = database.run(text)
         if run is None:
-            return Selection(database.sweep(text), {})
+            try:
+                return Selection(database.sweep(text), {})
+            except UnknownSweepError as error:
+                raise UnknownSweepError(f"{error}{_meant(database, text)}") from None
         return Selection(
             database.sweep(run.sweep_id), {field: getattr(run.cell, field) for field in PARTS.values()}, run
         )
@@ -103,6 +107,16 @@ def _resolve(database: ResultsDatabase, text: str) -> Selection:
             raise SelectionError(f"{text!r}: a commit has its newest sweep: name no other sweep or engine beside it")
         _, newest = _only(COMMIT, wanted.pop(COMMIT), database.commits)
     return Selection(database.sweep(sweep_name if at else newest), wanted)
+
+
+def _meant(database: ResultsDatabase, text: str) -> str:
+    """Returns which part of the latest sweep has that name, as it is written; empty where none has."""
+    with suppress(UnknownSweepError):
+        keys = [key.split("/") for key, _ in database.sweep(LATEST).planned]
+        for n, part in enumerate((DEVICE, "container", STRATEGY, "", "workload")):
+            if part and any(len(key) > n and key[n] == text for key in keys):
+                return f"; a {part} has that name: write {part}:{text}"
+    return ""
 
 
 def _only(part: str, beginning: str, find: Callable[[str], list[tuple[str, str]]]) -> tuple[str, str]:

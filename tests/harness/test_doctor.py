@@ -17,7 +17,7 @@ from harness.doctor.device import Examined, examine, refuse_unfit
 from harness.doctor.examination import examine_device
 from harness.doctor.survey import SCRIPT, Pruned, Removed, Survey
 from harness.errors import DeviceError, RemoteCommandError, UnfitError
-from harness.findings import Severity
+from harness.findings import Severity, parted
 from reports.results.database import ResultsDatabase
 from reports.results.health import DeviceHealth, Health
 from tests.harness.conftest import FACTS
@@ -202,3 +202,17 @@ def test_what_is_wrong_with_a_controller(here, tmp_path: Path) -> None:
     assert ("results", "error") not in told_of(replace(here, results=str(tmp_path / "none/farm.db")))
     (tmp_path / "farm.db").write_text("this is no database, and long enough to be told from one that is empty\n" * 99)
     assert ("results", "error") in told_of(here)
+
+
+@pytest.mark.parametrize(
+    ("message", "what", "remedy"),
+    [
+        ("the disk is full: free some of it", "the disk is full", "free some of it"),
+        ("no numpy: `sudo apt install python3-numpy`", "no numpy", "`sudo apt install python3-numpy`"),
+        ("pi: cannot be reached: Connection refused", "pi: cannot be reached: Connection refused", "see the message"),
+        ("[Errno 5] Input/output error: '/x'", "[Errno 5] Input/output error: '/x'", "see the message"),
+        ("nothing to part", "nothing to part", "see the message"),
+    ],
+)
+def test_half_of_a_message_is_no_remedy(message, what, remedy) -> None:
+    assert parted(message) == (what, remedy)

@@ -161,8 +161,8 @@ def test_a_dead_device_costs_only_its_own_cells(folder: Path, trusted: dict[str,
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run"], "give a matrix or --resume"),
-        (["run", "matrix.toml", "--resume", "x"], "give a matrix or --resume"),
+        (["run"], "give a matrix, as in `edgemoe-farm run matrix.toml`, or --resume"),
+        (["run", "matrix.toml", "--resume", "x"], "not both"),
         (["run", "matrix.toml", "--retry-failed"], "goes with --resume"),
         (["run", "absent.toml"], "absent.toml: the matrix cannot be read: No such file"),
         (["run", "matrix.toml", "--inventory", "absent.toml"], "absent.toml"),

@@ -31,7 +31,7 @@ def test_the_example_has_the_defaults(config) -> None:
     example = read_nightly(Path(__file__).parents[3] / "ci" / "nightly.toml")
     assert (example.limits, example.pairs, example.rounds) == (config.limits, config.pairs, config.rounds)
     assert (example.keep_reports, example.keep_engines_days) == (config.keep_reports, config.keep_engines_days)
-    assert example.webhook_env == "EDGEMOE_NIGHTLY_WEBHOOK"
+    assert example.webhook_env == ""
 
 
 @pytest.mark.parametrize(

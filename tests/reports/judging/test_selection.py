@@ -153,3 +153,13 @@ def test_an_ambiguous_engine_is_refused(database, monkeypatch) -> None:
     monkeypatch.setattr(ResultsDatabase, "engines", lambda *_: [("a" * 64, "x"), ("ab" * 32, "y")])
     with pytest.raises(SelectionError, match="engine:a begins more than one, aaaaaaaaaaaaaaaa and abab"):
         select(database, "engine:a", "latest")
+
+
+@pytest.mark.parametrize("part", ["device", "strategy", "container", "workload"])
+def test_the_name_of_a_part_is_told_from_that_of_a_sweep(database, make, part) -> None:
+    run = make.run()
+    name = getattr(run.cell, part)
+    planned = make.sweep([run], id="20261125-000000-ffff", started_at="2026-11-25T00:00:00+00:00")
+    database.add_sweep(planned)
+    with pytest.raises(UnknownSweepError, match=rf"no sweep '{name}'.*; a {part} has that name: write {part}:{name}"):
+        select(database, name, "latest")
