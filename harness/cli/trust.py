@@ -33,8 +33,8 @@ def trust(device: str, yes: bool, replace: bool, inventory_path: Path, known_hos
     """
 
     def accept(key: HostKey) -> bool:
-        click.echo(f"{device}: {key.host} has the {key.kind} key {key.fingerprint}")
-        return yes or click.confirm("Is this the key of the device?", default=False)
+        click.echo(f"{device}: {key.whose}, {key.host}, has the {key.kind} key {key.fingerprint}")
+        return yes or click.confirm(f"Is this the key of {key.whose}?", default=False)
 
     for trusted in trust_device(load_inventory(inventory_path)[device], known_hosts, accept, replace=replace):
         state = "is trusted now" if trusted.stored else "was trusted before"

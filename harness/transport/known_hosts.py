@@ -13,7 +13,7 @@ import hmac
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.errors import HostKeyError
@@ -36,6 +36,7 @@ class HostKey:
     host: str
     kind: str  # e.g. ssh-ed25519
     content: bytes  # as it crosses the wire
+    whose: str = field(default="the device", compare=False)  # or a jump host before it, in words
 
     @property
     def fingerprint(self) -> str:

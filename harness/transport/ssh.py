@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -190,13 +191,15 @@ def presented_keys(
     Each must be in `known_hosts` before the next is asked for: what lies behind a jump host is reached through it,
     and only over a connection that is trusted.
     """
-    for hop in range(len(_chain(device, known_hosts, ssh_config, connect_s))):
+    last = len(_chain(device, known_hosts, ssh_config, connect_s)) - 1
+    for hop in range(last + 1):
         link = _chain(device, known_hosts, ssh_config, connect_s)[hop]
         try:
             key = link.presented_key()
         finally:
             link.close()
-        yield key
+        which = f" {hop + 1} of {last}" if last > 1 else ""
+        yield key if hop == last else replace(key, whose=f"the jump host{which} on the way to the device")
 
 
 def _chain(device: Device, known_hosts: Path, ssh_config: Path | None, connect_s: float) -> list[_Link]:

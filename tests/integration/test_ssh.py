@@ -132,6 +132,7 @@ def test_trust_asks_for_the_jump_host_first(make_sshd) -> None:
     asked = []
     trust(device, target.known_hosts, lambda key: bool(asked.append(key) or True))
     assert asked == [jump.host_key, target.host_key]
+    assert [key.whose for key in asked] == ["the jump host on the way to the device", "the device"]
     assert hello(device, target.known_hosts) == b"hello\n"
 
 
