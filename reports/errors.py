@@ -3,7 +3,8 @@
 ReportError               one line for a person, naming the run, file or key and the remedy        exit code
 ├── RecordError           a record is malformed, or its parts contradict one another               2
 ├── DatabaseError         the results database cannot be opened, read or written                   2
-│   └── OutageError       its server was away for longer than one waits                            1
+│   ├── OutageError       its server was away for longer than one waits                            1
+│   └── MovedError        what was decided rests on what is otherwise by now                       2
 ├── UnknownSweepError     no sweep, or more than one, answers to that id                           2
 ├── BundleError           a bundle is damaged, or is none                                          2
 └── SelectionError        what was asked for is no part of a sweep, or not there                   2
@@ -26,6 +27,10 @@ class DatabaseError(ReportError):
 
 class OutageError(DatabaseError):
     exit_code = 1
+
+
+class MovedError(DatabaseError):
+    pass
 
 
 class UnknownSweepError(ReportError):

@@ -47,7 +47,7 @@ def pin(name: str, run: str, note: str, results_place: str) -> None:
         found = database.baseline(name)
         if found is not None:
             raise UsageError(f"baseline {name} is pinned to {found.sweep_id}: `edgemoe-farm baseline move {name} RUN`")
-        _pin(database, name, run, note)
+        _pin(database, name, run, note, None)
 
 
 @baseline.command()
@@ -65,8 +65,7 @@ def move(name: str, run: str, note: str, results_place: str) -> None:
       edgemoe-farm baseline move main latest --note "slower on purpose: issue 12"
     """
     with open_results(results_place) as database:
-        pinned_baseline(database, name)
-        _pin(database, name, run, note)
+        _pin(database, name, run, note, pinned_baseline(database, name))
 
 
 @baseline.command("remove")
@@ -80,8 +79,7 @@ def remove_baseline(name: str, results_place: str) -> None:
       edgemoe-farm baseline remove release
     """
     with open_results(results_place) as database:
-        pinned_baseline(database, name)
-        database.unpin(name)
+        database.unpin(name, seen=pinned_baseline(database, name))
 
 
 @baseline.command("list")
@@ -112,12 +110,12 @@ def list_baselines(results_place: str, as_json: bool) -> None:
     Console(highlight=False, markup=False).print(table)
 
 
-def _pin(database: ResultsDatabase, name: str, run: str, note: str) -> None:
+def _pin(database: ResultsDatabase, name: str, run: str, note: str, seen: Baseline | None) -> None:
     sweep = sweep_of_a_matrix(database, run)
     engines = database.engines_of(sweep.id, RunStatus.OK)
     if not engines:
         raise UsageError(f"sweep {sweep.id} has no result that is ok: pin another one")
-    database.pin(Baseline(name, sweep.id, datetime.now(UTC).isoformat(), owner(), note))
+    database.pin(Baseline(name, sweep.id, datetime.now(UTC).isoformat(), owner(), note), seen=seen)
     click.echo(f"baseline {name}: {sweep.id}, of {harmless(sweep.name)}, started {sweep.started_at[:16]}")
     kept = EngineStore(engines_folder())
     for engine in sorted(engines):

@@ -88,12 +88,13 @@ def prune(
         known = database.controllers()
         alive = {controller.sweep_id for controller in known if is_alive(controller)}
         dead = {controller.id for controller in known if not is_alive(controller)}
+        recorded = database.recorded()
         doomed = outdated(database, Retention(before, keep), running=alive)
         removed, runs = list(doomed.sweeps), 0
         resumed: list[Sweep] = []
+        had = {sweep.id: recorded[sweep.id].runs if sweep.id in recorded else 0 for sweep in removed}
         if dry_run:
-            recorded = database.recorded()
-            runs = sum(recorded[sweep.id].runs for sweep in removed if sweep.id in recorded)
+            runs = sum(had.values())
         if not as_json:
             for sweep, why in doomed.kept:
                 click.echo(f"kept  {harmless(sweep.id)}  {harmless(sweep.name)}: {harmless(why)}")
@@ -104,19 +105,19 @@ def prune(
                 _confirm(len(removed), before)
             with _progress("sweeps removed", len(removed), quiet=as_json) as tell:
                 for n, sweep in enumerate(doomed.sweeps, start=1):
-                    gone = remove(database, sweep, dead=dead)
+                    gone = remove(database, sweep, dead=dead, runs=had[sweep.id])
                     if gone is None:
                         removed.remove(sweep)
                         resumed.append(sweep)
                     runs += gone or 0
                     tell(n)
             for sweep in resumed if not as_json else ():
-                click.echo(f"kept  {harmless(sweep.id)}  {harmless(sweep.name)}: is being measured by now")
+                click.echo(f"kept  {harmless(sweep.id)}  {harmless(sweep.name)}: was resumed meanwhile")
             if gives_back and not alive:
                 vacuum(database)
     if as_json:
         kept = [{"id": sweep.id, "reason": why} for sweep, why in doomed.kept]
-        kept += [{"id": sweep.id, "reason": "is being measured by now"} for sweep in resumed]
+        kept += [{"id": sweep.id, "reason": "was resumed meanwhile"} for sweep in resumed]
         print_json({"removed": [sweep.id for sweep in removed], "runs": runs, "kept": kept, "dry_run": dry_run})
         return
     click.echo(f"{'would remove' if dry_run else 'removed'} {len(removed)} sweeps from before {before}, {runs} runs")

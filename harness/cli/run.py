@@ -120,7 +120,11 @@ def run(
             with at_work(database, sweep.id) as presence:
                 context.exit(measured(sweep, plan, database, presence))
     with open_results(results_place, patience=PATIENT) as database:
-        sweep = database.sweep(resume or LATEST)
+        sweep = database.sweep(resume or LATEST, own=True)
+        if database.is_imported(sweep.id):
+            raise UsageError(
+                f"sweep {sweep.id} was imported: only where it was measured can it be resumed; start a new sweep here"
+            )
         if only_plan:
             show_plan(plan_again(sweep, inventory, database, failed_too=retry_failed), as_json)
             return

@@ -4,7 +4,8 @@ survey ROOT                what the checks look at, as one JSON object; changes 
 prune ROOT DAYS KINDS DRY  removes engines, sites, blobs and runs (KINDS, with commas) that nobody used for DAYS days,
                            and says what; with DRY=1 it only says it. Runs that are alive stay, and so does all that the
                            farm did not make: by its marker, names and owner, behind no link. Ages are by the device's
-                           own clock: where that jumps, the worst is that something is sent or measured once more
+                           own clock: where that jumps, the worst is that something is sent or measured once more;
+                           but what began since it started is no older than that
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ FORMS = {
     "blobs": "[0-9a-f]{64}" + _ASIDE,
     "runs": r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}?" + _ASIDE,
 }
+NO_CLOCK_S = 1e9  # 2001: clocks that nobody set begin in 1970, 1980 or 2000
 COMMAND_DEADLINE_S = 3.0  # vcgencmd and getprop may hang
 
 
@@ -151,9 +153,27 @@ def unused(root: str, kind: str, days: float) -> List[str]:
             times += [os.lstat(os.path.join(path, inner)).st_mtime for inner in os.listdir(path)]
         except OSError:
             continue
-        if time.time() - max(times) > days * 86400 and not is_alive(path):
+        if age_s(path, max(times)) > days * 86400 and not is_alive(path):
             names.append(name)
     return names
+
+
+def age_s(path: str, touched: float) -> float:
+    """Returns for how long something was not touched, at most.
+
+    A board without a clock dates what it does by 1970 until it reaches a server of time: not before this start of it.
+    The same holds for a run that says it began since then, whatever was done to the date.
+    """
+    age = time.time() - touched
+    with contextlib.suppress(OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        up = time.clock_gettime(time.CLOCK_BOOTTIME)
+        if touched < NO_CLOCK_S:
+            return min(age, up)
+        engine = os.open(os.path.join(path, "engine.json"), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open("/proc/sys/kernel/random/boot_id") as now, os.fdopen(engine) as file:
+            if json.loads(file.read(1 << 16))["boot_id"] == now.read().strip():
+                return min(age, up)
+    return age
 
 
 def own(root: str, kind: str) -> List[str]:

@@ -136,11 +136,12 @@ class NightRun:
 
     def _left_s(self) -> float:
         assert self._state is not None
-        return self._config.deadline_s - self._state.age_s(self._now())
+        return self._config.deadline_s - max(0.0, self._state.age_s(self._now()))
 
     def _judge(self, sweep: Sweep) -> Night:
         config, at = self._config, self._now().isoformat()
-        records = [r for r in self._database.nights(name=config.name, last=NIGHTS) if r.sweep_id != sweep.id]
+        nights = self._database.nights(name=config.name, until=at, last=NIGHTS)
+        records = [r for r in nights if r.sweep_id != sweep.id]
         pinned = self._database.baseline(config.baseline)
         baseline = None if pinned is None else Measured.read(self._database, self._database.sweep(pinned.sweep_id))
         self._baseline_sweep = None if pinned is None else pinned.sweep_id

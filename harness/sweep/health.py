@@ -17,7 +17,7 @@ class HealthBook:
         self._now = now
 
     def of(self, device: str) -> DeviceHealth:
-        return self._database.health(device)
+        return self._database.health(device, at=self._now().isoformat())
 
     def note(self, device: str, mark: Mark, note: str = "") -> None:
         """Notes a mark of a device. Raises DatabaseError."""

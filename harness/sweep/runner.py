@@ -19,7 +19,7 @@ from harness.sweep.health import HealthBook
 from harness.sweep.plan import Measurement, Plan
 from harness.sweep.progress import Unfailing
 from harness.sweep.worker import DeviceWorker, Listener, Surroundings
-from reports.records import Fault, Run, RunStatus, Sweep, Verdict
+from reports.records import Fault, Run, RunStatus, Sweep, Verdict, attempt
 from reports.results.database import ResultsDatabase
 
 MAX_DEVICES_AT_ONCE = 1024  # a thread each: a device must never wait for another
@@ -147,13 +147,14 @@ class Tally:
 
 
 def tally(sweep: Sweep, runs: Iterable[Run]) -> Tally:
-    last: dict[tuple[str, int], tuple[str, str, RunStatus, Verdict, Fault | None, bool]] = {}
+    last: dict[tuple[str, int], tuple[int, str, str, RunStatus, Verdict, Fault | None, bool]] = {}
     for run in runs:  # as they come, and without their samples: a sweep may be larger than the memory
         key, told = (run.cell.key, run.block), (run.status, run.verdict, run.fault, _is_over_limit(run))
-        attempt = (run.started_at, run.id, *told)
-        last[key] = max(attempt, last.get(key, attempt), key=lambda attempt: attempt[:2])
+        nth = attempt(run.id, run.sweep_id, *key)
+        latest = (nth, run.started_at, run.id, *told)
+        last[key] = max(latest, last.get(key, latest), key=lambda each: each[:3])
     return Tally(
-        counts=dict(Counter(status for _, _, status, *_ in last.values())),
+        counts=dict(Counter(status for _, _, _, status, *_ in last.values())),
         missing=len(sweep.planned) - len(last),
         suspect=sum(verdict is Verdict.SUSPECT for *_, verdict, _, _ in last.values()),
         over_limit=sum(over for *_, over in last.values()),

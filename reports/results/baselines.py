@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from types import EllipsisType
 from typing import Any
 
 import sqlalchemy as sa
 
-from reports.errors import DatabaseError, RecordError
+from reports.errors import DatabaseError, MovedError, RecordError
 from reports.records import Cell, instant, require_utc
 from reports.results import schema
 from reports.results.transactions import Transactions, explained
@@ -76,8 +77,12 @@ class NightRecord:
 class BaselineRows(Transactions):
     """The methods of ResultsDatabase about baselines, acknowledgements and nights."""
 
-    def pin(self, baseline: Baseline) -> None:
-        """Moves a name to a sweep, from another one where it is taken. Durable on return."""
+    def pin(self, baseline: Baseline, *, seen: Baseline | EllipsisType | None = ...) -> None:
+        """Moves a name to a sweep, from another one where it is taken. Durable on return.
+
+        `seen` is what it was when somebody decided so, None for nothing: where it is another by now, nothing is moved
+        and MovedError raised.
+        """
         others = sa.delete(schema.baselines).where(schema.baselines.c.name == baseline.name)
 
         def act(connection: sa.Connection) -> None:
@@ -86,17 +91,39 @@ class BaselineRows(Transactions):
                 raise DatabaseError(
                     f"baseline {baseline.name}: sweep {baseline.sweep_id} is not in the results database"
                 )
+            self._require(connection, baseline.name, seen, baseline)
             connection.execute(others)
             connection.execute(sa.insert(schema.baselines).values(asdict(baseline)))
 
         with explained(f"baseline {baseline.name} cannot be stored"):
             self._write(act)
 
-    def unpin(self, name: str) -> None:
-        """Removes a name; an unknown one is no error."""
+    def unpin(self, name: str, *, seen: Baseline | EllipsisType | None = ...) -> None:
+        """Removes a name; an unknown one is no error. `seen` as in `pin`."""
         gone = sa.delete(schema.baselines).where(schema.baselines.c.name == name)
+
+        def act(connection: sa.Connection) -> None:
+            self._require(connection, name, seen, None)
+            connection.execute(gone)
+
         with explained(f"baseline {name} cannot be removed"):
-            self._write(lambda connection: connection.execute(gone))
+            self._write(act)
+
+    def _require(
+        self, connection: sa.Connection, name: str, seen: Baseline | EllipsisType | None, becomes: Baseline | None
+    ) -> None:
+        """Looks again in the transaction that acts, with the row locked until it ends. Raises MovedError.
+
+        What it shall become it is already where the answer to a first attempt got lost.
+        """
+        if seen is ...:
+            return
+        query = sa.select(*_columns(schema.baselines, Baseline)).where(schema.baselines.c.name == name)
+        row = connection.execute(query.with_for_update()).first()
+        found = None if row is None else Baseline(*row)
+        if found not in (seen, becomes):
+            what = "was removed" if found is None else f"was pinned to {found.sweep_id} by {found.pinned_by}"
+            raise MovedError(f"baseline {name}: {what} a moment ago: look at `edgemoe-farm baseline list` first")
 
     def baseline(self, name: str) -> Baseline | None:
         return next((baseline for baseline in self.baselines() if baseline.name == name), None)
@@ -130,31 +157,50 @@ class BaselineRows(Transactions):
         with explained(f"the acknowledgement for {acknowledgement.device} cannot be removed"):
             self._write(lambda connection: connection.execute(sa.delete(schema.acknowledgements).where(*same)))
 
-    def add_night(self, night: NightRecord) -> None:
-        """Stores a night; judged again, it replaces what it said before. Durable on return."""
+    def add_night(self, night: NightRecord, *, anew: bool = True) -> NightRecord:
+        """Stores a night; judged again, it replaces what it said before. Durable on return.
+
+        Without `anew` what is there already stays. Returns what is stored then.
+        """
         before = sa.delete(schema.nights).where(schema.nights.c.sweep_id == night.sweep_id)
 
-        def act(connection: sa.Connection) -> None:
+        known = sa.select(*_columns(schema.nights, NightRecord)).where(schema.nights.c.sweep_id == night.sweep_id)
+
+        def act(connection: sa.Connection) -> NightRecord:
+            row = None if anew else connection.execute(known).first()
+            if row is not None:
+                return NightRecord(*row)
             connection.execute(before)
             connection.execute(sa.insert(schema.nights).values(asdict(night)))
+            return night
 
         with explained(f"the night of sweep {night.sweep_id} cannot be stored"):
-            self._write(act)
+            return self._write(act)
 
     def night(self, sweep_id: str) -> NightRecord | None:
         query = sa.select(*_columns(schema.nights, NightRecord)).where(schema.nights.c.sweep_id == sweep_id)
         return next((NightRecord(*row) for row in self._rows("nights", query)), None)
 
     def nights(
-        self, *, name: str | None = None, before: NightRecord | None = None, last: int | None = None
+        self,
+        *,
+        name: str | None = None,
+        before: NightRecord | None = None,
+        until: str | None = None,
+        last: int | None = None,
     ) -> list[NightRecord]:
-        """Returns nights, the oldest first: all, those of a matrix or before another one, or the `last` of them."""
+        """Returns nights, the oldest first: all, those of a matrix or before another one, or the `last` of them.
+
+        `until`: none that is dated later; a clock that was years ahead would have had the last night for years.
+        """
         columns = schema.nights.c
         query = sa.select(*_columns(schema.nights, NightRecord)).order_by(columns.at.desc(), columns.sweep_id.desc())
         if name is not None:
             query = query.where(columns.name == name)
         if before is not None:
             query = query.where(sa.tuple_(columns.at, columns.sweep_id) < (before.at, before.sweep_id))
+        if until is not None:
+            query = query.where(columns.at <= until)
         return [NightRecord(*row) for row in reversed(self._rows("nights", query.limit(last)))]
 
 

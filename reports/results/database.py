@@ -11,7 +11,7 @@ import itertools
 import json
 import sqlite3
 from collections.abc import Callable, Collection, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from reports.results.baselines import BaselineRows
 from reports.results.connection import Patience, Pause, Place, cause
 from reports.results.controllers import ControllerRows
 from reports.results.health import RECENT, DeviceHealth, HealthMark, Mark, health_of, is_evidence
-from reports.results.history import HistoryRows
+from reports.results.history import HistoryRows, credible_until
 from reports.results.migrations import prepare, to_read
 from reports.results.transactions import explained, parsed
 
@@ -87,10 +87,11 @@ class ResultsDatabase(HistoryRows, ControllerRows, BaselineRows):
         """Stores a sweep. Idempotent; another sweep of the same id is a DatabaseError."""
         self._add(schema.sweeps, sweep_row(sweep), f"sweep {sweep.id}")
 
-    def sweep(self, name: str) -> Sweep:
+    def sweep(self, name: str, *, own: bool = False) -> Sweep:
         """Returns a sweep by its id, the unique beginning of one, `latest`, or a matrix's name for its latest.
 
-        `~2` after it goes back two sweeps of the same matrix. Raises UnknownSweepError.
+        `~2` after it goes back two sweeps of the same matrix. `own` finds as latest none that was imported. Raises
+        UnknownSweepError.
         """
         name, _, back = name.partition("~")
         if back and not (back.isascii() and back.isdigit()):
@@ -98,10 +99,12 @@ class ResultsDatabase(HistoryRows, ControllerRows, BaselineRows):
         query, table = sa.select(schema.sweeps.c.record), schema.sweeps.c
         newest = query.order_by(table.started_at.desc(), table.id.desc()).limit(1)
         # What a clock dated ahead of now is the newest only where there is nothing else: it would be for years.
-        credible = table.started_at <= (datetime.now(UTC) + timedelta(days=1)).isoformat()
+        credible = table.started_at <= credible_until(datetime.now(UTC))
         if name == LATEST:
-            own = newest.where(table.name.not_like("% (%"))  # not what was measured again of another sweep
-            queries = [own.where(credible), own]
+            whole = newest.where(table.name.not_like("% (%"))  # not what was measured again of another sweep
+            if own:
+                whole = whole.where(table.id.not_in(sa.select(schema.imports.c.sweep_id)))
+            queries = [whole.where(credible), whole]
         else:
             beginning = query.where(table.id.startswith(name, autoescape=True)).order_by(table.id).limit(2)
             named = newest.where(table.name == name)
@@ -123,6 +126,10 @@ class ResultsDatabase(HistoryRows, ControllerRows, BaselineRows):
                 f"{name}~{back}: matrix {sweep.name} has {len(earlier)} sweeps before {sweep.id}: go less far back"
             )
         return earlier[-1]
+
+    def is_imported(self, sweep_id: str) -> bool:
+        """Returns whether a sweep was measured elsewhere."""
+        return bool(self._rows("imports", sa.select(schema.imports).where(schema.imports.c.sweep_id == sweep_id)))
 
     # --- runs -------------------------------------------------------------------------------------------------------
 
@@ -211,10 +218,11 @@ class ResultsDatabase(HistoryRows, ControllerRows, BaselineRows):
         with explained(f"the mark of {mark.device} cannot be stored"):
             self._write(lambda connection: connection.execute(sa.insert(schema.marks).values(row)))
 
-    def health(self, device: str) -> DeviceHealth:
-        """Returns a device's health, from its last attempts in any sweep and its marks."""
+    def health(self, device: str, *, at: str | None = None) -> DeviceHealth:
+        """Returns a device's health, from its last attempts in any sweep and its marks; `at` is now by default."""
         query = sa.select(schema.runs.c.record).where(schema.runs.c.device == device)
-        query = query.order_by(schema.runs.c.started_at.desc(), schema.runs.c.id)
+        now, started_at = at or datetime.now(UTC).isoformat(), schema.runs.c.started_at
+        query = query.order_by(started_at.desc(), schema.runs.c.id)
         columns = (schema.marks.c.device, schema.marks.c.mark, schema.marks.c.at, schema.marks.c.note)
 
         def act() -> DeviceHealth:
@@ -223,9 +231,12 @@ class ResultsDatabase(HistoryRows, ControllerRows, BaselineRows):
                     sa.select(*columns).where(schema.marks.c.device == device).order_by(schema.marks.c.id)
                 )
                 marks = [HealthMark(name, Mark(mark), at, note) for name, mark, at, note in rows]
-                with connection.execution_options(yield_per=RECENT).execute(query) as rows:
-                    evidence = filter(is_evidence, map(run_from_json, map(parsed, rows.scalars())))
-                    return health_of(itertools.islice(evidence, RECENT), marks)
+                recent: list[Run] = []
+                for dated in (started_at <= now, started_at > now):  # a clock that was ahead says nothing of late
+                    with connection.execution_options(yield_per=RECENT).execute(query.where(dated)) as rows:
+                        evidence = filter(is_evidence, map(run_from_json, map(parsed, rows.scalars())))
+                        recent += itertools.islice(evidence, RECENT - len(recent))
+                return health_of(recent, marks, now)
 
         return self._read(f"the health of {device}", act)
 

@@ -12,7 +12,7 @@ quarantined one may answer at once.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from reports.records import Fault, Run, require_utc
@@ -59,13 +59,21 @@ class DeviceHealth:
     faults_in_a_row: int = 0
 
 
-def health_of(runs: Iterable[Run], marks: Iterable[HealthMark]) -> DeviceHealth:
-    """Returns the health of a device from its last RECENT attempts and all its marks, each in any order."""
-    events: list[tuple[str, Run | HealthMark]] = [(mark.at, mark) for mark in marks]
-    events += [(run.ended_at or run.started_at, run) for run in runs if is_evidence(run)]
+def health_of(runs: Iterable[Run], marks: Sequence[HealthMark], now: str = "9999") -> DeviceHealth:
+    """Returns the health of a device from its last RECENT attempts, in any order, and all its marks, as they were made.
+
+    Clocks may be set back, or be years ahead. A mark is never later than one that was made after it; what is dated
+    after `now` counts as older than all else, or neither a person nor a success could end what it says.
+    """
+    events: list[tuple[tuple[bool, str], str, Run | HealthMark]] = []
+    for run in runs:
+        if is_evidence(run):
+            at = run.ended_at or run.started_at
+            events.append(((at <= now, at), at, run))
+    events += [(when, mark.at, mark) for when, mark in zip(_in_order(marks, now), marks, strict=True)]
     maintenance: HealthMark | None = None
     recent: list[tuple[str, str] | None] = []  # of each attempt since it was forgiven: when and why it failed
-    for at, event in sorted(events, key=lambda event: event[0]):
+    for _, at, event in sorted(events, key=lambda event: event[0]):
         if isinstance(event, Run):
             failed = event.fault is not None and event.fault.is_infrastructure
             recent.append((at, event.reasons[0]) if failed else None)
@@ -87,6 +95,16 @@ def health_of(runs: Iterable[Run], marks: Iterable[HealthMark]) -> DeviceHealth:
     at, why = failures[-1]
     health = Health.QUARANTINED if in_a_row >= QUARANTINE else Health.SUSPECT
     return DeviceHealth(health, why, at, len(failures), in_a_row)
+
+
+def _in_order(marks: Sequence[HealthMark], now: str) -> list[tuple[bool, str]]:
+    """Returns by what to order marks among runs: they keep the order in which they were made."""
+    order: list[tuple[bool, str]] = []
+    for mark in marks:
+        order.append((True, mark.at) if mark.at <= now else (order[-1] if order else (True, "")))
+    for i in range(len(order) - 1, 0, -1):
+        order[i - 1] = min(order[i - 1], order[i])
+    return order
 
 
 def is_evidence(run: Run) -> bool:

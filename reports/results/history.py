@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import NamedTuple
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -22,6 +23,17 @@ class Recorded(NamedTuple):
 
 
 Endings = dict[tuple[RunStatus, Verdict], int]
+
+
+def credible_until(now: datetime) -> str:
+    """Returns the date from which on a clock must have been wrong, with room for clocks that are somewhat ahead."""
+    return (now + timedelta(days=1)).isoformat()
+
+
+def newest_first(started_at: Any, identity: Any) -> tuple[Any, ...]:
+    """Returns the order in which what a wrong clock has dated years ahead comes last: it would be first for years."""
+    ahead = sa.case((started_at > credible_until(datetime.now(UTC)), 1), else_=0)
+    return ahead, started_at.desc(), identity.desc()
 
 
 class HistoryRows(Transactions):
@@ -48,14 +60,14 @@ class HistoryRows(Transactions):
         table = schema.runs.c
         hashes = sa.select(table.engine_sha256).where(table.engine_sha256.startswith(beginning, autoescape=True))
         found = [sha256 for (sha256,) in self._rows("engines", hashes.distinct().limit(2))]
-        newest = sa.select(table.sweep_id).order_by(table.started_at.desc(), table.id.desc()).limit(1)
+        newest = sa.select(table.sweep_id).order_by(*newest_first(table.started_at, table.id)).limit(1)
         return [(each, self._rows("engines", newest.where(table.engine_sha256 == each))[0][0]) for each in found]
 
     def commits(self, beginning: str) -> list[tuple[str, str]]:
         """Returns (commit, the newest sweep's id) of the farm's commits that begin so, at most two."""
         table = schema.sweeps.c
         version = table.record.contains(f"+g{beginning}", autoescape=True)
-        query = sa.select(table.record).where(version).order_by(table.started_at.desc(), table.id.desc())
+        query = sa.select(table.record).where(version).order_by(*newest_first(table.started_at, table.id))
         found: dict[str, str] = {}
         for (record,) in self._rows("sweeps", query):
             sweep = sweep_from_json(parsed(record))

@@ -98,6 +98,8 @@ def _sweeps(target: ResultsDatabase, sweeps: list[Sweep], merged: Merged, refuse
             text = connection.execute(sa.select(table.c.record).where(table.c.id == sweep.id)).scalar()
             if text is None:
                 connection.execute(sa.insert(table).values(row))
+                connection.execute(sa.delete(schema.imports).where(schema.imports.c.sweep_id == sweep.id))
+                connection.execute(sa.insert(schema.imports).values(sweep_id=sweep.id))
                 return True
             stored = sweep_from_json(parsed(text))
             if stored == sweep or (is_stand_in(sweep) and not is_stand_in(stored)):
@@ -148,11 +150,9 @@ def _runs(target: ResultsDatabase, runs: list[Run], merged: Merged) -> None:
 
 
 def _night(target: ResultsDatabase, night: NightRecord, merged: Merged) -> None:
-    stored = target.night(night.sweep_id)
-    if stored is None:
-        target.add_night(night)
+    if target.night(night.sweep_id) is None and target.add_night(night, anew=False) == night:
         merged.nights += 1
-    elif stored == night:
+    elif target.night(night.sweep_id) == night:
         merged.known += 1
     else:
         merged.conflicts.append(f"the night of sweep {night.sweep_id} was judged otherwise here")
@@ -161,7 +161,7 @@ def _night(target: ResultsDatabase, night: NightRecord, merged: Merged) -> None:
 def _baseline(target: ResultsDatabase, baseline: Baseline, merged: Merged) -> None:
     stored = target.baseline(baseline.name)
     if stored is None:
-        target.pin(baseline)
+        target.pin(baseline, seen=None)
     elif stored.sweep_id == baseline.sweep_id:
         merged.known += 1
     else:

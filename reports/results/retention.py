@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
 from reports.records import Sweep, instant
 from reports.results import schema
 from reports.results.database import ResultsDatabase
+from reports.results.history import credible_until
 from reports.results.transactions import explained
 
 
@@ -39,7 +41,10 @@ def outdated(database: ResultsDatabase, retention: Retention, running: Collectio
     doomed: list[Sweep] = []
     kept: list[tuple[Sweep, str]] = []
     later: Counter[str] = Counter()  # sweeps of each name
+    credible = credible_until(datetime.now(UTC))
     for sweep in reversed(database.sweeps()):
+        if instant(sweep.started_at) > instant(credible):
+            continue  # it stays, and takes no place among the last ones
         later[sweep.name] += 1
         if instant(sweep.started_at) >= instant(retention.before):
             continue
@@ -54,21 +59,31 @@ def outdated(database: ResultsDatabase, retention: Retention, running: Collectio
     return Doomed(tuple(reversed(doomed)), tuple(reversed(kept)))
 
 
-def remove(database: ResultsDatabase, sweep: Sweep, *, dead: Collection[str] = ()) -> int | None:
+def remove(
+    database: ResultsDatabase, sweep: Sweep, *, dead: Collection[str] = (), runs: int | None = None
+) -> int | None:
     """Removes a sweep with its runs, whole or not at all; returns how many.
 
-    None, and nothing is removed, where somebody measures it by now: a person was asked in between. `dead` has the ids
-    of controllers that are known to have ended. Refuses one that was pinned meanwhile.
+    A person may have been asked since it was chosen. Returns None, and removes nothing, where somebody measures it by
+    now, or has: it does not have `runs` runs any more. `dead` has the ids of controllers that are known to have ended.
+    Refuses one that was pinned meanwhile.
     """
 
     def act(connection: sa.Connection) -> int | None:
+        columns = schema.runs.c
+        # Who is about to enter or add a run waits for this row, and then finds no sweep (SQLite has one writer).
+        connection.execute(sa.select(schema.sweeps.c.id).where(schema.sweeps.c.id == sweep.id).with_for_update())
         controllers = sa.select(schema.controllers.c.id).where(schema.controllers.c.sweep_id == sweep.id)
         if {found for (found,) in connection.execute(controllers)} - set(dead):
             return None
-        runs = connection.execute(sa.delete(schema.runs).where(schema.runs.c.sweep_id == sweep.id)).rowcount
+        here = connection.execute(sa.select(sa.func.count()).where(columns.sweep_id == sweep.id)).scalar_one()
+        if runs is not None and here != runs:
+            return None
+        connection.execute(sa.delete(schema.runs).where(columns.sweep_id == sweep.id))
         connection.execute(sa.delete(schema.controllers).where(schema.controllers.c.sweep_id == sweep.id))
+        connection.execute(sa.delete(schema.imports).where(schema.imports.c.sweep_id == sweep.id))
         connection.execute(sa.delete(schema.sweeps).where(schema.sweeps.c.id == sweep.id))
-        return runs
+        return int(here)
 
     with explained(f"sweep {sweep.id} cannot be removed"):
         return database._write(act)

@@ -5,7 +5,8 @@ derived is stored. A change here takes a step there, and its number below: tests
 
 History of VERSION: 1.
 History of REVISION: 1 (the first releases, some without health_marks and controllers); 2 with baselines,
-acknowledgements, nights, and the index of a device's runs; 3 with nights that outlive their sweeps.
+acknowledgements, nights, and the index of a device's runs; 3 with nights that outlive their sweeps; 4 with what
+was imported.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 VERSION = 1  # older farms refuse another one
-REVISION = 3  # Alembic's: older farms go on beside a newer one
+REVISION = 4  # Alembic's: older farms go on beside a newer one
+READABLE = 3  # the revision from which on nothing is missing that is read
 
 
 def text(length: int) -> sa.String:
@@ -59,6 +61,12 @@ runs = sa.Table(
     sa.Index("ix_runs_sweep", "sweep_id", "started_at"),
     sa.Index("ix_runs_device", "device", "started_at"),
     sa.Index("ix_runs_history", "device", "container", "strategy", "workload", "started_at"),
+)
+
+imports = sa.Table(  # sweeps that were measured elsewhere: whoever measures them goes on with them, not we
+    "imports",
+    metadata,
+    sa.Column("sweep_id", text(100), primary_key=True),
 )
 
 # --- what people and controllers said -------------------------------------------------------------------------------

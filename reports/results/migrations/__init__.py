@@ -23,6 +23,7 @@ from reports.files import replacing
 from reports.results import schema
 from reports.results.connection import Place, cause
 
+_DENIED = "42501"  # PostgreSQL's word for a role that may not do so: it can still read
 _TURN = 0x656467656D6F65  # of PostgreSQL's advisory locks: two controllers may make or migrate one database at once
 
 
@@ -44,6 +45,15 @@ def prepare(engine: sa.Engine, name: str, create: bool) -> None:
     with engine.connect() as connection:
         if _is_newest(connection, name, create):
             return
+        may_stay = (_revision(connection, name) or 0) >= schema.READABLE
+    try:
+        _make(engine, name, create)
+    except sa.exc.ProgrammingError as error:
+        if create or not may_stay or getattr(error.orig, "sqlstate", None) != _DENIED:
+            raise
+
+
+def _make(engine: sa.Engine, name: str, create: bool) -> None:
     with engine.execution_options(writes=True).begin() as connection:
         _take_turn(connection)
         if sa.inspect(connection).has_table(schema.version.name):
@@ -62,7 +72,7 @@ def to_read(where: Place) -> tuple[sa.Engine, Callable[[], None]]:
     engine = where.connect_to_read()
     try:
         with engine.connect() as connection:
-            if _is_newest(connection, where.name, False):
+            if _is_newest(connection, where.name, False, needed=schema.READABLE):
                 return engine, lambda: None
     except BaseException:
         engine.dispose()
@@ -107,14 +117,14 @@ def migrate(place: str | Path) -> Migration:
         engine.dispose()
 
 
-def _is_newest(connection: sa.Connection, name: str, create: bool) -> bool:
+def _is_newest(connection: sa.Connection, name: str, create: bool, needed: int = schema.REVISION) -> bool:
     revision = _revision(connection, name)
     if revision is None and not create:
         raise DatabaseError(f"no results in {name}: run a matrix first, or name another database")
     if revision is None:
         return False
     _require_version(connection, name)
-    return revision >= schema.REVISION
+    return revision >= needed
 
 
 def _revision(connection: sa.Connection, name: str) -> int | None:

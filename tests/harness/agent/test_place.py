@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from harness.agent import place, runs
+from harness.agent.files import boot_id, since_boot_s
 from harness.doctor import on_device
 
 OLD = 1_000_000_000
@@ -174,6 +176,36 @@ def test_only_what_the_farm_made_is_pruned(tmp_path: Path) -> None:
     assert sorted(prune(root)) == sorted(path.name for path in ours)
     assert not any(path.exists() for path in ours)
     assert all(path.exists() for path in (*theirs, disk / "letter"))
+
+
+def test_what_was_dated_before_the_clock_was_set_is_no_older_than_this_start(tmp_path: Path) -> None:
+    """A board without a clock is in 1970 until a server of time answers; its run waits to be collected."""
+    root = Path(place.prepare(str(tmp_path / "farm")))
+    run = old(root / "runs" / "run-1", file="holder.json")
+    blob = old(root / "blobs" / ("c" * 64))
+    for path in (run / "holder.json", run, blob):
+        os.utime(path, (400, 400))
+    up_days = since_boot_s() / 86400
+    assert on_device.unused(str(root), "runs", up_days + 1) == on_device.unused(str(root), "blobs", up_days + 1) == []
+    assert on_device.unused(str(root), "runs", 0) == ["run-1"]
+
+
+def test_a_run_that_began_since_the_start_is_no_older_whatever_its_date(tmp_path: Path) -> None:
+    root = Path(place.prepare(str(tmp_path / "farm")))
+    up_days = since_boot_s() / 86400
+    for name, boot in (("this", boot_id()), ("former", "0")):
+        run = old(root / "runs" / name, file="holder.json")
+        (run / "engine.json").write_text(json.dumps({"boot_id": boot}))
+        for path in (*run.iterdir(), run):
+            os.utime(path, (OLD, OLD))
+    (root / "runs" / "odd").mkdir()
+    for content in ("[]", "{}", "nonsense"):
+        odd = root / "runs" / "odd"
+        (odd / "holder.json").write_text("{}")
+        (odd / "engine.json").write_text(content)
+        for path in (*odd.iterdir(), odd):
+            os.utime(path, (OLD, OLD))
+        assert sorted(on_device.unused(str(root), "runs", up_days + 1)) == ["former", "odd"]
 
 
 def test_nothing_is_pruned_behind_a_link_or_without_the_marker(tmp_path: Path) -> None:

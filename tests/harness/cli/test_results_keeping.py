@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.cli import results_keeping
+from harness.sweep.presence import myself
 from reports.nights.night import Night
 from reports.results.baselines import Baseline, NightRecord
 from reports.results.database import ResultsDatabase
@@ -125,6 +127,38 @@ def test_prune_shows_asks_and_removes(folder: Path) -> None:
     told = json.loads(farm("results", "prune", "--older-than", "2027-01-01", "--yes", "--json").stdout)
     assert (told["removed"], told["kept"][0]["id"]) == ([], SWEEPS[1][0])
     assert ids() == [SWEEPS[1][0]]
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["and ended", "and is at it"])
+def test_prune_keeps_a_sweep_that_was_resumed_while_it_asked(
+    ends: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resumed_meanwhile(*_: object) -> None:
+        with ResultsDatabase.open("results/farm.db") as database:
+            controller = myself(SWEEPS[0][0])
+            assert database.enter(controller)
+            again = replace(run(block=2, seed=9, tokens=4), id="again", sweep_id=SWEEPS[0][0])
+            database.add_run(again)
+            if ends:
+                database.leave(controller)
+
+    monkeypatch.setattr(results_keeping, "_confirm", resumed_meanwhile)
+    out = farm("results", "prune", "--older-than", "2025-01-01").stdout
+    assert f"kept  {SWEEPS[0][0]}  " in out
+    assert "was resumed meanwhile" in out
+    assert "removed 0 sweeps" in out
+    with ResultsDatabase.open("results/farm.db") as database:
+        assert len(database.runs(sweep_id=SWEEPS[0][0])) == 3
+
+
+def test_a_sweep_that_was_imported_is_resumed_only_where_it_was_measured(folder: Path) -> None:
+    (folder / "inventory.toml").write_text('version = 1\n[devices.pi]\nhost = "127.0.0.1"\n')
+    farm("results", "import", "results/farm.db", "--results", "other.db")
+    told = refused("run", "--resume", "2024", "--inventory", "inventory.toml", "--results", "other.db")
+    assert "sweep 20241101-020000-aa00 was imported: only where it was measured can it be resumed" in told
+    told = refused("run", "--resume", "--inventory", "inventory.toml", "--results", "other.db")
+    assert "no sweep yet: run a matrix first" in told
+    assert "was imported" not in farm("run", "--resume", "2024", "--inventory", "inventory.toml", code=2).stderr
 
 
 def test_migrate_says_what_it_did(folder: Path) -> None:

@@ -81,6 +81,8 @@ def test_a_night_goes_on_until_its_deadline_has_passed(config) -> None:
         progress.save(config)
     assert unfinished(config, NOW + timedelta(hours=11)) == progress
     assert unfinished(config, NOW + timedelta(hours=13)) is None
+    assert unfinished(config, NOW - timedelta(hours=1)) == progress, "a clock that was set back a little"
+    assert unfinished(config, NOW - timedelta(days=4000)) is None, "a clock that was years ahead"
     finish(config)
     assert unfinished(config, NOW) is None
 

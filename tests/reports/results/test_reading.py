@@ -140,4 +140,9 @@ def test_a_role_that_may_only_select_reads_a_server(postgresql: Server) -> None:
     began = time.monotonic()
     with ResultsDatabase.open(reader, create=False) as database:
         assert len(database.runs()) == len(RUNS)
+        with pytest.raises(DatabaseError, match="permission denied"):
+            database.add_run(make_run(id="later"))
+    postgresql.execute("DROP TABLE imports; UPDATE alembic_version SET version_num = '3'")
+    with ResultsDatabase.open(reader, create=False) as database:
+        assert len(database.runs()) == len(RUNS), "of the revision before, which it may not take to the newest"
     assert time.monotonic() - began < BUSY_TIMEOUT_S / 2
