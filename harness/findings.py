@@ -32,8 +32,8 @@ class Finding:
 
 # How a remedy begins: with a command, or with what is to be done.
 _ADVICE = re.compile(
-    r"`|(add|ask|build|check|choose|close|connect|convert|cool|copy|correct|create|delete|deploy|download|export|find"
-    r"|free|get|give|grant|import|install|leave|log|look|lower|mount|move|name|pin|plan|put|raise|remove|rename|replace"
+    r"`|(add|ask|build|check|choose|close|compare|connect|convert|cool|copy|correct|create|delete|deploy|download|export"
+    r"|find|free|get|give|grant|import|install|leave|log|look|lower|mount|move|name|pin|plan|put|raise|remove|rename|replace"
     r"|restart|restore|run|see|send|set|shorten|start|stop|take|test|try|turn|unlock|update|use|wait|write)\b"
 )
 

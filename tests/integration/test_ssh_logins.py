@@ -232,7 +232,6 @@ def serve(answer: bytes, *, close: bool) -> socket.socket:
     server = socket.create_server(("127.0.0.1", 0))
 
     def run() -> None:
-        kept = []
         while True:
             try:
                 client, _ = server.accept()
@@ -241,7 +240,8 @@ def serve(answer: bytes, *, close: bool) -> socket.socket:
             client.sendall(answer)
             if close:
                 client.close()
-            kept.append(client)
+            else:
+                client.detach()  # stays open, and nobody collects it
 
     threading.Thread(target=run, daemon=True).start()
     return server

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from pathlib import Path
@@ -91,11 +92,11 @@ def test_valid_json_of_wrong_content(root: str, seed: int) -> None:
             keys = list(place_of) if isinstance(place_of, dict) else list(range(len(place_of)))
             act, key = chooser.choice(["put", "put", "put", "drop", "add"]), chooser.choice(keys or [0])
             if act == "put" and keys:
-                place_of[key] = chooser.choice(ODD)
+                place_of[key] = copy.deepcopy(chooser.choice(ODD))
             elif act == "drop" and keys:
                 del place_of[key]
             elif isinstance(place_of, dict):
-                place_of[f"new-{seed}"] = chooser.choice(ODD)
+                place_of[f"new-{seed}"] = copy.deepcopy(chooser.choice(ODD))
         path.write_text(json.dumps(content))
     can_be_had(root, token)
 
