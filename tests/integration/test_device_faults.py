@@ -144,8 +144,8 @@ def test_a_device_whose_disk_is_full_can_be_pruned(session_on, sshd, tmp_path, m
             file.write(bytes(1 << 16))
     outcome = session.execute(request())
     assert (outcome.status, outcome.fault) == (RunStatus.FAILED, Fault.DISK_FULL), outcome.reasons
-    os.utime(ballast / "old.emoe", (0, 0))
-    os.utime(ballast, (0, 0))
+    os.utime(ballast / "old.emoe", (1.5e9, 1.5e9))  # 2017: a date before 2001 is that of a board without a clock
+    os.utime(ballast, (1.5e9, 1.5e9))  # 2017: a date before 2001 is that of a board without a clock
     device = type(sshd.device)(**{**vars(sshd.device), "root": str(root)})
     with pytest.raises(UnfitError, match=r"pi: the disk of .*/root has 0\.0 MB free.*devices prune pi"):
         open_session(device, known_hosts=sshd.known_hosts, cache_dir=tmp_path / "cache")
